@@ -1,0 +1,41 @@
+"""ONNX -> something that runs: one module per backend, one interface for all."""
+
+import difflib
+
+from star_export.bundle import Bundle
+from star_export.engines.session import Caches, DeviceArray, Session
+from star_export.errors import SettingsError
+
+BACKENDS = ("onnxruntime",)
+
+__all__ = ["BACKENDS", "Caches", "DeviceArray", "Session", "open_session"]
+
+
+def open_session(bundle: Bundle, backend: str = "onnxruntime", *, threads: int | None = None) -> Session:
+    """Load a bundle's graphs.
+
+    Args:
+        bundle: An opened bundle.
+        backend: One of :data:`BACKENDS`.
+        threads: CPU threads; all cores by default.
+
+    Raises:
+        SettingsError: If the backend is unknown.
+        BundleError: If the backend cannot load a graph.
+    """
+    check_backend(backend)
+    from star_export.engines.onnxruntime import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(bundle, threads=threads)
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that does not exist.
+
+    Raises:
+        SettingsError: With the nearest name.
+    """
+    if backend not in BACKENDS:
+        near = difflib.get_close_matches(backend, BACKENDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"backends are {', '.join(BACKENDS)}"
+        raise SettingsError(f"unknown backend {backend}; {hint}")

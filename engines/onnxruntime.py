@@ -1,0 +1,110 @@
+"""The ONNX Runtime backend.
+
+KV caches are OrtValues that are bound as input and as output of the same run,
+which makes ``TensorScatter`` write in place instead of copying the cache.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+from star_export.bundle import Bundle
+from star_export.contract import GRAPHS, cache_pairs, contract, past_names
+from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
+from star_export.errors import BundleError
+
+_DEVICE = "cpu"
+
+
+class OnnxRuntimeCaches:
+    """KV caches as OrtValues, with one binding per graph that stays valid."""
+
+    def __init__(self, values: dict[str, ort.OrtValue]) -> None:
+        self.values = values
+        self.bindings: dict[str, ort.IOBinding] = {}
+
+    def numpy(self, name: str) -> HostArray:
+        """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
+        return np.array(self.values[name].numpy())
+
+
+class OnnxRuntimeSession:
+    """The three graphs of a bundle in ONNX Runtime, on the CPU.
+
+    Args:
+        bundle: An opened bundle.
+        threads: CPU threads for one operator; all cores by default.
+
+    Raises:
+        BundleError: If ONNX Runtime cannot load a graph.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+        self.bundle, self.spec = bundle, bundle.spec
+        self._threads = threads
+        self._plain_outputs = {
+            graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
+            for graph, io in contract(bundle.spec).items()
+        }
+        self._sessions: dict[str, ort.InferenceSession] = {}
+
+    def load(self) -> None:
+        """Load all three graphs now; otherwise each loads at its first run."""
+        for graph in GRAPHS:
+            self._session(graph)
+
+    def allocate_caches(self, batch: int = 1) -> OnnxRuntimeCaches:
+        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
+        text = self.spec.model.text
+        values = {}
+        for layer in range(text.num_layers):
+            shape = (batch, text.num_kv_heads, self.spec.cache_capacity(layer), text.head_dim)
+            for name in past_names(layer):
+                values[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.spec.dtype))
+        return OnnxRuntimeCaches(values)
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one graph; see :meth:`star_export.engines.session.Session.run`."""
+        assert caches is None or isinstance(caches, OnnxRuntimeCaches)
+        binding = self._binding(graph, caches)
+        for name, tensor in feeds.items():
+            if isinstance(tensor, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
+            else:
+                binding.bind_ortvalue_input(name, tensor)
+        names = self._plain_outputs[graph]
+        for name in names:  # anew at every run: sizes change, and old results stay valid
+            binding.bind_output(name, _DEVICE)
+        self._session(graph).run_with_iobinding(binding)
+        return dict(zip(names, binding.get_outputs(), strict=False))
+
+    def _session(self, graph: str) -> ort.InferenceSession:
+        if graph not in self._sessions:
+            options = ort.SessionOptions()
+            options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+            if self._threads is not None:
+                options.intra_op_num_threads = self._threads
+            path = self.bundle.graph_path(graph)
+            try:
+                session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime raises many unrelated types
+                raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+            self._sessions[graph] = session
+        return self._sessions[graph]
+
+    def _binding(self, graph: str, caches: OnnxRuntimeCaches | None) -> ort.IOBinding:
+        """A binding with the caches in place; plain outputs come first, in contract order."""
+        if caches is not None and graph in caches.bindings:
+            return caches.bindings[graph]
+        binding = ort.IOBinding(self._session(graph))
+        for name in self._plain_outputs[graph]:
+            binding.bind_output(name, _DEVICE)
+        if caches is not None:
+            for past, present in cache_pairs(self.spec):
+                binding.bind_ortvalue_input(past, caches.values[past])
+                binding.bind_ortvalue_output(present, caches.values[past])
+            caches.bindings[graph] = binding
+        return binding

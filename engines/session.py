@@ -1,0 +1,56 @@
+"""What every backend offers: the three graphs of one bundle, loaded and ready.
+
+The pipeline, the parity check and the benchmark only know this interface.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from star_export.specs import ExportSpec
+
+HostArray = npt.NDArray[Any]
+
+
+class DeviceArray(Protocol):
+    """A tensor where the backend keeps it."""
+
+    def numpy(self) -> HostArray:
+        """Copy to host memory."""
+
+
+Tensor = HostArray | DeviceArray
+
+
+class Caches(Protocol):
+    """The KV caches of one or more sequences, allocated once and updated in place."""
+
+    def numpy(self, name: str) -> HostArray:
+        """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
+
+
+class Session(Protocol):
+    """The three graphs on one device."""
+
+    spec: ExportSpec
+
+    def load(self) -> None:
+        """Load all graphs now; otherwise each loads at its first run."""
+
+    def allocate_caches(self, batch: int = 1) -> Caches:
+        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one graph.
+
+        Args:
+            graph: ``vision``, ``prefill`` or ``decode``.
+            feeds: Every input but the caches, by name.
+            caches: For prefill and decode: read, and updated in place.
+
+        Returns:
+            Every output but the caches, by name.
+        """

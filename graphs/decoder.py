@@ -1,0 +1,217 @@
+"""The prefill and decode graphs: a Llama decoder with STAR stage 2 inside.
+
+Prefill runs layers ``0..K-1`` on all stage-1 tokens, scores the visual tokens
+by the text that follows the image, keeps ``N2`` of them and runs layers
+``K..L-1`` on what is left. Decode runs one token per sequence against the two
+groups of KV caches that this leaves. Inputs and outputs: `star_export.contract`.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from star_export.graphs.layers import ACTIVATIONS, Linear, attention_map, merge_heads, split_heads
+from star_export.graphs.ops import cache_write, topk_gather
+from star_export.specs import ExportSpec, TextSpec
+
+KVCache = tuple[Tensor, Tensor]
+
+#: Score of every token that is not visual: above any attention probability, so it always stays.
+ALWAYS_KEPT = 1e30
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 by the runtime."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class RotaryTables(nn.Module):
+    """cos and sin of every position's angles, ``[positions, D/2]`` each."""
+
+    def __init__(self, positions: int, head_dim: int) -> None:
+        super().__init__()
+        self.cos = nn.Buffer(torch.empty(positions, head_dim // 2))
+        self.sin = nn.Buffer(torch.empty(positions, head_dim // 2))
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """Rotate ``x [B, H, S, D]`` by the angles of ``position_ids [B, S]``."""
+        return torch.onnx.ops.rotary_embedding(x, self.cos, self.sin, position_ids)
+
+
+class DecoderAttention(nn.Module):
+    """Projections of one attention layer."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        width, bias = spec.hidden_size, spec.attention_bias
+        self.heads, self.kv_heads = spec.num_heads, spec.num_kv_heads
+        self.q_proj = Linear(width, spec.num_heads * spec.head_dim, bias=bias)
+        self.k_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
+        self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
+        self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=bias)
+
+    def project(
+        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``."""
+        q = rotary(split_heads(self.q_proj(x), self.heads), position_ids)
+        k = rotary(split_heads(self.k_proj(x), self.kv_heads), position_ids)
+        return q, k, split_heads(self.v_proj(x), self.kv_heads)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Fused attention, causal when no mask is given; ``[B, S, C]`` after the output projection."""
+        attended = F.scaled_dot_product_attention(
+            q, k, v, visible, is_causal=visible is None, enable_gqa=self.heads != self.kv_heads
+        )
+        return self.o_proj(merge_heads(attended))
+
+
+class DecoderMLP(nn.Module):
+    """Gated MLP."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.act = ACTIVATIONS[spec.hidden_act]
+        self.gate_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
+        self.up_proj = Linear(spec.hidden_size, spec.intermediate_size, bias=spec.mlp_bias)
+        self.down_proj = Linear(spec.intermediate_size, spec.hidden_size, bias=spec.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block whose attention reads and writes a static KV cache."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.self_attn = DecoderAttention(spec)
+        self.post_attention_layernorm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+        self.mlp = DecoderMLP(spec)
+
+    def prefill(
+        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache
+    ) -> tuple[Tensor, KVCache, tuple[Tensor, Tensor]]:
+        """Causal attention over ``x [1, S, C]`` itself; also returns its query and key."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
+        start = torch.zeros(1, dtype=torch.int64)
+        present = cache_write(cache[0], k, start), cache_write(cache[1], v, start)
+        return self._finish(x, self.self_attn.attend(q, k, v)), present, (q, k)
+
+    def decode(
+        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache, lengths: Tensor
+    ) -> tuple[Tensor, KVCache]:
+        """One new token per sequence, ``x [B, 1, C]``, against ``lengths [B]`` cached ones."""
+        q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
+        present = cache_write(cache[0], k, lengths), cache_write(cache[1], v, lengths)
+        slots = torch.arange(cache[0].shape[2])
+        visible = (slots <= lengths[:, None])[:, None, None, :]  # [B, 1, 1, capacity]
+        return self._finish(x, self.self_attn.attend(q, *present, visible)), present
+
+    def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        x = x + attended
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Parameters of the language model, shared by both graphs."""
+
+    def __init__(self, spec: ExportSpec) -> None:
+        super().__init__()
+        text = spec.model.text
+        self.num_early_layers = spec.num_early_layers
+        self.language_model = nn.Module()
+        self.language_model.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
+        self.language_model.layers = nn.ModuleList(DecoderLayer(text) for _ in range(text.num_layers))
+        self.language_model.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.rotary = RotaryTables(spec.early_capacity, text.head_dim)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """float32 logits ``[B, vocab]`` of the last position of ``x [B, S, C]``."""
+        return self.lm_head(self.language_model.norm(x[:, -1])).float()
+
+
+class PrefillGraph(Decoder):
+    """Prompt and visual tokens in; logits, KV caches and the kept positions out."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        image_features: Tensor,
+        image_positions: Tensor,
+        query_positions: Tensor | None = None,
+        stage2_slots: Tensor | None = None,
+        *,
+        past_key_values: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        x = self.language_model.embed_tokens(input_ids)
+        rows = image_positions[..., None].expand_as(image_features)
+        x = x.scatter(1, rows, image_features)  # [1, S, C]
+        positions = torch.arange(x.shape[1])[None]  # [1, S]
+        kept: tuple[Tensor, ...] = ()
+        presents: list[Tensor] = []
+        for index, layer in enumerate(self.language_model.layers):
+            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            x, present, (q, k) = layer.prefill(x, self.rotary, positions, cache)
+            presents += present
+            if query_positions is not None and index == self.num_early_layers - 1:
+                scores = stage2_scores(q, k, query_positions, image_positions)
+                slots = torch.cat([input_ids[0, image_positions.shape[1] :], stage2_slots])
+                x, positions = topk_gather(x, scores, slots)  # [1, S - V + N2, C]
+                kept = (positions,)
+        return (self.logits(x), *kept, *presents)
+
+
+class DecodeGraph(Decoder):
+    """One token per sequence in, its logits out; caches grow by one."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        early_lengths: Tensor,
+        late_lengths: Tensor | None = None,
+        *,
+        past_key_values: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        x = self.language_model.embed_tokens(input_ids)  # [B, 1, C]
+        presents: list[Tensor] = []
+        for index, layer in enumerate(self.language_model.layers):
+            early = late_lengths is None or index < self.num_early_layers
+            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            lengths = early_lengths if early else late_lengths
+            x, present = layer.decode(x, self.rotary, position_ids, cache, lengths)
+            presents += present
+        return (self.logits(x), *presents)
+
+
+def stage2_scores(
+    query: Tensor, key: Tensor, query_positions: Tensor, image_positions: Tensor
+) -> Tensor:
+    """Text-to-image attention of one layer, as a score per sequence position.
+
+    Args:
+        query: ``[1, H, S, D]``, rotated.
+        key: ``[1, Hkv, S, D]``, rotated.
+        query_positions: int64 ``[1, Q]``, the text tokens after the last image.
+        image_positions: int64 ``[1, V]``, the visual tokens.
+
+    Returns:
+        float32 ``[1, S]``: for visual tokens the mean over heads and text rows of
+        the causal attention map, :data:`ALWAYS_KEPT` for all others (STAR stage 2).
+    """
+    groups = query.shape[1] // key.shape[1]
+    rows = query[:, :, query_positions[0]].unflatten(1, (-1, groups))  # [1, Hkv, G, Q, D]
+    visible = torch.arange(key.shape[2]) <= query_positions[0][:, None]  # [Q, S]
+    received = attention_map(rows, key[:, :, None], visible).mean(dim=(1, 2, 3))  # [1, S]
+    visual = received.gather(1, image_positions)
+    return torch.full_like(received, ALWAYS_KEPT).scatter(1, image_positions, visual)

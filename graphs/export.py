@@ -1,0 +1,196 @@
+"""torch -> ONNX: the three graphs of a bundle.
+
+Modules are built and exported under fake tensors, so no weight is in memory
+while the graph is traced; afterwards every initializer is pointed at its bytes
+in a weights file.
+"""
+
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+from onnxscript import optimizer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import Dim
+
+from star_export.contract import (
+    DECODE,
+    PREFILL,
+    STAR_DOMAIN,
+    STAR_DOMAIN_VERSION,
+    VISION,
+    GraphSpec,
+    TensorSpec,
+    contract,
+)
+from star_export.graphs.decoder import DecodeGraph, PrefillGraph
+from star_export.graphs.ops import OPSET, topk_gather_function
+from star_export.graphs.vision import VisionGraph
+from star_export.graphs.weights import WeightsFile
+from star_export.specs import ExportSpec
+
+MODULES: dict[str, Callable[[ExportSpec], nn.Module]] = {
+    VISION: VisionGraph,
+    PREFILL: PrefillGraph,
+    DECODE: DecodeGraph,
+}
+
+_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
+
+
+def fake_module(graph: str, spec: ExportSpec) -> nn.Module:
+    """The module of ``graph`` with parameters that have shapes and no memory."""
+    with _fake(spec):
+        return MODULES[graph](spec)
+
+
+def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path) -> None:
+    """Export one graph and save it beside its weights file.
+
+    Args:
+        graph: ``vision``, ``prefill`` or ``decode``.
+        spec: What to export.
+        weights: The file that holds every parameter of the graph.
+        path: The ``.onnx`` file to write, in the folder of ``weights``.
+    """
+    borders = contract(spec)[graph]
+    model = _trace(graph, spec, borders)
+    _detach_weights(model)
+    with _quiet():
+        optimizer.optimize_ir(model)
+    _attach_weights(model, weights)
+    _declare(model, borders)
+    model.opset_imports[STAR_DOMAIN] = STAR_DOMAIN_VERSION
+    if any(node.domain == STAR_DOMAIN for node in model.graph):
+        function = topk_gather_function()
+        model.functions[function.identifier()] = function
+    ClearMetadataAndDocStringPass()(model)
+    model.producer_name, model.producer_version = "star-export", None
+    model.graph.name = graph
+    ir.save(model, path)
+
+
+def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
+    with _fake(spec), _quiet():
+        program = torch.onnx.export(
+            MODULES[graph](spec).eval(),
+            kwargs=_forward_arguments(borders, lambda tensor: _example(tensor, spec)),
+            dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+            input_names=[tensor.name for tensor in borders.inputs],
+            output_names=[tensor.name for tensor in borders.outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model
+
+
+def _forward_arguments(borders: GraphSpec, make: Callable[[TensorSpec], Any]) -> dict[str, Any]:
+    """Keyword arguments of the module's ``forward``, one ``make(tensor)`` for each input."""
+    arguments: dict[str, Any] = {}
+    for tensor in borders.inputs:
+        if tensor.name.startswith("past_key_values."):
+            arguments.setdefault("past_key_values", []).append(make(tensor))
+        else:
+            arguments[tensor.name] = make(tensor)
+    return arguments
+
+
+def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
+    """A fake input. The sizes only have to be possible: each symbolic one stays symbolic."""
+    star = spec.star
+    sizes = {
+        "B": 2,
+        "S": spec.image_tokens + spec.max_text_tokens + 3,
+        "V": spec.image_tokens,
+        "Q": 5,
+        "N1": star.stage1_keep if star else 0,
+        "N2": star.keep + 1 if star else 0,
+    }
+    shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
+    return torch.empty(shape, dtype=_TORCH_DTYPE[tensor.dtype])
+
+
+def _dynamic_dims(tensor: TensorSpec) -> dict[int, Any]:
+    return {axis: Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
+def _detach_weights(model: ir.Model) -> None:
+    """Take the fake values away, so that the optimiser treats weights as unknown."""
+    for value in model.graph.initializers.values():
+        if value.const_value is not None and isinstance(value.const_value.raw, nn.Parameter | nn.Buffer):
+            value.const_value = None
+
+
+def _attach_weights(model: ir.Model, weights: WeightsFile) -> None:
+    for name, value in model.graph.initializers.items():
+        if value.const_value is None:
+            value.const_value = weights.external_tensor(name)
+
+
+def _declare(model: ir.Model, borders: GraphSpec) -> None:
+    """Give inputs and outputs the contract's shapes, and every size the contract's symbol."""
+    symbols: dict[str, str] = {}
+    pairs = [
+        *zip(model.graph.inputs, borders.inputs, strict=True),
+        *zip(model.graph.outputs, borders.outputs, strict=True),
+    ]
+    for value, tensor in pairs:
+        assert value.shape is not None and value.name == tensor.name
+        for traced, declared in zip(value.shape, tensor.shape, strict=True):
+            if isinstance(declared, int):
+                assert traced == declared, f"{tensor.name}: traced {value.shape}, expected {tensor.shape}"
+            elif declared.isidentifier():
+                symbols[str(traced)] = declared
+    for node in model.graph:
+        for output in node.outputs:
+            output.shape = _renamed(output.shape, symbols)
+    for value, tensor in pairs:
+        value.shape = ir.Shape(tensor.shape)
+
+
+def _renamed(shape: ir.Shape | None, symbols: dict[str, str]) -> ir.Shape | None:
+    if shape is None:
+        return None
+    return ir.Shape(
+        dim if isinstance(dim, int) else re.sub(r"\w+", lambda m: symbols.get(m[0], m[0]), str(dim))
+        for dim in shape
+    )
+
+
+@contextmanager
+def _fake(spec: ExportSpec) -> Iterator[None]:
+    """Tensors made inside have shapes and no memory, parameters the dtype of ``spec``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(_TORCH_DTYPE[spec.dtype])
+    try:
+        with FakeTensorMode(), torch.no_grad():
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporter says about fake weights; errors still raise."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript", "torch.onnx")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

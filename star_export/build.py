@@ -1,0 +1,239 @@
+"""Checkpoint in, bundle out. Needs the ``export`` extra."""
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Protocol
+
+from star_export import bundle as layout
+from star_export.aliases import ALIASES
+from star_export.bundle import write_manifest
+from star_export.checkpoint import Checkpoint, open_checkpoint
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
+from star_export.errors import PlatformError, SettingsError
+from star_export.files import staging_folder, write_json
+from star_export.specs import DEFAULT_DROP_RATIO, DType, ExportSpec, check_capacities, resolve_star
+
+#: Weights file of each graph; prefill and decode share one.
+WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
+
+_TOOLS = ("star-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+class Progress(Protocol):
+    """What a build reports to: one step after the other."""
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        """A step begins; ``total_bytes`` when its length is known."""
+
+    def advance(self, done_bytes: int) -> None:
+        """Another ``done_bytes`` of the running step are done."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """How long one step took and what it wrote."""
+
+    step: str
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """A finished build."""
+
+    folder: Path
+    spec: ExportSpec
+    steps: tuple[StepReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "bundle": str(self.folder),
+            "spec": self.spec.to_dict(),
+            "steps": [asdict(step) for step in self.steps],
+            "bytes": sum(step.bytes for step in self.steps),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """Options of ``star-export build``; see its help for each."""
+
+    model: str
+    output: Path
+    keep: int | None = None
+    keep_ratio: float | None = None
+    max_keep: int | None = None
+    drop_ratio: float = DEFAULT_DROP_RATIO
+    prune_layer: int | None = None
+    prune: bool = True
+    max_text_tokens: int = 512
+    max_new_tokens: int = 512
+    dtype: DType = "float32"
+    overwrite: bool = False
+
+
+def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
+    """Checked export settings for a checkpoint.
+
+    Raises:
+        SettingsError: If an option is out of range.
+    """
+    prune_layer = options.prune_layer
+    if prune_layer is None and options.model in ALIASES:
+        prune_layer = ALIASES[options.model].prune_layer
+    star = None
+    if options.prune:
+        star = resolve_star(
+            checkpoint.model,
+            keep=options.keep,
+            keep_ratio=options.keep_ratio,
+            max_keep=options.max_keep,
+            drop_ratio=options.drop_ratio,
+            prune_layer=prune_layer,
+        )
+    spec = ExportSpec(
+        model=checkpoint.model,
+        star=star,
+        max_text_tokens=options.max_text_tokens,
+        max_new_tokens=options.max_new_tokens,
+        dtype=options.dtype,
+    )
+    check_capacities(spec)
+    return spec
+
+
+def build(options: BuildOptions, progress: Progress) -> BuildReport:
+    """Export a checkpoint to a bundle, whole or not at all.
+
+    Args:
+        options: What to build.
+        progress: Told about every step.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or unsupported.
+        SettingsError: If options contradict the model, or the output exists.
+        PlatformError: If a package, the network or disk space is missing.
+    """
+    if options.output.exists() and not options.overwrite:
+        raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
+    if options.output.exists() and not _replaceable(options.output):
+        raise SettingsError(f"{options.output} is not a bundle, so --overwrite will not replace it")
+    require_export_extra()
+    progress.start("read checkpoint")
+    checkpoint = open_checkpoint(options.model)
+    spec = resolve_spec(options, checkpoint)
+    with staging_folder(options.output, overwrite=options.overwrite) as folder:
+        steps = _Steps(folder, progress)
+        _write_preprocessing(folder, checkpoint, steps)
+        _write_graphs(folder, checkpoint, spec, steps)
+        steps.run("hash files", lambda: _write_manifest(folder, checkpoint, spec))
+    return BuildReport(options.output, spec, tuple(steps.reports))
+
+
+def require_export_extra() -> None:
+    """Refuse to go on without the ``export`` extra.
+
+    Raises:
+        PlatformError: If torch, transformers or an ONNX package is missing.
+    """
+    missing = [name for name in ("torch", "transformers", "onnx", "onnxscript") if not _version(name)]
+    if missing:
+        raise PlatformError(
+            f"building and checking need {', '.join(missing)}; run: pip install 'star-export[export]'"
+        )
+
+
+def _replaceable(folder: Path) -> bool:
+    return (folder / layout.MANIFEST).is_file() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+class _Steps:
+    """Runs the steps of a build and measures each."""
+
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder, self.progress = folder, progress
+        self.reports: list[StepReport] = []
+
+    def run(self, step: str, work: Callable[[], Any], total_bytes: int | None = None) -> Any:
+        self.progress.start(step, total_bytes)
+        begin, before = time.perf_counter(), self._bytes()
+        result = work()
+        self.reports.append(StepReport(step, time.perf_counter() - begin, self._bytes() - before))
+        return result
+
+    def _bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+
+def _write_preprocessing(folder: Path, checkpoint: Checkpoint, steps: _Steps) -> None:
+    from star_export.preprocessing import convert
+
+    def work() -> None:
+        processor = convert.read_processor(checkpoint.folder)
+        convert.save_tokenizer(processor, folder / layout.TOKENIZER)
+        parameters = {
+            "image": asdict(convert.image_spec(processor, checkpoint.model)),
+            "prompt": asdict(convert.prompt_spec(processor, checkpoint.model)),
+        }
+        write_json(folder / layout.PREPROCESSOR, parameters)
+        write_json(folder / layout.CONFIG, json.loads((checkpoint.folder / "config.json").read_bytes()))
+
+    steps.run("tokenizer and preprocessing", work)
+
+
+def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps: _Steps) -> None:
+    from star_export.graphs.export import export_graph, fake_module
+    from star_export.graphs.weights import plan_weights, weights_bytes, write_weights
+
+    graphs = folder / layout.GRAPH_FOLDER
+    graphs.mkdir()
+    # Decode reads every parameter that prefill reads, so its module plans the shared file.
+    plans = {
+        WEIGHTS[graph]: plan_weights(fake_module(graph, spec), checkpoint, spec)
+        for graph in (VISION, DECODE)
+    }
+    sizes = {name: weights_bytes(plan, spec.dtype) for name, plan in plans.items()}
+    _check_disk(graphs, sum(sizes.values()))
+    written = {}
+    for name, plan in plans.items():
+        path = graphs / f"{name}.safetensors"
+        written[name] = steps.run(
+            f"{name} weights",
+            lambda path=path, plan=plan: write_weights(path, plan, spec.dtype, steps.progress.advance),
+            sizes[name],
+        )
+    for graph in GRAPHS:
+        weights, path = written[WEIGHTS[graph]], graphs / f"{graph}.onnx"
+        steps.run(f"{graph} graph", lambda g=graph, w=weights, p=path: export_graph(g, spec, w, p))
+
+
+def _check_disk(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise PlatformError(
+            f"the bundle needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; "
+            "free space or choose another --output"
+        )
+
+
+def _write_manifest(folder: Path, checkpoint: Checkpoint, spec: ExportSpec) -> None:
+    source: dict[str, Any] = {"model": checkpoint.source, "revision": checkpoint.revision}
+    if checkpoint.revision is None:
+        source["sha256"] = checkpoint.file_hashes()
+    versions = {name: found for name in _TOOLS if (found := _version(name))}
+    write_manifest(folder, spec, source=source, versions={"python": platform.python_version(), **versions})
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,155 @@
+"""The bundle: a folder that holds everything a model needs to run.
+
+``manifest.json`` describes it and carries the SHA-256 of every other file.
+Paths in a manifest are relative and stay inside the folder. ``parity.json``,
+which ``check`` adds later, is the only file the manifest does not list.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from star_export.contract import GRAPHS, contract
+from star_export.errors import BundleError
+from star_export.files import sha256, write_json
+from star_export.specs import ExportSpec
+
+FORMAT_VERSION = 1
+
+MANIFEST = "manifest.json"
+PARITY = "parity.json"
+TOKENIZER = "tokenizer.json"
+PREPROCESSOR = "preprocessor.json"
+CONFIG = "config.json"
+GRAPH_FOLDER = "graphs"
+
+TIE_RULE = "equal scores keep the lower index; NaN ranks last; kept indices ascend"
+
+#: Files above this size are hashed by ``inspect`` and ``check`` only, not at every load.
+HASH_AT_LOAD_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file as the manifest lists it."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder, its spec and its manifest.
+
+    Attributes:
+        folder: Where it lies.
+        spec: What was exported.
+        manifest: The whole manifest as JSON values.
+        files: The files it consists of.
+    """
+
+    folder: Path
+    spec: ExportSpec
+    manifest: dict[str, Any]
+    files: tuple[BundleFile, ...]
+
+    def path(self, name: str) -> Path:
+        """The file called ``name`` in the manifest."""
+        return self.folder / name
+
+    def graph_path(self, graph: str) -> Path:
+        """The ONNX file of ``vision``, ``prefill`` or ``decode``."""
+        return self.folder / GRAPH_FOLDER / f"{graph}.onnx"
+
+
+def write_manifest(
+    folder: Path, spec: ExportSpec, *, source: dict[str, Any], versions: dict[str, str]
+) -> None:
+    """Hash every file in ``folder`` and write its manifest, last of all.
+
+    Args:
+        folder: A folder with all of the bundle's files.
+        spec: What was exported.
+        source: Where the model came from, with its revision or file hashes.
+        versions: Version of every tool that took part.
+    """
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    files = [
+        {"path": name, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
+        for name in names
+        if name not in (MANIFEST, PARITY)
+    ]
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "source": source,
+        "versions": versions,
+        "spec": spec.to_dict(),
+        "tie_rule": TIE_RULE,
+        "contract": {graph: io.to_dict() for graph, io in contract(spec).items()},
+        "cache_capacities": {"early": spec.early_capacity, "late": spec.late_capacity},
+        "files": files,
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
+    """Read a bundle's manifest and check its files.
+
+    Args:
+        folder: The bundle.
+        verify: Hash every file. By default files over 64 MiB (the weights) are
+            only checked for their size, so that loading stays quick.
+
+    Raises:
+        BundleError: If it is no bundle, from a newer version, unsafe, incomplete or changed.
+    """
+    folder = Path(folder)
+    manifest = _read_manifest(folder)
+    try:
+        spec = ExportSpec.from_dict(manifest["spec"])
+        files = tuple(BundleFile(**entry) for entry in manifest["files"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged ({error!r}); build the bundle again") from error
+    for file in files:
+        _check_file(folder, file, verify=verify)
+    required = {TOKENIZER, PREPROCESSOR, *(f"{GRAPH_FOLDER}/{graph}.onnx" for graph in GRAPHS)}
+    if missing := required - {file.path for file in files}:
+        raise BundleError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; build again")
+    return Bundle(folder, spec, manifest, files)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `star-export build`")
+    try:
+        manifest = json.loads(path.read_bytes())
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is not a bundle manifest ({error}); build the bundle again") from error
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise BundleError(
+            f"{folder} has bundle format {version}, this star-export reads up to {FORMAT_VERSION}; "
+            "upgrade star-export or build the bundle again"
+        )
+    return dict(manifest)
+
+
+def _check_file(folder: Path, file: BundleFile, *, verify: bool) -> None:
+    relative = PurePosixPath(file.path)
+    path = folder / relative
+    if relative.is_absolute() or ".." in relative.parts or not _inside(path, folder):
+        raise BundleError(f"{folder / MANIFEST} names {file.path}, which leaves the bundle; do not use it")
+    if not path.is_file():
+        raise BundleError(f"{folder} lacks {file.path}; copy the whole bundle again or rebuild it")
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise BundleError(f"{path} has {size} bytes, the manifest says {file.bytes}; copy or build it again")
+    if (verify or size <= HASH_AT_LOAD_BYTES) and sha256(path) != file.sha256:
+        raise BundleError(f"{path} differs from the SHA-256 in the manifest; copy or build it again")
+
+
+def _inside(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())

@@ -1,0 +1,265 @@
+"""A LLaVA checkpoint on disk: where it is, what it is, and its tensors.
+
+Reading the config needs the ``export`` extra (transformers fills in the
+defaults that published configs leave out); tensors are read from safetensors
+one at a time.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from star_export.aliases import ALIASES
+from star_export.errors import CheckpointError, PlatformError
+from star_export.files import sha256
+from star_export.specs import ModelSpec, TextSpec, VisionSpec
+
+if TYPE_CHECKING:
+    import torch
+
+VISION_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+#: Checkpoint prefixes of all transformers versions, and the one name used here.
+_PREFIXES = (
+    (re.compile(r"^(model\.)?vision_tower\.(vision_model\.)?"), "vision_tower."),
+    (re.compile(r"^(model\.)?multi_modal_projector\."), "multi_modal_projector."),
+    (re.compile(r"^language_model\.lm_head\."), "lm_head."),
+    (re.compile(r"^(model\.language_model|language_model\.model)\."), "language_model."),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose config and tensor headers were read and checked.
+
+    Attributes:
+        folder: Local folder in Hugging Face layout.
+        source: What the user asked for: an absolute path or a hub id.
+        revision: Commit of the hub snapshot, None for a local folder.
+        model: Shape of the model.
+        tensors: Canonical tensor name -> (file, name in the file, shape).
+    """
+
+    folder: Path
+    source: str
+    revision: str | None
+    model: ModelSpec
+    tensors: Mapping[str, tuple[Path, str, tuple[int, ...]]]
+
+    def tensor(self, name: str) -> "torch.Tensor":
+        """Read one tensor; the file is mapped only while this call runs.
+
+        Raises:
+            CheckpointError: If no tensor has that name.
+        """
+        from safetensors import safe_open
+
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder} has no tensor {name}; is the checkpoint complete?")
+        path, stored_name, _ = self.tensors[name]
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(stored_name)
+
+    def file_hashes(self) -> dict[str, str]:
+        """SHA-256 of the config and of every tensor file, by file name."""
+        files = {path for path, _, _ in self.tensors.values()} | {self.folder / "config.json"}
+        return {path.name: sha256(path) for path in sorted(files)}
+
+
+def open_checkpoint(model: str) -> Checkpoint:
+    """Find, read and check a checkpoint.
+
+    Args:
+        model: An alias (``llava-1.5-7b``), a hub id, or a local folder.
+
+    Raises:
+        CheckpointError: If it is missing, damaged or of an unsupported architecture.
+        PlatformError: If it would have to be downloaded and cannot be.
+    """
+    folder, source, revision = _locate(model)
+    config = _read_config(folder)
+    return Checkpoint(
+        folder=folder,
+        source=source,
+        revision=revision,
+        model=_model_spec(config, folder),
+        tensors=dict(_index_tensors(folder)),
+    )
+
+
+def _locate(model: str) -> tuple[Path, str, str | None]:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path, str(path.resolve()), None
+    if model in ALIASES:
+        return _download(ALIASES[model].hub_id)
+    if path.exists():
+        raise CheckpointError(f"{model} is a file; give the checkpoint's folder")
+    near = difflib.get_close_matches(model, ALIASES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"aliases are {', '.join(ALIASES)}"
+    if near or not _HUB_ID.fullmatch(model):
+        raise CheckpointError(f"no folder, alias or hub id is called {model}; {hint}")
+    return _download(model)
+
+
+def _download(hub_id: str) -> tuple[Path, str, str | None]:
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
+    except Exception as error:  # the hub client raises many unrelated types
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise PlatformError(
+            f"could not get {hub_id} from the Hugging Face hub ({reason}); without network, "
+            "copy the checkpoint here and give its folder: --model PATH/TO/FOLDER"
+        ) from error
+    return folder, hub_id, folder.name
+
+
+def _read_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} has no config.json; expected a Hugging Face checkpoint folder")
+    try:
+        found = json.loads(path.read_bytes()).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
+    if found != "llava":
+        raise CheckpointError(f"model_type {found!r} is not supported; expected 'llava' (LLaVA-1.5)")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(f"transformers cannot read {path}: {error}") from error
+
+
+def _require(what: str, found: object, supported: tuple[object, ...]) -> None:
+    if found not in supported:
+        names = ", ".join(map(str, supported))
+        raise CheckpointError(f"{what} {found!r} is not supported; supported: {names}")
+
+
+def _model_spec(config: Any, folder: Path) -> ModelSpec:
+    _require("vision tower", config.vision_config.model_type, ("clip_vision_model",))
+    _require("decoder", config.text_config.model_type, ("llama",))
+    _require("vision_feature_select_strategy", config.vision_feature_select_strategy, ("default",))
+    _require("projector activation", config.projector_hidden_act, VISION_ACTIVATIONS)
+    text = _text_spec(config.text_config, tied=bool(config.tie_word_embeddings))
+    if not 0 <= config.image_token_index < text.vocab_size:
+        raise CheckpointError(
+            f"image_token_index {config.image_token_index} is outside the vocabulary of {text.vocab_size}"
+        )
+    return ModelSpec(
+        vision=_vision_spec(config.vision_config, config.vision_feature_layer),
+        text=text,
+        projector_act=config.projector_hidden_act,
+        projector_bias=config.multimodal_projector_bias,
+        image_token_id=config.image_token_index,
+        eos_token_ids=_eos_token_ids(config, folder),
+    )
+
+
+def _vision_spec(config: Any, feature_layer: object) -> VisionSpec:
+    _require("vision activation", config.hidden_act, VISION_ACTIVATIONS)
+    if not isinstance(feature_layer, int):
+        raise CheckpointError(f"vision_feature_layer {feature_layer!r} is not supported; expected one layer")
+    # hidden_states[0] is the embedding, hidden_states[i] the output of layer i-1.
+    count = config.num_hidden_layers
+    layers = feature_layer if feature_layer >= 0 else count + 1 + feature_layer
+    if not 1 <= layers <= count:
+        raise CheckpointError(f"vision_feature_layer {feature_layer} is outside the {count}-layer tower")
+    if config.image_size % config.patch_size:
+        raise CheckpointError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
+    return VisionSpec(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=layers,
+        num_heads=config.num_attention_heads,
+        hidden_act=config.hidden_act,
+        layer_norm_eps=config.layer_norm_eps,
+    )
+
+
+def _text_spec(config: Any, *, tied: bool) -> TextSpec:
+    rope = dict(config.rope_parameters)
+    _require("decoder activation", config.hidden_act, ("silu",))
+    _require("rope_type", rope.get("rope_type", "default"), ROPE_TYPES)
+    return TextSpec(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_layers=config.num_hidden_layers,
+        num_heads=config.num_attention_heads,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        hidden_act=config.hidden_act,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_bias=config.attention_bias,
+        mlp_bias=config.mlp_bias,
+        tie_word_embeddings=tied,
+        max_position_embeddings=config.max_position_embeddings,
+        rope_parameters=rope,
+    )
+
+
+def _eos_token_ids(config: Any, folder: Path) -> tuple[int, ...]:
+    """As ``generate`` reads them: generation_config.json first, then the decoder's config."""
+    path = folder / "generation_config.json"
+    stored = json.loads(path.read_bytes()) if path.is_file() else {}
+    ids = stored.get("eos_token_id", config.text_config.eos_token_id)
+    if ids is None:
+        return ()
+    return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+def canonical_name(name: str) -> str:
+    """The tensor name used here for any spelling of any transformers version."""
+    for pattern, prefix in _PREFIXES:
+        if pattern.match(name):
+            return pattern.sub(prefix, name, count=1)
+    return name
+
+
+def _index_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...]]]]:
+    from safetensors import SafetensorError, safe_open
+
+    for path in _shards(folder):
+        try:
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118 (a file, not a dict)
+                    shape = tuple(file.get_slice(name).get_shape())
+                    yield canonical_name(name), (path, name, shape)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(
+                f"{path} is truncated or not safetensors ({error}); get the file again"
+            ) from error
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} has no readable weight_map: {error}") from error
+        if any(Path(name).name != name for name in names):
+            raise CheckpointError(f"{index} names a file outside its folder")
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; "
+            "only safetensors weights are read"
+        )
+    return [folder / name for name in names]

@@ -1,0 +1,34 @@
+"""Errors a user can act on.
+
+Every message says what was expected, what was found and what to do. The CLI
+prints it on one line and exits with :data:`EXIT_COULD_NOT_RUN`.
+"""
+
+EXIT_OK = 0
+EXIT_CHECK_FAILED = 1
+EXIT_COULD_NOT_RUN = 2
+EXIT_INTERRUPTED = 130
+
+
+class StarExportError(Exception):
+    """Base of all errors that come from input, files or the environment."""
+
+
+class CheckpointError(StarExportError):
+    """The source checkpoint is missing, damaged or of an unsupported kind."""
+
+
+class SettingsError(StarExportError):
+    """An option is out of range, alone or together with the model."""
+
+
+class BundleError(StarExportError):
+    """The bundle folder is missing, damaged, unsafe or of another version."""
+
+
+class InputError(StarExportError):
+    """An image or a prompt cannot be used with this bundle."""
+
+
+class PlatformError(StarExportError):
+    """Something this machine lacks: a package, a backend, disk space, network."""

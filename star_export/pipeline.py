@@ -1,0 +1,354 @@
+"""Generation: a picture and a prompt in, text out.
+
+The same three steps on every backend: vision, prefill with pruning, decode one
+token at a time. The steps are separate methods, so that the parity check and
+the benchmark measure exactly what users run.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from star_export import contract as names
+from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
+from star_export.contract import DECODE, PREFILL, VISION
+from star_export.engines import open_session
+from star_export.engines.session import Caches, DeviceArray, Session
+from star_export.errors import BundleError, InputError, SettingsError
+from star_export.preprocessing import (
+    ImageSpec,
+    PromptSpec,
+    TokenizedPrompt,
+    load_image,
+    pixel_values,
+    render,
+    tokenize,
+)
+from star_export.preprocessing.images import ImageInput
+from star_export.sampling import Sampler, Sampling
+from star_export.specs import ExportSpec, check_keep
+
+Int64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of one generation; ``decode`` has one entry per decoded token."""
+
+    vision: float
+    prefill: float
+    decode: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished generation.
+
+    Attributes:
+        text: The answer without special tokens.
+        token_ids: Its tokens, an end token included when there was one.
+        stage1_indices: Patches that stage 1 kept; all of them unpruned.
+        stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
+        prompt_tokens: Prompt length before stage 2, visual tokens included.
+        timings_ms: Where the time went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stage1_indices: tuple[int, ...]
+    stage2_indices: tuple[int, ...]
+    prompt_tokens: int
+    timings_ms: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as ``run --json`` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class VisionOutput:
+    """What the vision graph gives: features ``[1, N1, C]`` and kept patches ``[N1]``."""
+
+    features: DeviceArray
+    indices: Int64
+
+
+@dataclass
+class DecodeState:
+    """One sequence between prefill and its last token.
+
+    Attributes:
+        caches: KV caches of both layer groups.
+        logits: float32 ``[vocab]`` after the last token.
+        kept_positions: int64 ``[S2]``, prompt positions that the late layers saw.
+        position: Position of the next token.
+        late_length: Tokens in the late layers' caches; the early layers hold ``position``.
+    """
+
+    caches: Caches
+    logits: npt.NDArray[np.float32]
+    kept_positions: Int64
+    position: int
+    late_length: int
+
+
+class Pipeline:
+    """A loaded bundle.
+
+    Example:
+        >>> pipeline = star_export.load("bundle")
+        >>> for piece in pipeline.generate("dog.png", "What is this?"):
+        ...     print(piece, end="", flush=True)
+
+    Args:
+        bundle: An opened bundle.
+        session: Its graphs, loaded by a backend.
+
+    Raises:
+        BundleError: If tokenizer or preprocessing parameters cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        self.bundle, self.session = bundle, session
+        self.spec: ExportSpec = bundle.spec
+        try:
+            parameters = json.loads(bundle.path(PREPROCESSOR).read_bytes())
+            self.image_spec = ImageSpec(**parameters["image"])
+            self.prompt_spec = PromptSpec(**parameters["prompt"])
+            self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
+        except Exception as error:  # tokenizers raises plain Exception
+            raise BundleError(f"{bundle.folder}: tokenizer or preprocessing is damaged: {error}") from error
+        self._caches = session.allocate_caches()
+
+    def generate(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: str,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+    ) -> "Generation":
+        """Answer a prompt about a picture.
+
+        Args:
+            image: A path, encoded bytes or a PIL image (a list may hold one).
+            prompt: The question, or a whole prompt that contains ``<image>``.
+            keep: Visual tokens after stage 2; the bundle's own by default.
+            max_new_tokens: Tokens to generate at most; what the caches hold by default.
+            sampling: Greedy by default.
+
+        Returns:
+            An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
+            One at a time: the KV caches are shared.
+
+        Raises:
+            InputError: If the picture or the prompt cannot be used.
+            SettingsError: If a number is out of range.
+        """
+        limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
+        if not 1 <= limit <= self.spec.max_new_tokens:
+            raise SettingsError(
+                f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens} for this bundle, got {limit}; "
+                "build it with a larger --max-new-tokens for more"
+            )
+        budget = self.budget(keep)
+        tokens = self.tokenize(prompt)
+        pixels = pixel_values(load_image(_only(image)), self.image_spec)
+        return Generation(self, pixels, tokens, budget, limit, Sampler(sampling or Sampling()))
+
+    def budget(self, keep: int | None) -> int:
+        """Visual tokens after stage 2 for a request.
+
+        Raises:
+            SettingsError: If the bundle cannot serve ``keep``.
+        """
+        star = self.spec.star
+        if star is None:
+            if keep is not None:
+                raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
+            return self.spec.image_tokens
+        budget = star.keep if keep is None else keep
+        check_keep(star, budget)
+        return budget
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Token ids and positions of a prompt with one image.
+
+        Raises:
+            InputError: If it is empty, too long, or has not exactly one image.
+        """
+        text = render(prompt, self.prompt_spec)
+        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=self.spec.image_tokens)
+        if tokens.text_tokens > self.spec.max_text_tokens:
+            raise InputError(
+                f"the prompt has {tokens.text_tokens} text tokens, this bundle has room for "
+                f"{self.spec.max_text_tokens}; shorten it or build with --max-text-tokens {tokens.text_tokens}"
+            )
+        return tokens
+
+    def encode_image(self, pixels: npt.NDArray[np.float32]) -> VisionOutput:
+        """Run the vision graph on ``pixels [1, 3, H, W]``."""
+        feeds = {names.PIXEL_VALUES: pixels.astype(self.spec.dtype, copy=False)}
+        if self.spec.star is None:
+            output = self.session.run(VISION, feeds)
+            return VisionOutput(output[names.IMAGE_FEATURES], np.arange(self.spec.image_tokens))
+        feeds[names.STAGE1_SLOTS] = np.arange(self.spec.star.stage1_keep)
+        output = self.session.run(VISION, feeds)
+        return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES].numpy()[0])
+
+    def prefill(self, tokens: TokenizedPrompt, vision: VisionOutput, *, keep: int) -> DecodeState:
+        """Run the prefill graph; fills this pipeline's KV caches from index 0."""
+        length = tokens.input_ids.shape[1]
+        feeds: dict[str, Any] = {
+            names.INPUT_IDS: tokens.input_ids,
+            names.IMAGE_FEATURES: vision.features,
+            names.IMAGE_POSITIONS: tokens.image_positions,
+        }
+        if self.spec.star is not None:
+            feeds[names.QUERY_POSITIONS] = tokens.query_positions
+            feeds[names.STAGE2_SLOTS] = np.arange(keep)
+        output = self.session.run(PREFILL, feeds, self._caches)
+        kept = np.arange(length)
+        if self.spec.star is not None:
+            kept = output[names.KEPT_POSITIONS].numpy()[0]
+        return DecodeState(self._caches, output[names.LOGITS].numpy()[0], kept, length, len(kept))
+
+    def decode(self, state: DecodeState, token: int) -> None:
+        """Append ``token`` to a sequence and update its logits."""
+        feeds = {
+            names.INPUT_IDS: np.array([[token]]),
+            names.POSITION_IDS: np.array([[state.position]]),
+            names.EARLY_LENGTHS: np.array([state.position]),
+        }
+        if self.spec.star is not None:
+            feeds[names.LATE_LENGTHS] = np.array([state.late_length])
+        output = self.session.run(DECODE, feeds, state.caches)
+        state.logits = output[names.LOGITS].numpy()[0]
+        state.position += 1
+        state.late_length += 1
+
+
+class Generation:
+    """Pieces of an answer as they come, then its :class:`Result`."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        pixels: npt.NDArray[np.float32],
+        tokens: TokenizedPrompt,
+        keep: int,
+        max_new_tokens: int,
+        sampler: Sampler,
+    ) -> None:
+        self._result: Result | None = None
+        self._pieces = self._run(pipeline, pixels, tokens, keep, max_new_tokens, sampler)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def result(self) -> Result:
+        """The finished generation; runs what is left of it first."""
+        for _ in self._pieces:
+            pass
+        assert self._result is not None
+        return self._result
+
+    def _run(
+        self,
+        pipeline: Pipeline,
+        pixels: npt.NDArray[np.float32],
+        tokens: TokenizedPrompt,
+        keep: int,
+        max_new_tokens: int,
+        sampler: Sampler,
+    ) -> Iterator[str]:
+        clock = _Clock()
+        vision = pipeline.encode_image(pixels)
+        vision_ms = clock.lap()
+        state = pipeline.prefill(tokens, vision, keep=keep)
+        prefill_ms = clock.lap()
+        ids: list[int] = []
+        laps: list[float] = []
+        stream, streamed = DecodeStream(skip_special_tokens=True), ""
+        while True:
+            ids.append(sampler.next_token(state.logits))
+            if piece := stream.step(pipeline.tokenizer, ids[-1]):
+                streamed += piece
+                yield piece
+            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == max_new_tokens:
+                break
+            clock.lap()
+            pipeline.decode(state, ids[-1])
+            laps.append(clock.lap())
+        text = pipeline.tokenizer.decode(ids)
+        self._result = Result(
+            text=text,
+            token_ids=tuple(ids),
+            stage1_indices=tuple(vision.indices.tolist()),
+            stage2_indices=stage2_indices(tokens, state.kept_positions),
+            prompt_tokens=int(tokens.input_ids.shape[1]),
+            timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
+        )
+        if rest := text.removeprefix(streamed):  # a character that never became complete
+            yield rest
+
+
+def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
+    """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
+    return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
+
+
+def load(
+    folder: str | Path,
+    *,
+    backend: str = "onnxruntime",
+    threads: int | None = None,
+    verify: bool = False,
+) -> Pipeline:
+    """Open a bundle, ready to answer.
+
+    Args:
+        folder: A bundle made by ``star-export build``.
+        backend: What runs the graphs.
+        threads: CPU threads; all cores by default.
+        verify: Hash every file first, the weights too.
+
+    Raises:
+        BundleError: If the bundle is missing, damaged, unsafe or too new.
+        SettingsError: If the backend is unknown.
+    """
+    bundle = open_bundle(folder, verify=verify)
+    return Pipeline(bundle, open_session(bundle, backend, threads=threads))
+
+
+def _only(image: ImageInput | Sequence[ImageInput]) -> ImageInput:
+    if isinstance(image, list | tuple):
+        if len(image) != 1:
+            raise InputError(f"this bundle takes exactly one image, got {len(image)}")
+        return image[0]
+    return image  # type: ignore[return-value]
+
+
+class _Clock:
+    """Milliseconds since the last lap, and since the start."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000.0 * lap
+
+    def total(self) -> float:
+        return 1000.0 * (time.perf_counter() - self._start)

@@ -1,0 +1,14 @@
+"""Pictures and prompts to tensors, from parameters that are data in the bundle."""
+
+from star_export.preprocessing.images import ImageSpec, load_image, pixel_values
+from star_export.preprocessing.prompts import PromptSpec, TokenizedPrompt, render, tokenize
+
+__all__ = [
+    "ImageSpec",
+    "PromptSpec",
+    "TokenizedPrompt",
+    "load_image",
+    "pixel_values",
+    "render",
+    "tokenize",
+]

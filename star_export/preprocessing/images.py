@@ -1,0 +1,115 @@
+"""Pictures to ``pixel_values``, bit for bit as transformers' CLIP image processor.
+
+The steps are resize, centre crop, rescale, normalise; their parameters are read
+from the source model's processor and stored in the bundle.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from star_export.errors import InputError
+
+#: Pictures with more pixels are refused before they are decoded.
+MAX_PIXELS = 100_000_000
+#: Longest allowed side over shortest: resizing a sliver would need gigabytes.
+MAX_ASPECT_RATIO = 200
+
+ImageInput = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSpec:
+    """Parameters of the image processor.
+
+    Attributes:
+        shortest_edge: Resize so that the shorter side has this length; None to use ``resize_to``.
+        resize_to: Exact ``(height, width)`` to resize to, or None.
+        resample: PIL's resampling filter (3 = bicubic).
+        crop: ``(height, width)`` of the centre crop, or None.
+        rescale_factor: Factor on the 8-bit values, usually 1/255.
+        mean: Per channel, subtracted after rescaling.
+        std: Per channel, divided by.
+    """
+
+    shortest_edge: int | None
+    resize_to: tuple[int, int] | None
+    resample: int
+    crop: tuple[int, int] | None
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+def load_image(source: ImageInput) -> Image.Image:
+    """Open a picture as RGB, turned upright by its EXIF orientation.
+
+    Args:
+        source: A path, the bytes of an encoded picture, or a PIL image.
+
+    Raises:
+        InputError: If it does not exist, is no picture, is damaged, or is too large or too thin.
+    """
+    name = str(source) if isinstance(source, str | Path) else "the picture"
+    try:
+        image = source if isinstance(source, Image.Image) else _open(source)
+        _check_size(image.size, name)
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"{name} does not exist; give the path of a picture") from error
+    except (UnidentifiedImageError, IsADirectoryError) as error:
+        raise InputError(f"{name} is not a picture that Pillow can read (PNG, JPEG, WebP, ...)") from error
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name} has too many pixels; the limit is {MAX_PIXELS}") from error
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{name} cannot be decoded: {error}") from error
+
+
+def _open(source: str | Path | bytes) -> Image.Image:
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _check_size(size: tuple[int, int], name: str) -> None:
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise InputError(f"{name} is {width}x{height}, over the limit of {MAX_PIXELS} pixels; scale it down")
+    if max(size) > MAX_ASPECT_RATIO * max(1, min(size)):
+        raise InputError(f"{name} is {width}x{height}; sides may differ by {MAX_ASPECT_RATIO}x at most")
+
+
+def pixel_values(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """Normalised pixels of one RGB picture.
+
+    Returns:
+        float32 ``[1, 3, H, W]``.
+    """
+    if spec.shortest_edge is not None or spec.resize_to is not None:
+        image = image.resize(_resized(image.size, spec), resample=Image.Resampling(spec.resample))
+    pixels = np.asarray(image)  # [H, W, 3]
+    if spec.crop is not None:
+        pixels = _center_crop(pixels, spec.crop)
+    # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
+    scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
+    normalised = (scaled - np.float32(spec.mean)) / np.float32(spec.std)
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+
+
+def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
+    """PIL's ``(width, height)`` after resizing."""
+    if spec.resize_to is not None:
+        return spec.resize_to[1], spec.resize_to[0]
+    assert spec.shortest_edge is not None
+    short, long = min(size), max(size)
+    scaled_long = int(spec.shortest_edge * long / short)
+    if size[0] <= size[1]:
+        return spec.shortest_edge, scaled_long
+    return scaled_long, spec.shortest_edge
+
+
+def _center_crop(pixels: npt.NDArray[np.uint8], crop: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    top, left = ((have - want) // 2 for have, want in zip(pixels.shape[:2], crop, strict=True))
+    return pixels[top : top + crop[0], left : left + crop[1]]

@@ -1,0 +1,129 @@
+"""Prompts to ``input_ids``, with the places of the image tokens and of the scoring rows."""
+
+import datetime
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from star_export.errors import InputError
+
+#: LLaVA-1.5's prompt, for checkpoints without a chat template.
+DEFAULT_PROMPT = "USER: {image_token}\n{prompt} ASSISTANT:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSpec:
+    """What a prompt looks like for one model.
+
+    Attributes:
+        image_token: Text that stands for the picture, ``<image>``.
+        image_token_id: Its id in the vocabulary.
+        chat_template: Jinja template of the model, or None for LLaVA-1.5's own form.
+        special_tokens: Names the template may use (``bos_token``, ``eos_token``).
+    """
+
+    image_token: str
+    image_token_id: int
+    chat_template: str | None
+    special_tokens: dict[str, str]
+
+
+@dataclass(frozen=True)
+class TokenizedPrompt:
+    """A prompt as the prefill graph takes it.
+
+    Attributes:
+        input_ids: int64 ``[1, S]``; image places hold the image token id.
+        image_positions: int64 ``[1, V]``, places of the visual tokens.
+        query_positions: int64 ``[1, Q]``, text tokens after the last image.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    image_positions: npt.NDArray[np.int64]
+    query_positions: npt.NDArray[np.int64]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens that are not visual."""
+        return int(self.input_ids.shape[1] - self.image_positions.shape[1])
+
+
+def render(prompt: str, spec: PromptSpec) -> str:
+    """Put the model's template around a prompt.
+
+    A prompt that contains the image token is taken as it is.
+
+    Raises:
+        InputError: If the prompt is empty or the template refuses it.
+    """
+    if not prompt.strip():
+        raise InputError("the prompt is empty; ask something about the picture")
+    if spec.image_token in prompt:
+        return prompt
+    if spec.chat_template is None:
+        return DEFAULT_PROMPT.format(image_token=spec.image_token, prompt=prompt)
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    try:
+        return _environment().from_string(spec.chat_template).render(
+            messages=[{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            **spec.special_tokens,
+        )
+    except TemplateError as error:
+        raise InputError(f"the model's chat template refuses this prompt: {error}") from error
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Jinja as transformers sets it up for chat templates."""
+
+    def raise_exception(message: str) -> NoReturn:
+        raise TemplateError(message)
+
+    def tojson(value: Any, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+def tokenize(
+    text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: int
+) -> TokenizedPrompt:
+    """Token ids of a rendered prompt, the image token repeated for every visual token.
+
+    Args:
+        text: The rendered prompt with exactly one image token.
+        tokenizer: The model's tokenizer.
+        spec: The model's prompt parameters.
+        tokens_per_image: Visual tokens that the vision graph gives.
+
+    Raises:
+        InputError: If there is not exactly one image, or no text after it.
+    """
+    ids = tokenizer.encode(text).ids
+    count = ids.count(spec.image_token_id)
+    if count != 1:
+        raise InputError(f"the prompt holds {count} {spec.image_token} tokens; this bundle takes exactly one image")
+    at = ids.index(spec.image_token_id)
+    expanded = ids[:at] + [spec.image_token_id] * tokens_per_image + ids[at + 1 :]
+    after = at + tokens_per_image
+    if after == len(expanded):
+        raise InputError(
+            f"no text follows {spec.image_token}; STAR scores the picture by the text after it, so put the question there"
+        )
+    return TokenizedPrompt(
+        np.array([expanded], dtype=np.int64),
+        np.arange(at, after, dtype=np.int64)[None],
+        np.arange(after, len(expanded), dtype=np.int64)[None],
+    )

@@ -1,0 +1,1 @@
+"""Proof that a bundle matches PyTorch, and what it costs. Needs the ``export`` extra."""
