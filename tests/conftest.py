@@ -1,0 +1,75 @@
+"""Real checkpoints and real bundles, made once per test run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from star_export.build import BuildOptions, build
+from star_export.validation.checkpoints import make_checkpoint
+
+#: Largest budget below each small model's stage-1 count that tests use.
+MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128}
+PROMPT = "What is in the picture?"
+
+
+class NoProgress:
+    """A build that nobody watches."""
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        pass
+
+    def advance(self, done_bytes: int) -> None:
+        pass
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``checkpoint("mha")``: folder of a small random checkpoint. Do not write into it."""
+    root = tmp_path_factory.mktemp("checkpoints")
+
+    def get(preset: str) -> Path:
+        folder = root / preset
+        return folder if folder.exists() else make_checkpoint(folder, preset)
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """``bundle("mha", prune=False, dtype="float16")``: folder of a built bundle. Do not write into it."""
+    root = tmp_path_factory.mktemp("bundles")
+
+    def get(preset: str, *, prune: bool = True, dtype: str = "float32") -> Path:
+        folder = root / f"{preset}-{'star' if prune else 'full'}-{dtype}"
+        if not folder.exists():
+            options = BuildOptions(
+                model=str(checkpoint(preset)),
+                output=folder,
+                keep=64 if prune else None,
+                max_keep=MAX_KEEP[preset] if prune else None,
+                prune=prune,
+                max_text_tokens=128,
+                max_new_tokens=32,
+                dtype=dtype,
+            )
+            build(options, NoProgress())
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PNG of 400x300 pixels with large and small structure."""
+    random = np.random.default_rng(7)
+    coarse = Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize((400, 300))
+    noise = random.integers(-20, 21, (300, 400, 3))
+    pixels = np.clip(np.asarray(coarse).astype(int) + noise, 0, 255).astype(np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "picture.png"
+    Image.fromarray(pixels).save(path)
+    return path
