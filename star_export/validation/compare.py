@@ -1,0 +1,109 @@
+"""Comparisons of one stage: arrays, kept sets, token sequences."""
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+import numpy.typing as npt
+
+from star_export.validation.report import StageResult
+
+Array = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerances:
+    """Largest error that passes, per stage; ``tolerances/<dtype>.toml`` says where they come from.
+
+    Attributes:
+        vision_features, prefill_logits, kv_cache, decode_logits: Largest absolute
+            difference, divided by the root mean square of the reference.
+        score: Relative score difference below which two tokens tie.
+        token_margin: Logit difference, divided by the root mean square of the
+            logits, below which two next tokens tie.
+    """
+
+    vision_features: float
+    prefill_logits: float
+    kv_cache: float
+    decode_logits: float
+    score: float
+    token_margin: float
+
+    @classmethod
+    def load(cls, dtype: str) -> "Tolerances":
+        """The declared tolerances of ``dtype``; there is no other way to set one."""
+        text = resources.files(__package__).joinpath(f"tolerances/{dtype}.toml").read_text()
+        return cls(**tomllib.loads(text))
+
+
+def compare_arrays(stage: str, found: Array, expected: Array, tolerance: float) -> StageResult:
+    """Largest difference of two arrays in units of the reference's root mean square."""
+    if found.shape != expected.shape:
+        detail = f"shape {list(found.shape)}, expected {list(expected.shape)}"
+        return StageResult(stage, "fail", float("inf"), tolerance, detail)
+    finite = np.isfinite(found)
+    if not finite.all():
+        where = tuple(int(i) for i in np.argwhere(~finite)[0])
+        return StageResult(stage, "fail", float("inf"), tolerance, f"{found[where]} at {where}")
+    scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))) or 1.0
+    difference = np.abs(found.astype(np.float64) - expected)
+    where = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
+    error = float(difference[where]) / scale
+    status = "pass" if error <= tolerance else "fail"
+    return StageResult(stage, status, error, tolerance, f"max |difference| / rms, worst at {where}")
+
+
+def worst(results: list[StageResult]) -> StageResult:
+    """The result with the largest error; they must be of one stage."""
+    return max(results, key=lambda result: result.error)
+
+
+def compare_sets(stage: str, found: Indices, scores: Array, tolerance: float) -> StageResult:
+    """Compare kept tokens with those the reference's scores choose.
+
+    Args:
+        stage: Name of the stage.
+        found: Kept indices, which must ascend without repeats.
+        scores: The reference's score of every candidate.
+        tolerance: Relative distance from the last kept score within which a token may differ.
+    """
+    if len(found) and ((np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= len(scores)):
+        return StageResult(stage, "fail", float("inf"), tolerance, "indices do not ascend or leave the range")
+    expected = np.sort(np.argsort(-scores, kind="stable")[: len(found)])
+    differing = np.setxor1d(found, expected)
+    agreement = f"{len(found) - len(differing) // 2} of {len(found)} tokens agree"
+    if not len(differing):
+        return StageResult(stage, "pass", 0.0, tolerance, agreement)
+    threshold = scores[expected].min()
+    error = float(np.abs(scores[differing] - threshold).max() / threshold)
+    status = "ambiguous" if error <= tolerance else "fail"
+    detail = f"{agreement}; farthest from the last kept score: token {differing[np.abs(scores[differing] - threshold).argmax()]}"
+    return StageResult(stage, status, error, tolerance, detail)
+
+
+def compare_tokens(
+    stage: str, found: list[int], expected: list[int], logits: list[Array], tolerance: float
+) -> StageResult:
+    """Compare greedy tokens; the first difference may be a near-tie, later ones follow from it.
+
+    Args:
+        stage: Name of the stage.
+        found: Tokens of the bundle.
+        expected: Tokens of the reference.
+        logits: The reference's logits before each expected token.
+        tolerance: Margin, in units of the logits' root mean square, that counts as a tie.
+    """
+    agree = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), None)
+    if agree is None and len(found) == len(expected):
+        return StageResult(stage, "pass", 0.0, tolerance, f"{len(expected)} tokens agree")
+    if agree is None:
+        detail = f"{len(found)} tokens, expected {len(expected)}"
+        return StageResult(stage, "fail", float("inf"), tolerance, detail)
+    row = logits[agree].astype(np.float64)
+    margin = float(row[expected[agree]] - row[found[agree]]) / float(np.sqrt(np.mean(row**2)))
+    status = "ambiguous" if margin <= tolerance else "fail"
+    detail = f"token {agree} is {found[agree]}, expected {expected[agree]}"
+    return StageResult(stage, status, margin, tolerance, detail)

@@ -1,0 +1,174 @@
+"""STAR in plain PyTorch, on the Hugging Face model itself.
+
+The independent side of the parity check: transformers' own modules with eager
+attention in float32, driven layer by layer. It shares no code with the modules
+that are exported, and can be told which tokens to keep, so that one differing
+choice neither hides nor causes later differences.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlavaForConditionalGeneration
+
+from star_export.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class VisionReference:
+    """Stage 1 as PyTorch sees it.
+
+    Attributes:
+        features: Projected features of every patch, ``[P, C]``.
+        scores: Attention each patch receives, ``[P]``.
+    """
+
+    features: Tensor
+    scores: Tensor
+
+
+@dataclass
+class PrefillReference:
+    """Stage 2 as PyTorch sees it.
+
+    Attributes:
+        scores: Text-to-image attention of each visual token ``[V]``; None unpruned.
+        kept_positions: Positions the late layers saw, ascending ``[S2]``.
+        logits: ``[vocab]`` at the last position.
+        cache: Keys and values of every layer.
+        length: Prompt length, the position of the next token.
+    """
+
+    scores: Tensor | None
+    kept_positions: Tensor
+    logits: Tensor
+    cache: DynamicCache
+    length: int
+
+
+class Reference:
+    """A LLaVA model with STAR around it.
+
+    Args:
+        folder: Hugging Face checkpoint folder.
+        round_to: Round the weights to this dtype first, as the bundle does.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+
+    def __init__(self, folder: Path, *, round_to: torch.dtype = torch.float32) -> None:
+        try:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                folder, dtype=round_to, attn_implementation="eager", local_files_only=True
+            )
+        except Exception as error:  # transformers raises many unrelated types
+            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+        self.model = model.float().eval()
+        self.decoder = self.model.model.language_model
+
+    @torch.no_grad()
+    def encode_image(self, pixel_values: Tensor) -> VisionReference:
+        """Features and stage-1 scores of ``pixel_values [1, 3, H, W]``."""
+        layer = self.model.config.vision_feature_layer
+        output = self.model.model.vision_tower(
+            pixel_values, output_hidden_states=True, output_attentions=True
+        )
+        states = output.hidden_states
+        producer = (layer if layer >= 0 else len(states) + layer) - 1  # the layer that wrote states[layer]
+        attention = output.attentions[producer][0].float()  # [H, 1+P, 1+P]
+        received = attention.mean(0)[1:, 1:].mean(0)  # CLS neither asks nor is asked
+        features = self.model.model.multi_modal_projector(states[layer][0, 1:])
+        return VisionReference(features, received)
+
+    @torch.no_grad()
+    def prefill(
+        self,
+        input_ids: Tensor,
+        features: Tensor,
+        image_positions: Tensor,
+        query_positions: Tensor,
+        *,
+        prune_layer: int | None = None,
+        kept_positions: Tensor | None = None,
+    ) -> PrefillReference:
+        """Run the prompt, leaving out visual tokens from layer ``prune_layer`` on.
+
+        Args:
+            input_ids: ``[S]``.
+            features: Visual tokens ``[V, C]``.
+            image_positions: Their places ``[V]``.
+            query_positions: Text tokens after the last image ``[Q]``.
+            prune_layer: ``K``; None runs every layer on every token.
+            kept_positions: Positions to keep from layer ``K`` on, ascending.
+        """
+        x = self.decoder.embed_tokens(input_ids)[None].clone()
+        x[0, image_positions] = features
+        positions = torch.arange(len(input_ids))
+        cache, scores = DynamicCache(config=self.model.config.text_config), None
+        layers = self.decoder.layers
+        first = len(layers) if prune_layer is None else prune_layer
+        x, attention = self._run(layers[:first], x, positions, cache)
+        if prune_layer is not None:
+            assert kept_positions is not None
+            scores = attention[0].float().mean(0)[query_positions].mean(0)[image_positions]
+            positions = kept_positions
+            x, _ = self._run(layers[first:], x[:, positions], positions, cache)
+        return PrefillReference(scores, positions, self._logits(x), cache, len(input_ids))
+
+    @torch.no_grad()
+    def decode(self, state: PrefillReference, token: int) -> Tensor:
+        """Append one token and return the logits ``[vocab]`` after it."""
+        x = self.decoder.embed_tokens(torch.tensor([[token]]))
+        x, _ = self._run(self.decoder.layers, x, torch.tensor([state.length]), state.cache)
+        state.length += 1
+        return self._logits(x)
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, pixel_values: Tensor, *, max_new_tokens: int) -> list[int]:
+        """Greedy tokens of ``LlavaForConditionalGeneration.generate``, unpruned.
+
+        Args:
+            input_ids: ``[S]`` with one image token per patch.
+            pixel_values: ``[1, 3, H, W]``.
+            max_new_tokens: Tokens to generate at most.
+        """
+        output = self.model.generate(
+            input_ids=input_ids[None],
+            pixel_values=pixel_values,
+            attention_mask=torch.ones_like(input_ids)[None],
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+        )
+        return [int(token) for token in output[0, len(input_ids) :]]
+
+    def _run(self, layers: Any, x: Tensor, positions: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor]:
+        """Run decoder layers causally; also the attention map ``[1, H, S, S]`` of the last one."""
+        maps: list[Tensor] = []
+        hook = layers[-1].self_attn.register_forward_hook(lambda _m, _i, output: maps.append(output[1]))
+        rotary = self.decoder.rotary_emb(x, positions[None])
+        mask = torch.full((len(positions), len(positions)), torch.finfo(x.dtype).min).triu(1)
+        try:
+            for layer in layers:
+                x = layer(
+                    x,
+                    attention_mask=mask[None, None] if len(positions) > 1 else None,
+                    position_ids=positions[None],
+                    past_key_values=cache,
+                    position_embeddings=rotary,
+                )
+        finally:
+            hook.remove()
+        return x, maps[0]
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.model.lm_head(self.decoder.norm(x[:, -1]))[0]
+
+
+def top_positions(scores: Tensor, count: int) -> Tensor:
+    """Indices of the ``count`` highest scores, ascending; ties go to the lower index."""
+    order = torch.sort(scores, descending=True, stable=True).indices
+    return order[:count].sort().values
