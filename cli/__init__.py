@@ -1,0 +1,29 @@
+"""The command line: one module per command, no logic of its own.
+
+Exit codes: 0 done; 1 a check ran and failed; 2 the request could not be carried
+out (bad option, input, bundle or environment); 130 interrupted.
+"""
+
+import sys
+
+from star_export.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportError
+
+
+def main() -> None:
+    """Entry point: errors become one line on stderr and an exit code."""
+    from star_export.cli.app import app
+
+    try:
+        app()
+    except StarExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_COULD_NOT_RUN)
+    except MemoryError:
+        print("error: not enough memory; close other programs or use a smaller model", file=sys.stderr)
+        sys.exit(EXIT_COULD_NOT_RUN)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_COULD_NOT_RUN)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)

@@ -10,11 +10,17 @@ import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, cache_pairs, contract, past_names
+from star_export.contract import DECODE, GRAPHS, cache_pairs, contract, past_names
 from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
 from star_export.errors import BundleError
 
 _DEVICE = "cpu"
+
+#: Graphs whose weights are copied into ONNX Runtime's packed layout at load. Decode
+#: multiplies one row by every weight and gains much from it; vision and prefill have
+#: hundreds of rows, gain little, and instead map the file: half the memory and a
+#: quicker load (docs/performance.md has the figures).
+_PREPACKED = {DECODE}
 
 
 class OnnxRuntimeCaches:
@@ -85,6 +91,8 @@ class OnnxRuntimeSession:
         if graph not in self._sessions:
             options = ort.SessionOptions()
             options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+            if graph not in _PREPACKED:
+                options.add_session_config_entry("session.disable_prepacking", "1")
             if self._threads is not None:
                 options.intra_op_num_threads = self._threads
             path = self.bundle.graph_path(graph)

@@ -1,0 +1,37 @@
+"""The Typer application and what its commands share."""
+
+from typing import Annotated
+
+import typer
+
+import star_export
+
+app = typer.Typer(
+    name="star-export",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"star-export {star_export.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Export LLaVA with STAR visual-token pruning, prove that it matches PyTorch, run it.
+
+    Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.
+    """
+    del version
+
+
+from star_export.cli import bench, build, check, doctor, inspect, run  # noqa: E402, F401 (they register)

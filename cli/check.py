@@ -1,0 +1,123 @@
+"""``star-export check``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from star_export.cli.app import app
+from star_export.cli.options import BackendOption, BundleArgument, JsonOption
+from star_export.cli.output import err, out, print_json, quiet_libraries
+from star_export.errors import EXIT_CHECK_FAILED
+
+if TYPE_CHECKING:
+    from star_export.validation.report import ParityReport
+
+EPILOG = """
+**Examples**
+
+`star-export check llava-7b`
+
+`star-export check llava-7b --keep 288 --keep 115 --keep 58 --keep 29 --junit parity.xml`
+"""
+
+
+@app.command(epilog=EPILOG)
+def check(
+    folder: BundleArgument,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Where the source checkpoint is now.  [default: see manifest]")
+    ] = None,
+    keep: Annotated[
+        list[int] | None, typer.Option("--keep", help="Budget to check; repeat for more.  [default: the bundle's]")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", "-i", help="Check with this picture; repeat for more.")
+    ] = None,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompt for --image.")] = "What is in the picture?",
+    probes: Annotated[int, typer.Option(min=1, help="Built-in pictures to check with, when no --image is given.")] = 2,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode and compare.")] = 8,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
+    backend: BackendOption = "onnxruntime",
+    json: JsonOption = False,
+) -> None:
+    """Prove that a bundle matches PyTorch, stage by stage.
+
+    Exit code 0: it does. 1: it does not. 2: the check could not run.
+    """
+    quiet_libraries()
+    check_and_print(
+        folder,
+        model=model,
+        backend=backend,
+        keep=keep or (),
+        images=image or (),
+        prompt=prompt,
+        probes=probes,
+        max_new_tokens=max_new_tokens,
+        junit=junit,
+        json=json,
+    )
+
+
+def check_and_print(
+    folder: Path,
+    *,
+    model: str | None = None,
+    backend: str = "onnxruntime",
+    keep: Sequence[int] = (),
+    images: Sequence[Path] = (),
+    prompt: str = "",
+    probes: int = 2,
+    max_new_tokens: int = 8,
+    junit: Path | None = None,
+    json: bool = False,
+) -> None:
+    """Run a check, print its report and exit with 1 if it failed."""
+    from star_export.build import require_export_extra
+
+    require_export_extra()
+    from star_export.preprocessing import load_image
+    from star_export.validation.parity import check_bundle
+    from star_export.validation.probes import Probe, make_probes
+
+    inputs = [Probe(path.name, load_image(path), prompt) for path in images] or make_probes(probes)
+    with err.status("loading both sides") as status:
+        report = check_bundle(
+            folder,
+            model=model,
+            backend=backend,
+            keep=keep,
+            probes=inputs,
+            max_new_tokens=max_new_tokens,
+            progress=lambda done, total: status.update(f"case {done + 1} of {total}"),
+        )
+    if junit is not None:
+        junit.write_bytes(report.to_junit())
+    if json:
+        print_json(report.to_dict())
+    else:
+        _print_table(report)
+    if not report.passed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+_STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "red"}
+
+
+def _print_table(report: "ParityReport") -> None:
+    """One row per stage with its worst case, then the verdict."""
+    table = Table("stage", "result", "error", "tolerance", "worst case", title=f"{report.bundle} ({report.dtype})")
+    stages = {stage.stage: None for case in report.cases for stage in case.stages}
+    for name in stages:
+        rows = [(case, stage) for case in report.cases for stage in case.stages if stage.stage == name]
+        case, stage = max(rows, key=lambda row: (row[1].status == "fail", row[1].error))
+        result = f"[{_STYLES[stage.status]}]{stage.status}[/]"
+        if sum(row[1].status == "ambiguous" for row in rows):
+            result += f" ({sum(row[1].status == 'ambiguous' for row in rows)} ambiguous)"
+        table.add_row(name, result, f"{stage.error:.2g}", f"{stage.tolerance:.2g}", f"{case.name}: {stage.detail}")
+    out.print(table)
+    verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
+    out.print(f"{verdict}: {len(report.cases)} cases against {report.reference}")

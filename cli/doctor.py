@@ -1,0 +1,30 @@
+"""``star-export doctor``."""
+
+from rich.table import Table
+
+from star_export.cli.app import app
+from star_export.cli.options import JsonOption
+from star_export.cli.output import out, print_json, quiet_libraries
+
+EPILOG = """
+**Example**
+
+`star-export doctor`
+"""
+
+
+@app.command(epilog=EPILOG)
+def doctor(json: JsonOption = False) -> None:
+    """Show what works on this machine, and the command that adds what does not."""
+    quiet_libraries()
+    from star_export.doctor import examine, to_dict
+
+    parts = examine()
+    if json:
+        print_json(to_dict(parts))
+        return
+    table = Table("part", "", "found", "to add it")
+    for part in parts:
+        verdict = "[green]ok[/green]" if part.works else "[red]no[/red]"
+        table.add_row(part.name, verdict, part.found, part.remedy)
+    out.print(table)

@@ -1,0 +1,84 @@
+"""``star-export inspect``."""
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from star_export.cli.app import app
+from star_export.cli.options import BundleArgument, JsonOption
+from star_export.cli.output import megabytes, out, print_json
+
+if TYPE_CHECKING:
+    from star_export.bundle import Bundle
+
+EPILOG = """
+**Examples**
+
+`star-export inspect llava-7b`
+
+`star-export inspect llava-7b --json | jq .spec.star`
+"""
+
+
+@app.command(epilog=EPILOG)
+def inspect(folder: BundleArgument, json: JsonOption = False) -> None:
+    """Show what is in a bundle, after hashing every file."""
+    from star_export.bundle import open_bundle
+
+    bundle = open_bundle(folder, verify=True)
+    if json:
+        print_json(bundle.manifest)
+        return
+    _print_facts(bundle)
+    _print_contract(bundle)
+    _print_files(bundle)
+
+
+def _print_facts(bundle: "Bundle") -> None:
+    spec, model = bundle.spec, bundle.spec.model
+    facts = {
+        "source": f"{bundle.manifest['source']['model']} ({bundle.manifest['source']['revision'] or 'by file hashes'})",
+        "vision": f"{model.vision.num_layers} CLIP layers, {model.vision.num_patches} patches of "
+        f"{model.vision.patch_size} px in {model.vision.image_size} px",
+        "decoder": f"{model.text.num_layers} layers, {model.text.num_heads} heads, "
+        f"{model.text.num_kv_heads} KV heads, hidden size {model.text.hidden_size}",
+        "dtype": spec.dtype,
+        "pruning": "none",
+    }
+    if star := spec.star:
+        facts["pruning"] = (
+            f"{model.vision.num_patches} -> {star.stage1_keep} before the decoder, -> {star.keep} "
+            f"(at most {star.max_keep}) after layer {star.prune_layer}"
+        )
+    early, late = spec.num_early_layers, model.text.num_layers - spec.num_early_layers
+    facts["KV caches"] = (
+        f"{early} layers x {spec.early_capacity} tokens, {late} layers x {spec.late_capacity} tokens, "
+        + megabytes(spec.kv_bytes(spec.early_capacity, early) + spec.kv_bytes(spec.late_capacity, late))
+    )
+    facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
+    grid = Table.grid(padding=(0, 2))
+    for name, fact in facts.items():
+        grid.add_row(f"[bold]{name}[/bold]", fact)
+    out.print(grid)
+
+
+def _print_contract(bundle: "Bundle") -> None:
+    from star_export.contract import contract
+
+    table = Table("graph", "", "name", "dtype", "shape")
+    for graph, io in contract(bundle.spec).items():
+        for side, tensors in (("in", io.inputs), ("out", io.outputs)):
+            for tensor in tensors:
+                layer = tensor.name.split(".")
+                if len(layer) > 1 and layer[1] != "0":
+                    continue  # layer 0 stands for all
+                name = tensor.name.replace(".0.", ".{i}.")
+                table.add_row(graph, side, name, tensor.dtype, str(list(tensor.shape)).replace("'", ""))
+    out.print(table)
+
+
+def _print_files(bundle: "Bundle") -> None:
+    table = Table("file", "size", "SHA-256", caption="every file matches its hash")
+    for file in bundle.files:
+        table.add_row(file.path, megabytes(file.bytes), file.sha256[:16])
+    out.print(table)

@@ -1,0 +1,69 @@
+"""How commands print: tables and progress for people on stderr, results on stdout."""
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def print_json(data: Any) -> None:
+    """Print one JSON object on stdout."""
+    print(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def quiet_libraries() -> None:
+    """Keep transformers' notices and progress bars out of the output; call before it is imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def megabytes(size: int) -> str:
+    """A size for people."""
+    return f"{size / 1e6:,.1f} MB"
+
+
+class StepProgress:
+    """Shows one line per build step; a bar when its length is known."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: Any = None
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        """A step begins; the one before it is done."""
+        self.finish()
+        self._task = self._progress.add_task(step, total=total_bytes)
+
+    def advance(self, done_bytes: int) -> None:
+        """Part of the running step is done."""
+        self._progress.advance(self._task, done_bytes)
+
+    def finish(self) -> None:
+        """The running step is done."""
+        if self._task is not None:
+            task = self._progress.tasks[self._task]
+            self._progress.update(self._task, total=task.total or 1, completed=task.total or 1)
+
+
+@contextmanager
+def step_progress() -> Iterator[StepProgress]:
+    """A live display of build steps on stderr."""
+    columns = (
+        SpinnerColumn(finished_text="[green]done[/green]"),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=err) as progress:
+        steps = StepProgress(progress)
+        yield steps
+        steps.finish()

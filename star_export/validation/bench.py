@@ -1,0 +1,203 @@
+"""Benchmark: the pruned bundle against the unpruned one and against Hugging Face.
+
+All sides run in one process, taking turns, so that a noisy machine disturbs
+them alike; every speed is reported as a ratio of medians next to its times.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.build import BuildOptions, build
+from star_export.bundle import open_bundle
+from star_export.errors import SettingsError
+from star_export.pipeline import load
+from star_export.preprocessing import render
+from star_export.specs import ExportSpec
+from star_export.validation.flops import PrefillFlops, prefill_flops
+from star_export.validation.sides import SIDES, STAR, UNPRUNED, Sample, Workload, open_side, peak_memory
+
+MEASURES = ("vision", "prefill", "decode", "ttft")
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """One side's medians.
+
+    Attributes:
+        name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
+        median_ms: Median milliseconds per measure; decode is per token.
+        speedup: Median over the repeats of this side's time divided by STAR's.
+        peak_memory: Peak resident bytes of a process of its own.
+    """
+
+    name: str
+    median_ms: dict[str, float]
+    speedup: dict[str, float]
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A whole benchmark.
+
+    Attributes:
+        bundle: The pruned bundle.
+        keep: Visual tokens after stage 2.
+        text_tokens: Text tokens of the prompt.
+        repeats: Measured rounds.
+        sides: One report per side.
+        kv_bytes: KV cache bytes in use after prefill, by group.
+        flops: Arithmetic of a prefill, pruned and full.
+    """
+
+    bundle: str
+    keep: int
+    text_tokens: int
+    repeats: int
+    sides: tuple[SideReport, ...]
+    kv_bytes: dict[str, int]
+    flops: dict[str, PrefillFlops]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of ``star-export bench``; see its help for each."""
+
+    bundle: Path
+    image: Path
+    prompt: str
+    model: str | None = None
+    baseline: Path | None = None
+    keep: int | None = None
+    sides: Sequence[str] = SIDES
+    repeats: int = 5
+    warmup: int = 1
+    new_tokens: int = 16
+    threads: int | None = None
+
+
+def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
+    """Measure every side on one picture and prompt.
+
+    Args:
+        options: What to measure.
+        progress: Told what is being done.
+
+    Raises:
+        SettingsError: If the bundle is unpruned, or a side is unknown.
+        BundleError, CheckpointError: If a side cannot be loaded.
+    """
+    bundle = open_bundle(options.bundle)
+    if bundle.spec.star is None:
+        raise SettingsError("bench compares a pruned bundle with its baseline; this one was built with --no-prune")
+    if unknown := set(options.sides) - set(SIDES):
+        raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
+    source = options.model or bundle.manifest["source"]["model"]
+    with tempfile.TemporaryDirectory(dir=options.bundle.parent, prefix=".bench-") as scratch:
+        baseline = options.baseline
+        if baseline is None and UNPRUNED in options.sides:
+            progress("building the unpruned baseline")
+            baseline = _build_baseline(source, bundle.spec, Path(scratch) / "baseline")
+        return _bench(options, bundle.spec, baseline or Path(), Path(source), progress)
+
+
+def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
+    options = BuildOptions(
+        model=source,
+        output=folder,
+        prune=False,
+        max_text_tokens=spec.max_text_tokens,
+        max_new_tokens=spec.max_new_tokens,
+        dtype=spec.dtype,
+    )
+    return build(options, _Silent()).folder
+
+
+class _Silent:
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        pass
+
+    def advance(self, done_bytes: int) -> None:
+        pass
+
+
+def _bench(
+    options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
+) -> BenchReport:
+    pipeline = load(options.bundle, threads=options.threads)
+    keep = pipeline.budget(options.keep)
+    workload = Workload(
+        bundle=options.bundle,
+        baseline=baseline,
+        checkpoint=checkpoint,
+        picture=options.image,
+        text=render(options.prompt, pipeline.prompt_spec),
+        keep=keep,
+        new_tokens=min(options.new_tokens, spec.max_new_tokens),
+        threads=options.threads,
+    )
+    text_tokens = pipeline.tokenize(workload.text).text_tokens
+    del pipeline
+    samples = _measure(options, workload, progress)
+    sides = []
+    for name in options.sides:
+        progress(f"peak memory of {name}")
+        sides.append(_side_report(name, samples, peak_memory(name, workload)))
+    return BenchReport(
+        bundle=str(options.bundle),
+        keep=keep,
+        text_tokens=text_tokens,
+        repeats=options.repeats,
+        sides=tuple(sides),
+        kv_bytes=_kv_bytes(spec, text_tokens, keep),
+        flops={
+            "pruned": prefill_flops(spec, text_tokens=text_tokens, keep=keep),
+            "full": prefill_flops(spec, text_tokens=text_tokens, keep=None),
+        },
+    )
+
+
+def _measure(
+    options: BenchOptions, workload: Workload, progress: Callable[[str], None]
+) -> dict[str, list[Sample]]:
+    """Samples of every side; the sides take turns within each round."""
+    sides = {}
+    for name in options.sides:
+        progress(f"loading {name}")
+        sides[name] = open_side(name, workload)
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    for round_ in range(options.warmup + options.repeats):
+        warm = round_ >= options.warmup
+        for name, side in sides.items():
+            label = f"round {round_ - options.warmup + 1} of {options.repeats}" if warm else "warm-up"
+            progress(f"{label}: {name}")
+            sample = side.measure(workload)
+            if warm:
+                samples[name].append(sample)
+    return samples
+
+
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: int) -> SideReport:
+    medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
+    speedup = {}
+    if STAR in samples:
+        pairs = list(zip(samples[name], samples[STAR], strict=True))
+        speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
+    return SideReport(name, medians, speedup, memory)
+
+
+def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
+    layers, early = spec.model.text.num_layers, spec.num_early_layers
+    return {
+        "early": spec.kv_bytes(spec.image_tokens + text_tokens, early),
+        "late": spec.kv_bytes(keep + text_tokens, layers - early),
+        "unpruned": spec.kv_bytes(spec.model.vision.num_patches + text_tokens, layers),
+    }

@@ -1,0 +1,163 @@
+"""The systems that a benchmark compares, each timed through the same four numbers."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import DynamicCache, LlavaForConditionalGeneration
+
+from star_export.pipeline import Pipeline, load
+from star_export.preprocessing import load_image, pixel_values
+from star_export.preprocessing.convert import read_processor
+
+STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
+
+_PATHS = ("bundle", "baseline", "checkpoint", "picture")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What every side does.
+
+    Attributes:
+        bundle: The pruned bundle.
+        baseline: The same model built with ``--no-prune``.
+        checkpoint: The model in Hugging Face layout.
+        picture: The picture's file.
+        text: The prompt, rendered, with its image token.
+        keep: Budget of the pruned bundle; its own when None.
+        new_tokens: Tokens to decode after the first.
+        threads: CPU threads; all cores when None.
+    """
+
+    bundle: Path
+    baseline: Path
+    checkpoint: Path
+    picture: Path
+    text: str
+    keep: int | None
+    new_tokens: int
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Milliseconds of one request.
+
+    Attributes:
+        vision: Preprocessed pixels to projected features.
+        prefill: Features and prompt to the first logits.
+        decode: One more token, mean over the tokens of this request.
+        ttft: Picture file and prompt to the first token.
+    """
+
+    vision: float
+    prefill: float
+    decode: float
+    ttft: float
+
+
+class Side(Protocol):
+    """One system under test."""
+
+    def measure(self, workload: Workload) -> Sample:
+        """Answer once and take the time."""
+
+
+class BundleSide:
+    """A bundle, through the pipeline users run."""
+
+    def __init__(self, folder: Path, *, keep: int | None, threads: int | None) -> None:
+        self.pipeline: Pipeline = load(folder, threads=threads)
+        self.keep = self.pipeline.budget(keep)
+
+    def measure(self, workload: Workload) -> Sample:
+        """Answer once and take the time."""
+        start = time.perf_counter()
+        tokens = self.pipeline.tokenize(workload.text)
+        pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
+        ready = time.perf_counter()
+        vision = self.pipeline.encode_image(pixels)
+        seen = time.perf_counter()
+        state = self.pipeline.prefill(tokens, vision, keep=self.keep)
+        token = int(state.logits.argmax())
+        first = time.perf_counter()
+        for _ in range(workload.new_tokens):
+            self.pipeline.decode(state, token)
+            token = int(state.logits.argmax())
+        return _sample(start, ready, seen, first, workload.new_tokens)
+
+
+class HuggingFaceSide:
+    """The checkpoint in transformers, with its KV cache."""
+
+    def __init__(self, folder: Path, *, attention: str) -> None:
+        self.model = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+        ).eval()
+        self.processor = read_processor(folder)
+
+    @torch.inference_mode()
+    def measure(self, workload: Workload) -> Sample:
+        """Answer once and take the time."""
+        start = time.perf_counter()
+        inputs = self.processor(images=load_image(workload.picture), text=workload.text, return_tensors="pt")
+        ready = time.perf_counter()
+        features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
+        seen = time.perf_counter()
+        embeds = self.model.get_input_embeddings()(inputs["input_ids"])
+        places = inputs["input_ids"] == self.model.config.image_token_id
+        embeds[places] = torch.cat(list(features))
+        cache = DynamicCache(config=self.model.config.text_config)
+        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        first = time.perf_counter()
+        for _ in range(workload.new_tokens):
+            output = self.model(input_ids=token, past_key_values=cache, use_cache=True)
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+        return _sample(start, ready, seen, first, workload.new_tokens)
+
+
+def _sample(start: float, ready: float, seen: float, first: float, new_tokens: int) -> Sample:
+    now = time.perf_counter()
+    return Sample(
+        vision=1000 * (seen - ready),
+        prefill=1000 * (first - seen),
+        decode=1000 * (now - first) / new_tokens,
+        ttft=1000 * (first - start),
+    )
+
+
+def open_side(name: str, workload: Workload) -> Side:
+    """Load one of :data:`SIDES`."""
+    if name in (STAR, UNPRUNED):
+        folder = workload.bundle if name == STAR else workload.baseline
+        return BundleSide(folder, keep=workload.keep if name == STAR else None, threads=workload.threads)
+    if workload.threads:
+        torch.set_num_threads(workload.threads)
+    return HuggingFaceSide(workload.checkpoint, attention=name.removeprefix("hf-"))
+
+
+def peak_memory(name: str, workload: Workload) -> int:
+    """Peak resident bytes of a fresh process that loads one side and answers once."""
+    request = json.dumps({"name": name, **asdict(workload)}, default=str)
+    command = [sys.executable, "-m", __name__, request]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def _main(request: str) -> None:
+    fields = json.loads(request)
+    name = fields.pop("name")
+    workload = Workload(**{k: Path(v) if k in _PATHS else v for k, v in fields.items()})
+    open_side(name, workload).measure(workload)
+    print(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,125 @@
+"""Names, order, dtypes and shapes of the three graphs' borders."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from star_export.build import BuildOptions, resolve_spec
+from star_export.checkpoint import open_checkpoint
+from star_export.contract import DECODE, PREFILL, VISION, GraphSpec, TensorSpec, cache_pairs, contract
+from star_export.specs import DType, ExportSpec
+
+Row = tuple[str, str, tuple[int | str, ...]]
+
+# The "gqa" checkpoint: 4 layers, K = 2, 2 KV heads of 8; 576 patches, N1 = 518.
+EARLY, LATE, FULL = 518 + 128 + 32, 288 + 128 + 32, 576 + 128 + 32
+
+
+@pytest.fixture(scope="module")
+def spec(checkpoint: Callable[[str], Path]) -> Callable[..., ExportSpec]:
+    opened = open_checkpoint(str(checkpoint("gqa")))
+
+    def resolve(*, prune: bool = True, dtype: DType = "float32") -> ExportSpec:
+        pruning = {"keep": 64, "max_keep": 288} if prune else {}
+        options: dict[str, Any] = {"max_text_tokens": 128, "max_new_tokens": 32, "dtype": dtype, **pruning}
+        return resolve_spec(BuildOptions(model="x", output=Path("x"), prune=prune, **options), opened)
+
+    return resolve
+
+
+def rows(tensors: tuple[TensorSpec, ...]) -> list[Row]:
+    return [(t.name, t.dtype, t.shape) for t in tensors]
+
+
+def caches(prefix: str, batch: int | str, capacities: list[int], dtype: str = "float32") -> list[Row]:
+    return [
+        (f"{prefix}.{layer}.{part}", dtype, (batch, 2, capacity, 8))
+        for layer, capacity in enumerate(capacities)
+        for part in ("key", "value")
+    ]
+
+
+def test_vision_pruned(spec: Callable[..., ExportSpec]) -> None:
+    graph = contract(spec(dtype="float16"))[VISION]
+    assert rows(graph.inputs) == [
+        ("pixel_values", "float16", (1, 3, 336, 336)),
+        ("stage1_slots", "int64", ("N1",)),
+    ]
+    assert rows(graph.outputs) == [
+        ("image_features", "float16", (1, "N1", 64)),
+        ("image_indices", "int64", (1, "N1")),
+    ]
+
+
+def test_vision_unpruned(spec: Callable[..., ExportSpec]) -> None:
+    graph = contract(spec(prune=False))[VISION]
+    assert rows(graph.inputs) == [("pixel_values", "float32", (1, 3, 336, 336))]
+    assert rows(graph.outputs) == [("image_features", "float32", (1, 576, 64))]
+
+
+def test_prefill_pruned(spec: Callable[..., ExportSpec]) -> None:
+    graph = contract(spec(dtype="float16"))[PREFILL]
+    capacities = [EARLY, EARLY, LATE, LATE]
+    assert rows(graph.inputs) == [
+        ("input_ids", "int64", (1, "S")),
+        ("image_features", "float16", (1, "V", 64)),
+        ("image_positions", "int64", (1, "V")),
+        ("query_positions", "int64", (1, "Q")),
+        ("stage2_slots", "int64", ("N2",)),
+        *caches("past_key_values", 1, capacities, "float16"),
+    ]
+    assert rows(graph.outputs) == [
+        ("logits", "float32", (1, 512)),
+        ("kept_positions", "int64", (1, "S - V + N2")),
+        *caches("present", 1, capacities, "float16"),
+    ]
+
+
+def test_prefill_unpruned(spec: Callable[..., ExportSpec]) -> None:
+    graph = contract(spec(prune=False))[PREFILL]
+    assert rows(graph.inputs) == [
+        ("input_ids", "int64", (1, "S")),
+        ("image_features", "float32", (1, "V", 64)),
+        ("image_positions", "int64", (1, "V")),
+        *caches("past_key_values", 1, [FULL] * 4),
+    ]
+    assert rows(graph.outputs) == [("logits", "float32", (1, 512)), *caches("present", 1, [FULL] * 4)]
+
+
+@pytest.mark.parametrize(
+    ("prune", "groups", "capacities"),
+    [
+        (True, ["early_lengths", "late_lengths"], [EARLY, EARLY, LATE, LATE]),
+        (False, ["early_lengths"], [FULL] * 4),
+    ],
+)
+def test_decode(
+    spec: Callable[..., ExportSpec], prune: bool, groups: list[str], capacities: list[int]
+) -> None:
+    graph = contract(spec(prune=prune))[DECODE]
+    assert rows(graph.inputs) == [
+        ("input_ids", "int64", ("B", 1)),
+        ("position_ids", "int64", ("B", 1)),
+        *((name, "int64", ("B",)) for name in groups),
+        *caches("past_key_values", "B", capacities),
+    ]
+    assert rows(graph.outputs) == [("logits", "float32", ("B", 512)), *caches("present", "B", capacities)]
+
+
+@pytest.mark.parametrize("graph", [PREFILL, DECODE])
+def test_cache_pairs_are_the_graphs_own(spec: Callable[..., ExportSpec], graph: str) -> None:
+    borders = contract(spec())[graph]
+    past = [t.name for t in borders.inputs if t.name.startswith("past")]
+    present = [t.name for t in borders.outputs if t.name.startswith("present")]
+    assert cache_pairs(spec()) == list(zip(past, present, strict=True))
+
+
+def test_manifest_form_is_json() -> None:
+    graph = GraphSpec((TensorSpec("a", "int64", (1, "S")),), (TensorSpec("b", "float32", ()),))
+    assert json.loads(json.dumps(graph.to_dict())) == {
+        "inputs": [{"name": "a", "dtype": "int64", "shape": [1, "S"]}],
+        "outputs": [{"name": "b", "dtype": "float32", "shape": []}],
+    }

@@ -1,0 +1,159 @@
+"""Prompts become exactly the tokens that transformers' processor gives, with the right places."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer
+from transformers import AutoProcessor
+
+from star_export.errors import InputError
+from star_export.preprocessing import PromptSpec, TokenizedPrompt, render, tokenize
+from star_export.validation.checkpoints import CHAT_TEMPLATE
+
+PROMPTS = ["What is in the picture?", "Zwei Wörter, {braces} & 'quotes' 犬 🐕", " spaces \n\n and lines "]
+IMAGE_ID = 4
+
+PLAIN = PromptSpec(
+    image_token="<image>", image_token_id=IMAGE_ID, chat_template=None, special_tokens={"bos_token": "<s>"}
+)
+
+
+@pytest.fixture(scope="module", params=["mha", "gqa"])
+def preset(request: pytest.FixtureRequest) -> str:
+    """``mha`` has no chat template, ``gqa`` has one."""
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def processor(preset: str, checkpoint: Callable[[str], Path]) -> Any:
+    return AutoProcessor.from_pretrained(checkpoint(preset))
+
+
+@pytest.fixture(scope="module")
+def spec(preset: str, bundle: Callable[..., Path]) -> PromptSpec:
+    parameters = json.loads((bundle(preset) / "preprocessor.json").read_text())
+    return PromptSpec(**parameters["prompt"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(bundle: Callable[..., Path]) -> Tokenizer:
+    return Tokenizer.from_file(str(bundle("mha") / "tokenizer.json"))
+
+
+def with_template(template: str) -> PromptSpec:
+    return replace(PLAIN, chat_template=template)
+
+
+def token_ids(text: str, tokenizer: Tokenizer) -> TokenizedPrompt:
+    return tokenize(text, tokenizer, PLAIN, tokens_per_image=10)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_render_without_chat_template(prompt: str) -> None:
+    assert render(prompt, PLAIN) == f"USER: <image>\n{prompt} ASSISTANT:"
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE,
+        "{% for m in messages %}\n  {% if loop.first %}[{{ m.role }}]{% endif %}\n"
+        "{% for c in m['content'] if c.type == 'text' %}<image>{{ c.text | trim }}{% break %}{% endfor %}\n"
+        "{% endfor %}{{ eos_token }}{% if add_generation_prompt %}A:{% endif %}",
+        "<image>{{ messages | tojson }}",
+        "<image>{{ messages[0].content[1].text }} {{ strftime_now('%Y')[:2] }}{# comment #}",
+    ],
+)
+def test_render_equals_transformers(
+    checkpoint: Callable[[str], Path], bundle: Callable[..., Path], prompt: str, template: str
+) -> None:
+    parameters = json.loads((bundle("gqa") / "preprocessor.json").read_text())["prompt"]
+    spec = PromptSpec(**{**parameters, "chat_template": template})
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    expected = AutoProcessor.from_pretrained(checkpoint("gqa")).apply_chat_template(
+        [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True
+    )
+    assert render(prompt, spec) == expected
+
+
+@pytest.mark.parametrize("template", [None, CHAT_TEMPLATE])
+@pytest.mark.parametrize("prompt", ["<image>", "say <image> what {{ 1 + 1 }}", "<image> and <image>"])
+def test_prompt_with_an_image_token_is_taken_as_it_is(template: str | None, prompt: str) -> None:
+    assert render(prompt, replace(PLAIN, chat_template=template)) == prompt
+
+
+def test_prompt_is_data_for_the_template() -> None:
+    prompt = "{{ 1 + 1 }} {% raise %}"
+    assert render(prompt, with_template("<image>{{ messages[0].content[1].text }}")) == f"<image>{prompt}"
+
+
+@pytest.mark.parametrize("prompt", ["", " ", "\n\t"])
+def test_empty_prompt(prompt: str) -> None:
+    with pytest.raises(InputError, match="the prompt is empty"):
+        render(prompt, PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('only assistants may ask') }}", "only assistants may ask"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ nobody.home }}", "'nobody' is undefined"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ ''.__class__.__base__.__subclasses__() }}", "unsafe"),
+        ("{{ raise_exception.__globals__['json'] }}", "unsafe"),
+        ("{{ '{0.__class__.__mro__}'.format('') }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+    ],
+)
+def test_template_that_refuses_or_escapes(template: str, message: str) -> None:
+    with pytest.raises(InputError, match=f"chat template refuses this prompt: .*{message}"):
+        render("hello", with_template(template))
+
+
+@pytest.mark.parametrize("prompt", [*PROMPTS, "before <image> after"])
+def test_tokens_equal_transformers(
+    processor: Any, spec: PromptSpec, tokenizer: Tokenizer, prompt: str
+) -> None:
+    text = render(prompt, spec)
+    ours = tokenize(text, tokenizer, spec, tokens_per_image=576)
+    theirs = processor(images=Image.new("RGB", (50, 50)), text=text, return_tensors="np")["input_ids"]
+    assert ours.input_ids.dtype == np.int64
+    assert np.array_equal(ours.input_ids, theirs)
+    assert np.array_equal(ours.image_positions[0], np.flatnonzero(theirs[0] == IMAGE_ID))
+
+
+def test_positions(tokenizer: Tokenizer) -> None:
+    tokens = token_ids("USER: <image>\nWhat? ASSISTANT:", tokenizer)
+    ids = tokens.input_ids[0]
+    before, after = tokenizer.encode("USER: ").ids, tokenizer.encode("\nWhat? ASSISTANT:").ids[1:]
+    assert ids.tolist() == [*before, *[IMAGE_ID] * 10, *after]
+    assert ids[0] == 1  # <s>, once
+    assert tokens.image_positions.tolist() == [list(range(len(before), len(before) + 10))]
+    assert tokens.query_positions.tolist() == [list(range(len(before) + 10, len(ids)))]
+    assert tokens.text_tokens == len(before) + len(after)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<image> one <image> two", "holds 2 <image> tokens; this bundle takes exactly one image"),
+        ("no picture", "holds 0 <image> tokens"),
+        ("What is this? <image>", "no text follows <image>; STAR scores the picture by the text after it"),
+    ],
+)
+def test_prompts_that_cannot_be_used(tokenizer: Tokenizer, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        token_ids(text, tokenizer)
+
+
+def test_one_token_after_the_image_is_enough(tokenizer: Tokenizer) -> None:
+    assert token_ids("<image>?", tokenizer).query_positions.tolist() == [[11]]

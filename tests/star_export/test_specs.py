@@ -1,0 +1,190 @@
+"""STAR's budgets, the cache capacities, and the errors that keep both possible."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from star_export.errors import SettingsError
+from star_export.specs import (
+    ExportSpec,
+    ModelSpec,
+    StarSpec,
+    TextSpec,
+    VisionSpec,
+    check_capacities,
+    check_keep,
+    default_prune_layer,
+    resolve_star,
+    stage1_count,
+)
+
+
+def llava(*, side: int = 24, layers: int = 32, positions: int = 4096) -> ModelSpec:
+    """LLaVA-1.5-7B, but for the grid of ``side x side`` patches and the decoder's depth."""
+    vision = VisionSpec(
+        image_size=14 * side, patch_size=14, hidden_size=1024, intermediate_size=4096, num_layers=23,
+        num_heads=16, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+    )  # fmt: skip
+    text = TextSpec(
+        hidden_size=4096, intermediate_size=11008, num_layers=layers, num_heads=32, num_kv_heads=8,
+        head_dim=128, vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, attention_bias=False,
+        mlp_bias=False, tie_word_embeddings=False, max_position_embeddings=positions,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )  # fmt: skip
+    return ModelSpec(
+        vision=vision,
+        text=text,
+        projector_act="gelu",
+        projector_bias=True,
+        image_token_id=32000,
+        eos_token_ids=(2, 7),
+    )
+
+
+def export_spec(model: ModelSpec, star: StarSpec | None, *, text: int = 100, new: int = 50) -> ExportSpec:
+    return ExportSpec(model=model, star=star, max_text_tokens=text, max_new_tokens=new, dtype="float16")
+
+
+@pytest.mark.parametrize(
+    ("patches", "drop_ratio", "kept"),
+    [
+        (576, 0.1, 518),  # 518.4
+        (256, 0.1, 230),  # 230.4
+        (576, 0.0, 576),
+        (576, 0.5, 288),
+        (5, 0.5, 3),  # 2.5: halves go up, where Python's round() would give 2
+        (1, 0.1, 1),
+    ],
+)
+def test_stage1_count(patches: int, drop_ratio: float, kept: int) -> None:
+    assert stage1_count(patches=patches, drop_ratio=drop_ratio) == kept
+
+
+@pytest.mark.parametrize("drop_ratio", [-0.1, 1.0, 2.0, float("nan")])
+def test_stage1_count_refuses(drop_ratio: float) -> None:
+    with pytest.raises(SettingsError, match="--drop-ratio must be at least 0 and below 1"):
+        stage1_count(patches=576, drop_ratio=drop_ratio)
+
+
+@pytest.mark.parametrize(
+    ("layers", "prune_layer"), [(32, 14), (40, 18), (36, 16), (6, 3), (4, 2), (2, 1), (1, 1)]
+)
+def test_default_prune_layer(layers: int, prune_layer: int) -> None:
+    assert default_prune_layer(layers) == prune_layer
+
+
+def test_resolve_star_defaults() -> None:
+    assert resolve_star(llava()) == StarSpec(
+        drop_ratio=0.1, stage1_keep=518, prune_layer=14, keep=64, max_keep=64
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"keep": 115}, {"keep": 115, "max_keep": 115}),
+        ({"keep_ratio": 0.2}, {"keep": 115, "max_keep": 115}),  # 115.2
+        ({"keep_ratio": 0.05}, {"keep": 29, "max_keep": 29}),  # 28.8
+        ({"max_keep": 288}, {"keep": 64, "max_keep": 288}),
+        ({"keep": 1}, {"keep": 1}),
+        ({"keep": 517}, {"keep": 517, "stage1_keep": 518}),
+        ({"keep": 517, "max_keep": 517}, {"keep": 517, "max_keep": 517}),
+        ({"drop_ratio": 0.0, "keep": 575}, {"stage1_keep": 576, "keep": 575}),
+        ({"prune_layer": 1}, {"prune_layer": 1}),
+        ({"prune_layer": 31}, {"prune_layer": 31}),
+    ],
+)
+def test_resolve_star(options: dict[str, Any], expected: dict[str, Any]) -> None:
+    star = resolve_star(llava(), **options)
+    assert {name: getattr(star, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep": 64, "keep_ratio": 0.1}, "either --keep or --keep-ratio, not both"),
+        ({"keep_ratio": 0.0}, "--keep-ratio must be between 0 and 1, got 0"),
+        ({"keep_ratio": 1.0}, "--keep-ratio must be between 0 and 1, got 1"),
+        ({"keep_ratio": 0.95}, "547 is not below the 518 tokens"),
+        ({"keep": 0}, "--keep must be at least 1 visual token, got 0"),
+        ({"keep": -3}, "--keep must be at least 1 visual token, got -3"),
+        ({"keep": 518}, "--keep 518 is not below the 518 tokens .* choose at most 517"),
+        ({"max_keep": 518}, "--max-keep 518 is not below the 518 tokens"),
+        ({"keep": 65, "max_keep": 64}, "65 is over this bundle's maximum of 64; .* --max-keep 65"),
+        ({"keep": 64, "drop_ratio": 0.9}, "--keep 64 is not below the 58 tokens"),
+        ({"drop_ratio": 1.0}, "--drop-ratio must be at least 0 and below 1, got 1"),
+        ({"prune_layer": 0}, "--prune-layer must be from 1 to 31 for this 32-layer decoder, got 0"),
+        ({"prune_layer": 32}, "--prune-layer must be from 1 to 31 for this 32-layer decoder, got 32"),
+    ],
+)
+def test_resolve_star_refuses(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        resolve_star(llava(), **options)
+
+
+def test_default_keep_must_fit_a_small_grid() -> None:
+    with pytest.raises(SettingsError, match="--keep 64 is not below the 58 tokens"):
+        resolve_star(llava(side=8))  # 64 patches
+
+
+def test_check_keep_of_a_request() -> None:
+    star = resolve_star(llava(), max_keep=288)
+    for keep in (1, 64, 288):
+        check_keep(star, keep)
+    with pytest.raises(SettingsError, match="--keep 289 is over this bundle's maximum of 288"):
+        check_keep(star, 289)
+
+
+def test_capacities_of_both_groups() -> None:
+    spec = export_spec(llava(), resolve_star(llava(), max_keep=288))
+    assert (spec.image_tokens, spec.num_early_layers) == (518, 14)
+    assert (spec.early_capacity, spec.late_capacity) == (518 + 100 + 50, 288 + 100 + 50)
+    assert [spec.cache_capacity(layer) for layer in (0, 13, 14, 31)] == [668, 668, 438, 438]
+
+
+def test_capacities_unpruned() -> None:
+    spec = export_spec(llava(), None)
+    assert (spec.image_tokens, spec.num_early_layers) == (576, 32)
+    assert (spec.early_capacity, spec.late_capacity) == (576 + 100 + 50, 0)
+    assert {spec.cache_capacity(layer) for layer in range(32)} == {726}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4)])
+def test_kv_bytes(dtype: Any, size: int) -> None:
+    spec = replace(export_spec(llava(), None), dtype=dtype)
+    assert spec.kv_bytes(10, 3) == 2 * 10 * 3 * 8 * 128 * size  # key and value, 8 KV heads of 128
+
+
+def test_capacities_reach_the_position_limit_exactly() -> None:
+    check_capacities(export_spec(llava(positions=726), None))
+    with pytest.raises(
+        SettingsError, match="576 image . 100 text . 50 new tokens are 726, over the model's 725 positions"
+    ):
+        check_capacities(export_spec(llava(positions=725), None))
+
+
+@pytest.mark.parametrize(
+    ("counts", "option"), [({"text": 0}, "--max-text-tokens"), ({"new": 0}, "--max-new-tokens")]
+)
+def test_capacities_must_be_positive(counts: dict[str, int], option: str) -> None:
+    with pytest.raises(SettingsError, match=f"{option} must be at least 1, got 0"):
+        check_capacities(export_spec(llava(), None, **counts))
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_round_trip_through_json(pruned: bool) -> None:
+    spec = export_spec(llava(), resolve_star(llava()) if pruned else None)
+    assert ExportSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_from_dict_refuses_unknown_and_missing_fields(part: str) -> None:
+    data = export_spec(llava(), None).to_dict()
+    data["model"][part]["colour"] = 1
+    with pytest.raises(TypeError, match="colour"):
+        ExportSpec.from_dict(data)
+    del data["model"][part]
+    with pytest.raises(KeyError, match=part):
+        ExportSpec.from_dict(data)
