@@ -146,17 +146,17 @@ def _bench(
     )
     text_tokens = pipeline.tokenize(workload.text).text_tokens
     del pipeline
-    samples = _measure(options, workload, progress)
-    sides = []
-    for name in options.sides:
+    memory = {}
+    for name in options.sides:  # before this process holds every side itself
         progress(f"peak memory of {name}")
-        sides.append(_side_report(name, samples, peak_memory(name, workload)))
+        memory[name] = peak_memory(name, workload)
+    samples = _measure(options, workload, progress)
     return BenchReport(
         bundle=str(options.bundle),
         keep=keep,
         text_tokens=text_tokens,
         repeats=options.repeats,
-        sides=tuple(sides),
+        sides=tuple(_side_report(name, samples, memory[name]) for name in options.sides),
         kv_bytes=_kv_bytes(spec, text_tokens, keep),
         flops={
             "pruned": prefill_flops(spec, text_tokens=text_tokens, keep=keep),

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -47,6 +48,11 @@ def entries(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def write_then(error: type[BaseException], file: BinaryIO) -> None:
+    file.write(b"half")
+    raise error
+
+
 @pytest.fixture
 def old_bundle(tmp_path: Path) -> Path:
     target = tmp_path / "bundle"
@@ -76,8 +82,7 @@ def test_atomic_open_keeps_old_content_on_error(tmp_path: Path, error: type[Base
     path = tmp_path / "a.txt"
     path.write_text("old")
     with pytest.raises(error), atomic_open(path) as file:
-        file.write(b"half")
-        raise error
+        write_then(error, file)
     assert tree(tmp_path) == {"a.txt": "old"}
 
 
@@ -102,9 +107,12 @@ def test_staging_folder_becomes_the_target(tmp_path: Path) -> None:
 def test_staging_folder_leaves_nothing_on_error(
     tmp_path: Path, error: type[BaseException], overwrite: bool
 ) -> None:
-    with pytest.raises(error), staging_folder(tmp_path / "bundle", overwrite=overwrite) as folder:
-        (folder / "a").write_text("1")
-        raise error
+    with (
+        pytest.raises(error),
+        staging_folder(tmp_path / "bundle", overwrite=overwrite) as folder,
+        (folder / "a").open("wb") as file,
+    ):
+        write_then(error, file)
     assert entries(tmp_path) == []
 
 

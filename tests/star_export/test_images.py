@@ -1,11 +1,12 @@
 """Pictures become exactly the numbers that transformers' processor gives, or a clear refusal."""
 
 import io
+import json
 import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,14 @@ def spec(processor: Any, checkpoint: Callable[[str], Path]) -> ImageSpec:
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Random pixels, transparency included where the mode has any."""
     random = np.random.default_rng(width * 10_000 + height)
-    image = Image.fromarray(random.integers(0, 256, (height, width, 4), dtype=np.uint8), "RGBA")
-    if mode != "P":
-        return image if mode == "RGBA" else image.convert("RGB").convert(mode)
-    palette = image.convert("RGB").quantize(16)
-    palette.info["transparency"] = 3
-    return palette
+    pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
 
 
-def encoded(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, format, **options)
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -90,10 +86,9 @@ def test_sizes_match_transformers(processor: Any, spec: ImageSpec, size: tuple[i
     assert_same_bits(ours, transformers_pixels(processor, noise(*size)))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16"])
 def test_modes_match_transformers(processor: Any, spec: ImageSpec, mode: str) -> None:
     image = noise(150, 131, mode)
-    assert image.mode == mode
     assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
 
 
@@ -115,8 +110,8 @@ def test_other_processors_match_transformers(
     assert_same_bits(pixel_values(image, spec), transformers_pixels(processor, image))
 
 
-def test_spec_survives_json_lists(spec: ImageSpec) -> None:
-    lists = replace(spec, mean=list(spec.mean), std=list(spec.std), crop=list(spec.crop or ()))
+def test_spec_survives_json(spec: ImageSpec) -> None:
+    lists = ImageSpec(**json.loads(json.dumps(asdict(spec))))
     image = noise(50, 60)
     assert_same_bits(pixel_values(image, lists), pixel_values(image, spec))
 
@@ -153,7 +148,7 @@ def test_the_callers_image_stays_as_it_is() -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no.png does not exist; give the path of a picture"):
+    with pytest.raises(InputError, match=r"no\.png does not exist; give the path of a picture"):
         load_image(tmp_path / "no.png")
 
 
@@ -165,16 +160,16 @@ def test_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"just some text\n" * 20, b"\x89PNG\r\n\x1a\n"])
 def test_content_that_is_no_picture(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(InputError, match="a.png is not a picture that Pillow can read"):
+    with pytest.raises(InputError, match=r"a\.png is not a picture that Pillow can read"):
         load_image(tmp_path / "a.png")
-    with pytest.raises(InputError, match="the picture is not a picture|cannot be decoded"):
+    with pytest.raises(InputError, match=r"the picture (is not a picture|cannot be decoded)"):
         load_image(content)
 
 
-@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_truncated_picture(format: str) -> None:
-    data = encoded(noise(100, 80), format)
-    with pytest.raises(InputError, match="the picture (cannot be decoded|is not a picture)"):
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_truncated_picture(kind: str) -> None:
+    data = encoded(noise(100, 80), kind)
+    with pytest.raises(InputError, match=r"the picture (cannot be decoded|is not a picture)"):
         load_image(data[: len(data) // 2])
 
 

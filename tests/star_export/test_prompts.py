@@ -111,7 +111,6 @@ def test_empty_prompt(prompt: str) -> None:
         ("{{ raise_exception.__globals__['json'] }}", "unsafe"),
         ("{{ '{0.__class__.__mro__}'.format('') }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% include '/etc/passwd' %}", "no loader"),
     ],
 )
 def test_template_that_refuses_or_escapes(template: str, message: str) -> None:

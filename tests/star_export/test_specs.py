@@ -160,7 +160,7 @@ def test_kv_bytes(dtype: Any, size: int) -> None:
 def test_capacities_reach_the_position_limit_exactly() -> None:
     check_capacities(export_spec(llava(positions=726), None))
     with pytest.raises(
-        SettingsError, match="576 image . 100 text . 50 new tokens are 726, over the model's 725 positions"
+        SettingsError, match=r"576 image \+ 100 text \+ 50 new tokens are 726, over the model's 725 positions"
     ):
         check_capacities(export_spec(llava(positions=725), None))
 
