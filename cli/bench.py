@@ -1,13 +1,11 @@
 """``star-export bench``."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
 from rich.table import Table
 
+from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.options import BundleArgument, JsonOption, ThreadsOption
 from star_export.cli.output import err, megabytes, out, print_json, quiet_libraries
 
 if TYPE_CHECKING:
@@ -24,24 +22,18 @@ EPILOG = """
 
 @app.command(epilog=EPILOG)
 def bench(
-    folder: BundleArgument,
-    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The question.")] = "What is in the picture?",
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Where the source checkpoint is now.  [default: see manifest]")
-    ] = None,
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", help="The --no-prune bundle; built for the time being when not given.")
-    ] = None,
-    keep: Annotated[int | None, typer.Option("--keep", help="Budget.  [default: the bundle's]")] = None,
-    side: Annotated[
-        list[str] | None, typer.Option("--side", help="star, unpruned, hf-sdpa, hf-eager; repeat.  [default: all]")
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured rounds.")] = 5,
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds before them.")] = 1,
-    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode in each round.")] = 16,
-    threads: ThreadsOption = None,
-    json: JsonOption = False,
+    folder: opt.BundleArgument,
+    image: opt.ImageOption,
+    prompt: opt.PromptOption = "What is in the picture?",
+    model: opt.SourceOption = None,
+    baseline: opt.BaselineOption = None,
+    keep: opt.RunKeepOption = None,
+    side: opt.SidesOption = None,
+    repeats: opt.RepeatsOption = 5,
+    warmup: opt.WarmupOption = 1,
+    max_new_tokens: opt.BenchNewTokensOption = 16,
+    threads: opt.ThreadsOption = None,
+    json: opt.JsonOption = False,
 ) -> None:
     """Compare speed and memory with the unpruned bundle and with Hugging Face."""
     quiet_libraries()
@@ -62,7 +54,7 @@ def bench(
         sides=tuple(side or SIDES),
         repeats=repeats,
         warmup=warmup,
-        new_tokens=new_tokens,
+        new_tokens=max_new_tokens,
         threads=threads,
     )
     with err.status("starting") as status:

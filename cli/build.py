@@ -1,14 +1,12 @@
 """``star-export build``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
-import typer
-
+from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
-from star_export.cli.options import BackendOption, JsonOption
-from star_export.specs import DEFAULT_DROP_RATIO, DEFAULT_KEEP
+from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildReport
@@ -26,46 +24,21 @@ EPILOG = """
 
 @app.command(epilog=EPILOG)
 def build(
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
-    ],
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Bundle folder to make; by default named after the model.")
-    ] = None,
-    keep: Annotated[
-        int | None, typer.Option("--keep", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]")
-    ] = None,
-    keep_ratio: Annotated[
-        float | None, typer.Option("--keep-ratio", help="The same as a share of all patches, such as 0.1.")
-    ] = None,
-    max_keep: Annotated[
-        int | None, typer.Option("--max-keep", help="Largest --keep that `run` may ask for.  [default: --keep]")
-    ] = None,
-    drop_ratio: Annotated[
-        float, typer.Option("--drop-ratio", help="Share of patches that stage 1 drops (R).")
-    ] = DEFAULT_DROP_RATIO,
-    prune_layer: Annotated[
-        int | None,
-        typer.Option("--prune-layer", help="Decoder layers that see every stage-1 token (K).  [default: 0.4375 of all]"),
-    ] = None,
-    prune: Annotated[
-        bool, typer.Option("--prune/--no-prune", help="--no-prune builds the unpruned baseline.")
-    ] = True,
-    max_text_tokens: Annotated[
-        int, typer.Option(help="Text tokens a prompt may have; sizes the KV caches.")
-    ] = 512,
-    max_new_tokens: Annotated[
-        int, typer.Option(help="Tokens that can be generated; sizes the KV caches.")
-    ] = 512,
-    dtype: Annotated[
-        Literal["float32", "float16"], typer.Option(help="float32 for CPUs, float16 for GPUs.")
-    ] = "float32",
-    backend: BackendOption = "onnxruntime",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")] = False,
-    check: Annotated[
-        bool, typer.Option("--check", help="Check the bundle against PyTorch right away.")
-    ] = False,
-    json: JsonOption = False,
+    model: opt.ModelOption,
+    output: opt.OutputOption = None,
+    keep: opt.KeepOption = None,
+    keep_ratio: opt.KeepRatioOption = None,
+    max_keep: opt.MaxKeepOption = None,
+    drop_ratio: opt.DropRatioOption = DEFAULT_DROP_RATIO,
+    prune_layer: opt.PruneLayerOption = None,
+    prune: opt.PruneOption = True,
+    max_text_tokens: opt.MaxTextTokensOption = 512,
+    max_new_tokens: opt.MaxNewTokensOption = 512,
+    dtype: opt.DTypeOption = "float32",
+    backend: opt.BackendOption = "onnxruntime",
+    overwrite: opt.OverwriteOption = False,
+    check: opt.CheckOption = False,
+    json: opt.JsonOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to a bundle."""
     quiet_libraries()

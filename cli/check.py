@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 from rich.table import Table
 
+from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.options import BackendOption, BundleArgument, JsonOption
 from star_export.cli.output import err, out, print_json, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
@@ -26,22 +26,16 @@ EPILOG = """
 
 @app.command(epilog=EPILOG)
 def check(
-    folder: BundleArgument,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Where the source checkpoint is now.  [default: see manifest]")
-    ] = None,
-    keep: Annotated[
-        list[int] | None, typer.Option("--keep", help="Budget to check; repeat for more.  [default: the bundle's]")
-    ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option("--image", "-i", help="Check with this picture; repeat for more.")
-    ] = None,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Prompt for --image.")] = "What is in the picture?",
-    probes: Annotated[int, typer.Option(min=1, help="Built-in pictures to check with, when no --image is given.")] = 2,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode and compare.")] = 8,
-    junit: Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")] = None,
-    backend: BackendOption = "onnxruntime",
-    json: JsonOption = False,
+    folder: opt.BundleArgument,
+    model: opt.SourceOption = None,
+    keep: opt.KeepsOption = None,
+    image: opt.CheckImagesOption = None,
+    prompt: opt.PromptOption = "What is in the picture?",
+    probes: opt.ProbesOption = 2,
+    max_new_tokens: opt.CheckNewTokensOption = 8,
+    junit: opt.JUnitOption = None,
+    backend: opt.BackendOption = "onnxruntime",
+    json: opt.JsonOption = False,
 ) -> None:
     """Prove that a bundle matches PyTorch, stage by stage.
 
@@ -109,7 +103,9 @@ _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "red"}
 
 def _print_table(report: "ParityReport") -> None:
     """One row per stage with its worst case, then the verdict."""
-    table = Table("stage", "result", "error", "tolerance", "worst case", title=f"{report.bundle} ({report.dtype})")
+    table = Table(
+        "stage", "result", "error", "tolerance", "worst case", title=f"{report.bundle} ({report.dtype})"
+    )
     stages = {stage.stage: None for case in report.cases for stage in case.stages}
     for name in stages:
         rows = [(case, stage) for case in report.cases for stage in case.stages if stage.stage == name]
@@ -117,7 +113,9 @@ def _print_table(report: "ParityReport") -> None:
         result = f"[{_STYLES[stage.status]}]{stage.status}[/]"
         if sum(row[1].status == "ambiguous" for row in rows):
             result += f" ({sum(row[1].status == 'ambiguous' for row in rows)} ambiguous)"
-        table.add_row(name, result, f"{stage.error:.2g}", f"{stage.tolerance:.2g}", f"{case.name}: {stage.detail}")
+        table.add_row(
+            name, result, f"{stage.error:.2g}", f"{stage.tolerance:.2g}", f"{case.name}: {stage.detail}"
+        )
     out.print(table)
     verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
     out.print(f"{verdict}: {len(report.cases)} cases against {report.reference}")

@@ -36,8 +36,9 @@ def inspect(folder: BundleArgument, json: JsonOption = False) -> None:
 
 def _print_facts(bundle: "Bundle") -> None:
     spec, model = bundle.spec, bundle.spec.model
+    source = bundle.manifest["source"]
     facts = {
-        "source": f"{bundle.manifest['source']['model']} ({bundle.manifest['source']['revision'] or 'by file hashes'})",
+        "source": f"{source['model']} ({source['revision'] or 'by file hashes'})",
         "vision": f"{model.vision.num_layers} CLIP layers, {model.vision.num_patches} patches of "
         f"{model.vision.patch_size} px in {model.vision.image_size} px",
         "decoder": f"{model.text.num_layers} layers, {model.text.num_heads} heads, "

@@ -1,13 +1,109 @@
-"""Options that several commands share, each declared once."""
+"""Options of the commands, each declared once."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from star_export.specs import DEFAULT_KEEP
+
+# Shared by several commands.
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle made by `star-export build`.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="What runs the graphs: onnxruntime.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="Where the source checkpoint is now.  [default: see manifest]"),
+]
+RunKeepOption = Annotated[
+    int | None, typer.Option("--keep", help="Visual tokens after stage 2.  [default: the bundle's]")
+]
+ImageOption = Annotated[Path, typer.Option("--image", "-i", help="The picture: PNG, JPEG, WebP, ...")]
+PromptOption = Annotated[
+    str, typer.Option("--prompt", "-p", help="The question; with <image> in it, the whole prompt as it is.")
+]
+
+# star-export build
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Bundle folder to make.  [default: the model's name]")
+]
+KeepOption = Annotated[
+    int | None, typer.Option("--keep", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]")
+]
+KeepRatioOption = Annotated[
+    float | None, typer.Option("--keep-ratio", help="The same as a share of all patches, such as 0.1.")
+]
+MaxKeepOption = Annotated[
+    int | None, typer.Option("--max-keep", help="Largest --keep that `run` may ask for.  [default: --keep]")
+]
+DropRatioOption = Annotated[
+    float, typer.Option("--drop-ratio", help="Share of patches that stage 1 drops (R).")
+]
+PruneLayerOption = Annotated[
+    int | None,
+    typer.Option("--prune-layer", help="Decoder layers on all stage-1 tokens (K).  [default: 0.4375 of all]"),
+]
+PruneOption = Annotated[
+    bool, typer.Option("--prune/--no-prune", help="--no-prune builds the unpruned baseline.")
+]
+MaxTextTokensOption = Annotated[
+    int, typer.Option("--max-text-tokens", help="Text tokens a prompt may have; sizes the KV caches.")
+]
+MaxNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", help="Tokens that can be generated; sizes the KV caches.")
+]
+DTypeOption = Annotated[
+    Literal["float32", "float16"], typer.Option("--dtype", help="float32 for CPUs, float16 for GPUs.")
+]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
+CheckOption = Annotated[bool, typer.Option("--check", help="Check the bundle against PyTorch right away.")]
+
+# star-export run
+ImagesOption = Annotated[list[Path], typer.Option("--image", "-i", help="The picture: PNG, JPEG, WebP, ...")]
+RunNewTokensOption = Annotated[
+    int | None,
+    typer.Option("--max-new-tokens", help="Tokens to generate at most.  [default: what the caches hold]"),
+]
+TemperatureOption = Annotated[float, typer.Option("--temperature", help="0 is greedy.")]
+TopPOption = Annotated[
+    float, typer.Option("--top-p", help="Sample from the most likely tokens that have this probability.")
+]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
+VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash the weights before loading.")]
+
+# star-export check
+KeepsOption = Annotated[
+    list[int] | None,
+    typer.Option("--keep", help="Budget to check; repeat for more.  [default: the bundle's]"),
+]
+CheckImagesOption = Annotated[
+    list[Path] | None, typer.Option("--image", "-i", help="Check with this picture; repeat for more.")
+]
+ProbesOption = Annotated[
+    int, typer.Option("--probes", min=1, help="Built-in pictures, when no --image is given.")
+]
+CheckNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Tokens to decode and compare.")
+]
+JUnitOption = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")]
+
+# star-export bench
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option("--baseline", help="The --no-prune bundle.  [default: build one, remove it after]"),
+]
+SidesOption = Annotated[
+    list[str] | None,
+    typer.Option("--side", help="star, unpruned, hf-sdpa, hf-eager; repeat.  [default: all]"),
+]
+RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, help="Measured rounds.")]
+WarmupOption = Annotated[int, typer.Option("--warmup", min=0, help="Rounds before them.")]
+BenchNewTokensOption = Annotated[
+    int, typer.Option("--max-new-tokens", min=1, help="Tokens to decode in each round.")
 ]

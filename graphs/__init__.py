@@ -1,0 +1,1 @@
+"""torch -> ONNX: the three graphs as small torch modules, the `star` ops, the export."""

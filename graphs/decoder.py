@@ -6,6 +6,9 @@ by the text that follows the image, keeps ``N2`` of them and runs layers
 groups of KV caches that this leaves. Inputs and outputs: `star_export.contract`.
 """
 
+from collections.abc import Iterable, Iterator
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -57,9 +60,7 @@ class DecoderAttention(nn.Module):
         self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=bias)
 
-    def project(
-        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``."""
         q = rotary(split_heads(self.q_proj(x), self.heads), position_ids)
         k = rotary(split_heads(self.k_proj(x), self.kv_heads), position_ids)
@@ -121,19 +122,30 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
+class LanguageModel(nn.Module):
+    """Embedding, layers and final norm."""
+
+    def __init__(self, spec: TextSpec) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(spec.vocab_size, spec.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(spec) for _ in range(spec.num_layers))
+        self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
+
+
 class Decoder(nn.Module):
-    """Parameters of the language model, shared by both graphs."""
+    """Parameters of the decoder, shared by both graphs."""
 
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__()
         text = spec.model.text
         self.num_early_layers = spec.num_early_layers
-        self.language_model = nn.Module()
-        self.language_model.embed_tokens = nn.Embedding(text.vocab_size, text.hidden_size)
-        self.language_model.layers = nn.ModuleList(DecoderLayer(text) for _ in range(text.num_layers))
-        self.language_model.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.language_model = LanguageModel(text)
         self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.rotary = RotaryTables(spec.early_capacity, text.head_dim)
+
+    def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
+        """Every layer with its number."""
+        return enumerate(cast("Iterable[DecoderLayer]", self.language_model.layers))
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` of the last position of ``x [B, S, C]``."""
@@ -159,11 +171,15 @@ class PrefillGraph(Decoder):
         positions = torch.arange(x.shape[1])[None]  # [1, S]
         kept: tuple[Tensor, ...] = ()
         presents: list[Tensor] = []
-        for index, layer in enumerate(self.language_model.layers):
+        for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
             x, present, (q, k) = layer.prefill(x, self.rotary, positions, cache)
             presents += present
-            if query_positions is not None and index == self.num_early_layers - 1:
+            if (
+                query_positions is not None
+                and stage2_slots is not None
+                and index == self.num_early_layers - 1
+            ):
                 scores = stage2_scores(q, k, query_positions, image_positions)
                 slots = torch.cat([input_ids[0, image_positions.shape[1] :], stage2_slots])
                 x, positions = topk_gather(x, scores, slots)  # [1, S - V + N2, C]
@@ -185,18 +201,16 @@ class DecodeGraph(Decoder):
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)  # [B, 1, C]
         presents: list[Tensor] = []
-        for index, layer in enumerate(self.language_model.layers):
-            early = late_lengths is None or index < self.num_early_layers
+        for index, layer in self.layers():
+            early = index < self.num_early_layers
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
-            lengths = early_lengths if early else late_lengths
+            lengths = early_lengths if late_lengths is None or early else late_lengths
             x, present = layer.decode(x, self.rotary, position_ids, cache, lengths)
             presents += present
         return (self.logits(x), *presents)
 
 
-def stage2_scores(
-    query: Tensor, key: Tensor, query_positions: Tensor, image_positions: Tensor
-) -> Tensor:
+def stage2_scores(query: Tensor, key: Tensor, query_positions: Tensor, image_positions: Tensor) -> Tensor:
     """Text-to-image attention of one layer, as a score per sequence position.
 
     Args:
@@ -210,7 +224,8 @@ def stage2_scores(
         the causal attention map, :data:`ALWAYS_KEPT` for all others (STAR stage 2).
     """
     groups = query.shape[1] // key.shape[1]
-    rows = query[:, :, query_positions[0]].unflatten(1, (-1, groups))  # [1, Hkv, G, Q, D]
+    rows = query[:, :, query_positions[0]]  # [1, H, Q, D]
+    rows = rows.view(1, key.shape[1], groups, -1, rows.shape[-1])  # [1, Hkv, G, Q, D]
     visible = torch.arange(key.shape[2]) <= query_positions[0][:, None]  # [Q, S]
     received = attention_map(rows, key[:, :, None], visible).mean(dim=(1, 2, 3))  # [1, S]
     visual = received.gather(1, image_positions)

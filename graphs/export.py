@@ -146,7 +146,8 @@ def _declare(model: ir.Model, borders: GraphSpec) -> None:
         *zip(model.graph.outputs, borders.outputs, strict=True),
     ]
     for value, tensor in pairs:
-        assert value.shape is not None and value.name == tensor.name
+        assert value.name == tensor.name
+        assert value.shape is not None
         for traced, declared in zip(value.shape, tensor.shape, strict=True):
             if isinstance(declared, int):
                 assert traced == declared, f"{tensor.name}: traced {value.shape}, expected {tensor.shape}"

@@ -31,7 +31,7 @@ def topk_gather(
     """
     batch, _, channels = x.shape
     kept = slots.shape[0]
-    return torch.onnx.ops.symbolic_multi_out(
+    rows, indices = torch.onnx.ops.symbolic_multi_out(
         f"{STAR_DOMAIN}::{TOPK_GATHER}",
         (x, scores, slots),
         attrs={"plugin_namespace": STAR_DOMAIN},
@@ -39,11 +39,10 @@ def topk_gather(
         shapes=([batch, kept, channels], [batch, kept]),
         version=STAR_DOMAIN_VERSION,
     )
+    return rows, indices
 
 
-def cache_write(
-    cache: torch.Tensor, update: torch.Tensor, write_indices: torch.Tensor
-) -> torch.Tensor:
+def cache_write(cache: torch.Tensor, update: torch.Tensor, write_indices: torch.Tensor) -> torch.Tensor:
     """Write ``update [B, H, S, D]`` into ``cache [B, H, capacity, D]`` at ``write_indices [B]``.
 
     ONNX ``TensorScatter`` (opset 24), linear mode; in place when the runtime

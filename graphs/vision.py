@@ -36,8 +36,9 @@ class VisionAttention(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.heads = spec.num_heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, Linear(spec.hidden_size, spec.hidden_size, bias=True))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            Linear(spec.hidden_size, spec.hidden_size, bias=True) for _ in range(4)
+        )
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
         q, k, v = (split_heads(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
@@ -78,6 +79,20 @@ class VisionLayer(nn.Module):
         return x + self.mlp(self.layer_norm2(x)), weights
 
 
+class VisionEncoder(nn.Module):
+    """The stack of layers."""
+
+    def __init__(self, spec: VisionSpec) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(spec) for _ in range(spec.num_layers))
+
+    def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
+        weights = None
+        for index, layer in enumerate(self.layers, start=1):
+            x, weights = layer(x, want_map=want_map and index == len(self.layers))
+        return x, weights
+
+
 class VisionTower(nn.Module):
     """CLIP's layers up to the one whose output LLaVA selects."""
 
@@ -85,16 +100,14 @@ class VisionTower(nn.Module):
         super().__init__()
         self.embeddings = VisionEmbeddings(spec)
         self.pre_layrnorm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(VisionLayer(spec) for _ in range(spec.num_layers))
+        self.encoder = VisionEncoder(spec)
 
     def forward(self, pixel_values: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
         """Hidden states ``[1, 1+P, W]`` and the last layer's map ``[1, H, 1+P, 1+P]``."""
-        x, weights = self.pre_layrnorm(self.embeddings(pixel_values)), None
-        last = len(self.encoder.layers) - 1
-        for index, layer in enumerate(self.encoder.layers):
-            x, weights = layer(x, want_map=want_map and index == last)
-        return x, weights
+        hidden: tuple[Tensor, Tensor | None] = self.encoder(
+            self.pre_layrnorm(self.embeddings(pixel_values)), want_map=want_map
+        )
+        return hidden
 
 
 class Projector(nn.Module):

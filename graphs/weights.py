@@ -85,9 +85,7 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
     ]
 
 
-def _stored(
-    name: str, shape: tuple[int, ...], checkpoint: Checkpoint, *, transposed: bool
-) -> Weight:
+def _stored(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, *, transposed: bool) -> Weight:
     source = name
     if name == "lm_head.weight" and checkpoint.model.text.tie_word_embeddings:
         source = "language_model.embed_tokens.weight"
@@ -96,7 +94,9 @@ def _stored(
     path, _, found = checkpoint.tensors[source]
     expected = shape[::-1] if transposed else shape
     if found != expected:
-        raise CheckpointError(f"{source} in {path.name} is {list(found)}, the config asks for {list(expected)}")
+        raise CheckpointError(
+            f"{source} in {path.name} is {list(found)}, the config asks for {list(expected)}"
+        )
 
     def load() -> Tensor:
         tensor = checkpoint.tensor(source)
@@ -186,11 +186,11 @@ def _layout(weights: list[Weight], dtype: DType) -> tuple[dict[str, Slice], byte
     return placed, len(text).to_bytes(8, "little") + text
 
 
-def _blocks(weight: Weight, dtype: DType, rows: int = 1024) -> Iterator[memoryview]:
+def _blocks(weight: Weight, dtype: DType, rows: int = 1024) -> Iterator[bytes]:
     """The tensor's bytes, converted ``rows`` rows at a time."""
     tensor = weight.load()
-    for part in tensor.split(rows) if tensor.ndim else (tensor,):
-        block = part.to(_TORCH_DTYPE[dtype], memory_format=torch.contiguous_format).contiguous()
+    for begin in range(0, len(tensor), rows):
+        block = tensor[begin : begin + rows].to(_TORCH_DTYPE[dtype]).contiguous()
         if dtype == "float16" and not torch.isfinite(block).all():
             raise CheckpointError(f"{weight.name} has values that float16 cannot hold; use --dtype float32")
-        yield memoryview(block.numpy()).cast("B")
+        yield block.numpy().tobytes()

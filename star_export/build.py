@@ -4,7 +4,8 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -134,7 +135,8 @@ def build(options: BuildOptions, progress: Progress) -> BuildReport:
         steps = _Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, steps)
         _write_graphs(folder, checkpoint, spec, steps)
-        steps.run("hash files", lambda: _write_manifest(folder, checkpoint, spec))
+        with steps.step("hash files"):
+            _write_manifest(folder, checkpoint, spec)
     return BuildReport(options.output, spec, tuple(steps.reports))
 
 
@@ -162,12 +164,12 @@ class _Steps:
         self.folder, self.progress = folder, progress
         self.reports: list[StepReport] = []
 
-    def run(self, step: str, work: Callable[[], Any], total_bytes: int | None = None) -> Any:
-        self.progress.start(step, total_bytes)
+    @contextmanager
+    def step(self, name: str, total_bytes: int | None = None) -> Iterator[None]:
+        self.progress.start(name, total_bytes)
         begin, before = time.perf_counter(), self._bytes()
-        result = work()
-        self.reports.append(StepReport(step, time.perf_counter() - begin, self._bytes() - before))
-        return result
+        yield
+        self.reports.append(StepReport(name, time.perf_counter() - begin, self._bytes() - before))
 
     def _bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
@@ -176,7 +178,7 @@ class _Steps:
 def _write_preprocessing(folder: Path, checkpoint: Checkpoint, steps: _Steps) -> None:
     from star_export.preprocessing import convert
 
-    def work() -> None:
+    with steps.step("tokenizer and preprocessing"):
         processor = convert.read_processor(checkpoint.folder)
         convert.save_tokenizer(processor, folder / layout.TOKENIZER)
         parameters = {
@@ -185,8 +187,6 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, steps: _Steps) ->
         }
         write_json(folder / layout.PREPROCESSOR, parameters)
         write_json(folder / layout.CONFIG, json.loads((checkpoint.folder / "config.json").read_bytes()))
-
-    steps.run("tokenizer and preprocessing", work)
 
 
 def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps: _Steps) -> None:
@@ -197,22 +197,18 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps:
     graphs.mkdir()
     # Decode reads every parameter that prefill reads, so its module plans the shared file.
     plans = {
-        WEIGHTS[graph]: plan_weights(fake_module(graph, spec), checkpoint, spec)
-        for graph in (VISION, DECODE)
+        WEIGHTS[graph]: plan_weights(fake_module(graph, spec), checkpoint, spec) for graph in (VISION, DECODE)
     }
     sizes = {name: weights_bytes(plan, spec.dtype) for name, plan in plans.items()}
     _check_disk(graphs, sum(sizes.values()))
     written = {}
     for name, plan in plans.items():
         path = graphs / f"{name}.safetensors"
-        written[name] = steps.run(
-            f"{name} weights",
-            lambda path=path, plan=plan: write_weights(path, plan, spec.dtype, steps.progress.advance),
-            sizes[name],
-        )
+        with steps.step(f"{name} weights", sizes[name]):
+            written[name] = write_weights(path, plan, spec.dtype, steps.progress.advance)
     for graph in GRAPHS:
-        weights, path = written[WEIGHTS[graph]], graphs / f"{graph}.onnx"
-        steps.run(f"{graph} graph", lambda g=graph, w=weights, p=path: export_graph(g, spec, w, p))
+        with steps.step(f"{graph} graph"):
+            export_graph(graph, spec, written[WEIGHTS[graph]], graphs / f"{graph}.onnx")
 
 
 def _check_disk(folder: Path, needed: int) -> None:

@@ -110,10 +110,11 @@ def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
     try:
         spec = ExportSpec.from_dict(manifest["spec"])
         files = tuple(BundleFile(**entry) for entry in manifest["files"])
-    except (KeyError, TypeError, ValueError) as error:
+        _check_types(manifest, spec)
+        for file in files:
+            _check_file(folder, file, verify=verify)
+    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged ({error!r}); build the bundle again") from error
-    for file in files:
-        _check_file(folder, file, verify=verify)
     required = {TOKENIZER, PREPROCESSOR, *(f"{GRAPH_FOLDER}/{graph}.onnx" for graph in GRAPHS)}
     if missing := required - {file.path for file in files}:
         raise BundleError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; build again")
@@ -123,18 +124,29 @@ def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with `star-export build`")
+        raise BundleError(
+            f"{folder} is not a bundle: it has no {MANIFEST}; make one with `star-export build`"
+        )
     try:
         manifest = json.loads(path.read_bytes())
         version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{path} is not a bundle manifest ({error}); build the bundle again") from error
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise BundleError(
-            f"{folder} has bundle format {version}, this star-export reads up to {FORMAT_VERSION}; "
+            f"{folder} has bundle format {version!r}, this star-export reads 1 to {FORMAT_VERSION}; "
             "upgrade star-export or build the bundle again"
         )
     return dict(manifest)
+
+
+def _check_types(manifest: dict[str, Any], spec: ExportSpec) -> None:
+    """Refuse wrong types and a contract that the spec does not give."""
+    for value in (spec.max_text_tokens, spec.max_new_tokens, spec.model.vision.num_patches):
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{value!r} is not a positive number")
+    if manifest["contract"] != {graph: io.to_dict() for graph, io in contract(spec).items()}:
+        raise ValueError("the contract does not fit the spec")
 
 
 def _check_file(folder: Path, file: BundleFile, *, verify: bool) -> None:

@@ -65,7 +65,8 @@ class Checkpoint:
             raise CheckpointError(f"{self.folder} has no tensor {name}; is the checkpoint complete?")
         path, stored_name, _ = self.tensors[name]
         with safe_open(path, framework="pt") as file:
-            return file.get_tensor(stored_name)
+            tensor: torch.Tensor = file.get_tensor(stored_name)
+            return tensor
 
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the config and of every tensor file, by file name."""
@@ -102,11 +103,11 @@ def _locate(model: str) -> tuple[Path, str, str | None]:
         return _download(ALIASES[model].hub_id)
     if path.exists():
         raise CheckpointError(f"{model} is a file; give the checkpoint's folder")
+    if _HUB_ID.fullmatch(model):
+        return _download(model)
     near = difflib.get_close_matches(model, ALIASES, n=1)
     hint = f"did you mean {near[0]}?" if near else f"aliases are {', '.join(ALIASES)}"
-    if near or not _HUB_ID.fullmatch(model):
-        raise CheckpointError(f"no folder, alias or hub id is called {model}; {hint}")
-    return _download(model)
+    raise CheckpointError(f"no folder, alias or hub id is called {model}; {hint}")
 
 
 def _download(hub_id: str) -> tuple[Path, str, str | None]:
@@ -148,6 +149,8 @@ def _require(what: str, found: object, supported: tuple[object, ...]) -> None:
 
 
 def _model_spec(config: Any, folder: Path) -> ModelSpec:
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError("quantized checkpoints are not supported; give the original float weights")
     _require("vision tower", config.vision_config.model_type, ("clip_vision_model",))
     _require("decoder", config.text_config.model_type, ("llama",))
     _require("vision_feature_select_strategy", config.vision_feature_select_strategy, ("default",))
@@ -177,7 +180,9 @@ def _vision_spec(config: Any, feature_layer: object) -> VisionSpec:
     if not 1 <= layers <= count:
         raise CheckpointError(f"vision_feature_layer {feature_layer} is outside the {count}-layer tower")
     if config.image_size % config.patch_size:
-        raise CheckpointError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
+        raise CheckpointError(
+            f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}"
+        )
     return VisionSpec(
         image_size=config.image_size,
         patch_size=config.patch_size,
@@ -215,8 +220,11 @@ def _text_spec(config: Any, *, tied: bool) -> TextSpec:
 def _eos_token_ids(config: Any, folder: Path) -> tuple[int, ...]:
     """As ``generate`` reads them: generation_config.json first, then the decoder's config."""
     path = folder / "generation_config.json"
-    stored = json.loads(path.read_bytes()) if path.is_file() else {}
-    ids = stored.get("eos_token_id", config.text_config.eos_token_id)
+    try:
+        stored = json.loads(path.read_bytes()) if path.is_file() else {}
+        ids = stored.get("eos_token_id", config.text_config.eos_token_id)
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
     if ids is None:
         return ()
     return tuple(ids) if isinstance(ids, list) else (ids,)
@@ -237,7 +245,9 @@ def _index_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[i
         try:
             with safe_open(path, framework="np") as file:
                 for name in file.keys():  # noqa: SIM118 (a file, not a dict)
-                    shape = tuple(file.get_slice(name).get_shape())
+                    stored = file.get_slice(name)
+                    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
+                    _require(f"dtype of {name}", dtype, ("F32", "F16", "BF16"))
                     yield canonical_name(name), (path, name, shape)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
@@ -249,14 +259,14 @@ def _shards(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            names = sorted({Path(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise CheckpointError(f"{index} has no readable weight_map: {error}") from error
-        if any(Path(name).name != name for name in names):
+        if any(name.name != str(name) for name in names):
             raise CheckpointError(f"{index} names a file outside its folder")
     else:
-        names = ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).is_file()]
+        names = [Path("model.safetensors")]
+    missing = [str(name) for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; "

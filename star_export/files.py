@@ -31,8 +31,8 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -61,7 +61,7 @@ def staging_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         raise PlatformError(f"cannot write beside {target}: {error.strerror or error}") from error
     try:
-        os.chmod(folder, 0o755)
+        folder.chmod(0o755)
         yield folder
         _swap(folder, target, overwrite=overwrite)
     except OSError as error:
@@ -75,14 +75,14 @@ def staging_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
 
 def _swap(folder: Path, target: Path, *, overwrite: bool) -> None:
     if not (overwrite and target.exists()):
-        os.rename(folder, target)  # refuses a folder that is not empty
+        folder.rename(target)  # refuses a folder that is not empty
         return
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-    os.rename(target, old / target.name)
+    target.rename(old / target.name)
     try:
-        os.rename(folder, target)
-    except OSError:
-        os.rename(old / target.name, target)
+        folder.rename(target)
+    except BaseException:
+        (old / target.name).rename(target)
+        old.rmdir()
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)

@@ -158,8 +158,8 @@ class Pipeline:
         limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= limit <= self.spec.max_new_tokens:
             raise SettingsError(
-                f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens} for this bundle, got {limit}; "
-                "build it with a larger --max-new-tokens for more"
+                f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens}, got {limit}; "
+                "for more, build the bundle with a larger --max-new-tokens"
             )
         budget = self.budget(keep)
         tokens = self.tokenize(prompt)
@@ -192,7 +192,7 @@ class Pipeline:
         if tokens.text_tokens > self.spec.max_text_tokens:
             raise InputError(
                 f"the prompt has {tokens.text_tokens} text tokens, this bundle has room for "
-                f"{self.spec.max_text_tokens}; shorten it or build with --max-text-tokens {tokens.text_tokens}"
+                f"{self.spec.max_text_tokens}; shorten it or rebuild with --max-text-tokens {tokens.text_tokens}"
             )
         return tokens
 

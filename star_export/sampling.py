@@ -26,8 +26,10 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.temperature < 0.0:
-            raise SettingsError(f"--temperature must be 0 (greedy) or more, got {self.temperature:g}")
+        if not (self.temperature == 0.0 or 1e-3 <= self.temperature < float("inf")):
+            raise SettingsError(
+                f"--temperature must be 0 (greedy) or a number from 0.001, got {self.temperature:g}"
+            )
         if not 0.0 < self.top_p <= 1.0:
             raise SettingsError(f"--top-p must be above 0 and at most 1, got {self.top_p:g}")
         if self.seed is not None and self.seed < 0:

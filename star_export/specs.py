@@ -211,9 +211,13 @@ def resolve_star(
             raise SettingsError(f"--keep-ratio must be between 0 and 1, got {keep_ratio:g}")
         keep = math.floor(keep_ratio * patches + 0.5)
     stage1 = stage1_count(patches=patches, drop_ratio=drop_ratio)
+    if stage1 < 2:
+        raise SettingsError(f"--drop-ratio {drop_ratio:g} leaves {stage1} of {patches} patches; lower it")
     wanted = DEFAULT_KEEP if keep is None else keep
     layers = model.text.num_layers
     layer = default_prune_layer(layers) if prune_layer is None else prune_layer
+    if layers < 2:
+        raise SettingsError("a decoder of one layer cannot be pruned inside; use --no-prune")
     if not 1 <= layer < layers:
         raise SettingsError(
             f"--prune-layer must be from 1 to {layers - 1} for this {layers}-layer decoder, got {layer}"

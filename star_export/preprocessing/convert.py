@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from star_export.errors import CheckpointError
+from star_export.files import atomic_open
 from star_export.preprocessing.images import ImageSpec
 from star_export.preprocessing.prompts import PromptSpec
 from star_export.specs import ModelSpec
@@ -47,7 +48,9 @@ def image_spec(processor: Any, model: ModelSpec) -> ImageSpec:
     shortest = size.get("shortest_edge")
     fits = crop == (side, side) and (shortest or min(exact or (0,))) >= side
     if not fits and not (crop is None and exact == (side, side)):
-        raise CheckpointError(f"the image processor's size {size} and crop {crop} do not give {side}x{side} pixels")
+        raise CheckpointError(
+            f"the image processor's size {size} and crop {crop} do not give {side}x{side} pixels"
+        )
     return ImageSpec(
         shortest_edge=shortest,
         resize_to=exact,
@@ -81,4 +84,5 @@ def prompt_spec(processor: Any, model: ModelSpec) -> PromptSpec:
 
 def save_tokenizer(processor: Any, path: Path) -> None:
     """Write the fast tokenizer as one ``tokenizer.json``."""
-    processor.tokenizer.backend_tokenizer.save(str(path))
+    with atomic_open(path) as file:
+        file.write(processor.tokenizer.backend_tokenizer.to_str(pretty=True).encode())

@@ -58,19 +58,29 @@ def load_image(source: ImageInput) -> Image.Image:
     try:
         image = source if isinstance(source, Image.Image) else _open(source)
         _check_size(image.size, name)
-        return ImageOps.exif_transpose(image).convert("RGB")
+        return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; give the path of a picture") from error
     except (UnidentifiedImageError, IsADirectoryError) as error:
         raise InputError(f"{name} is not a picture that Pillow can read (PNG, JPEG, WebP, ...)") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has too many pixels; the limit is {MAX_PIXELS}") from error
-    except (OSError, SyntaxError, ValueError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise many unrelated types on damaged data
         raise InputError(f"{name} cannot be decoded: {error}") from error
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
     return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """RGB, with transparent places on white as transformers has them."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -94,7 +104,8 @@ def pixel_values(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.float32]
         pixels = _center_crop(pixels, spec.crop)
     # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
     scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
-    normalised = (scaled - np.float32(spec.mean)) / np.float32(spec.std)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    normalised = (scaled - mean) / std
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
 
 

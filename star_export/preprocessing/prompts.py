@@ -70,13 +70,25 @@ def render(prompt: str, spec: PromptSpec) -> str:
         return DEFAULT_PROMPT.format(image_token=spec.image_token, prompt=prompt)
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     try:
-        return _environment().from_string(spec.chat_template).render(
-            messages=[{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            **spec.special_tokens,
+        return (
+            _environment()
+            .from_string(spec.chat_template)
+            .render(
+                messages=[{"role": "user", "content": content}],
+                add_generation_prompt=True,
+                tools=None,
+                documents=None,
+                **spec.special_tokens,
+            )
         )
-    except TemplateError as error:
+    except Exception as error:  # a template can raise whatever Python can
         raise InputError(f"the model's chat template refuses this prompt: {error}") from error
+
+
+def has_bos(text: str, spec: PromptSpec) -> bool:
+    """Whether a rendered prompt begins with BOS itself, so that the tokenizer must not add one."""
+    bos = spec.special_tokens.get("bos_token")
+    return bos is not None and text.startswith(bos)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -97,9 +109,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     return environment
 
 
-def tokenize(
-    text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: int
-) -> TokenizedPrompt:
+def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: int) -> TokenizedPrompt:
     """Token ids of a rendered prompt, the image token repeated for every visual token.
 
     Args:
@@ -111,16 +121,19 @@ def tokenize(
     Raises:
         InputError: If there is not exactly one image, or no text after it.
     """
-    ids = tokenizer.encode(text).ids
+    ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
     count = ids.count(spec.image_token_id)
     if count != 1:
-        raise InputError(f"the prompt holds {count} {spec.image_token} tokens; this bundle takes exactly one image")
+        raise InputError(
+            f"the prompt holds {count} {spec.image_token} tokens; this bundle takes exactly one image"
+        )
     at = ids.index(spec.image_token_id)
     expanded = ids[:at] + [spec.image_token_id] * tokens_per_image + ids[at + 1 :]
     after = at + tokens_per_image
     if after == len(expanded):
         raise InputError(
-            f"no text follows {spec.image_token}; STAR scores the picture by the text after it, so put the question there"
+            f"no text follows {spec.image_token}; STAR scores the picture by the text after it, "
+            "so put the question there"
         )
     return TokenizedPrompt(
         np.array([expanded], dtype=np.int64),

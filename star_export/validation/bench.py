@@ -97,7 +97,9 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     """
     bundle = open_bundle(options.bundle)
     if bundle.spec.star is None:
-        raise SettingsError("bench compares a pruned bundle with its baseline; this one was built with --no-prune")
+        raise SettingsError(
+            "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
+        )
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     source = options.model or bundle.manifest["source"]["model"]

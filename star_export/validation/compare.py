@@ -7,7 +7,7 @@ from importlib import resources
 import numpy as np
 import numpy.typing as npt
 
-from star_export.validation.report import StageResult
+from star_export.validation.report import StageResult, Status
 
 Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
@@ -52,7 +52,7 @@ def compare_arrays(stage: str, found: Array, expected: Array, tolerance: float) 
     difference = np.abs(found.astype(np.float64) - expected)
     where = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
     error = float(difference[where]) / scale
-    status = "pass" if error <= tolerance else "fail"
+    status: Status = "pass" if error <= tolerance else "fail"
     return StageResult(stage, status, error, tolerance, f"max |difference| / rms, worst at {where}")
 
 
@@ -78,10 +78,10 @@ def compare_sets(stage: str, found: Indices, scores: Array, tolerance: float) ->
     if not len(differing):
         return StageResult(stage, "pass", 0.0, tolerance, agreement)
     threshold = scores[expected].min()
-    error = float(np.abs(scores[differing] - threshold).max() / threshold)
-    status = "ambiguous" if error <= tolerance else "fail"
-    detail = f"{agreement}; farthest from the last kept score: token {differing[np.abs(scores[differing] - threshold).argmax()]}"
-    return StageResult(stage, status, error, tolerance, detail)
+    distance = np.abs(scores[differing] - threshold) / threshold
+    error = float(distance.max())
+    detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
+    return StageResult(stage, "ambiguous" if error <= tolerance else "fail", error, tolerance, detail)
 
 
 def compare_tokens(
@@ -104,6 +104,6 @@ def compare_tokens(
         return StageResult(stage, "fail", float("inf"), tolerance, detail)
     row = logits[agree].astype(np.float64)
     margin = float(row[expected[agree]] - row[found[agree]]) / float(np.sqrt(np.mean(row**2)))
-    status = "ambiguous" if margin <= tolerance else "fail"
+    status: Status = "ambiguous" if margin <= tolerance else "fail"
     detail = f"token {agree} is {found[agree]}, expected {expected[agree]}"
     return StageResult(stage, status, margin, tolerance, detail)

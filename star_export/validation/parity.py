@@ -25,6 +25,7 @@ from star_export.files import write_json
 from star_export.pipeline import DecodeState, Pipeline, VisionOutput, stage2_indices
 from star_export.preprocessing import TokenizedPrompt, pixel_values, render
 from star_export.preprocessing.convert import read_processor
+from star_export.preprocessing.prompts import has_bos
 from star_export.validation.compare import (
     Array,
     Tolerances,
@@ -48,7 +49,9 @@ class ParityCheck:
         max_new_tokens: Tokens to decode in the last two stages.
     """
 
-    def __init__(self, pipeline: Pipeline, reference: Reference, processor: Any, *, max_new_tokens: int) -> None:
+    def __init__(
+        self, pipeline: Pipeline, reference: Reference, processor: Any, *, max_new_tokens: int
+    ) -> None:
         self.pipeline, self.reference, self.processor = pipeline, reference, processor
         self.max_new_tokens = min(max_new_tokens, pipeline.spec.max_new_tokens)
         self.tolerances = Tolerances.load(pipeline.spec.dtype)
@@ -79,12 +82,20 @@ class ParityCheck:
     def _preprocessing(self, probe: Probe, tokens: TokenizedPrompt, pixels: Array) -> StageResult:
         """The bundle's own preprocessing against the checkpoint's processor; exact."""
         text = render(probe.prompt, self.pipeline.prompt_spec)
-        expected = self.processor(images=probe.picture, text=text, return_tensors="pt")
-        image_token = self.pipeline.prompt_spec.image_token_id
+        spec = self.pipeline.prompt_spec
+        expected = self.processor(
+            images=probe.picture,
+            text=text,
+            return_tensors="pt",
+            add_special_tokens=not has_bos(text, spec),
+        )
+        image_token = spec.image_token_id
         wanted = [token for token in expected["input_ids"][0].tolist() if token != image_token]
         found = [token for token in tokens.input_ids[0].tolist() if token != image_token]
         if found != wanted:
-            return StageResult("preprocessing", "fail", float("inf"), 0.0, f"text tokens {found}, expected {wanted}")
+            return StageResult(
+                "preprocessing", "fail", float("inf"), 0.0, f"text tokens {found}, expected {wanted}"
+            )
         return compare_arrays("preprocessing", pixels, expected["pixel_values"].float().numpy(), 0.0)
 
     def _decoder_stages(
@@ -188,7 +199,7 @@ def check_bundle(
     keep: Sequence[int] = (),
     probes: Sequence[Probe],
     max_new_tokens: int = 8,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> ParityReport:
     """Check a bundle against the checkpoint it was made from, and write ``parity.json`` into it.
 
@@ -216,7 +227,7 @@ def check_bundle(
         read_processor(checkpoint.folder),
         max_new_tokens=max_new_tokens,
     )
-    cases = []
+    cases: list[CaseReport] = []
     for probe in probes:
         for budget in budgets:
             progress(len(cases), len(probes) * len(budgets))

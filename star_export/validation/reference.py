@@ -165,7 +165,8 @@ class Reference:
         return x, maps[0]
 
     def _logits(self, x: Tensor) -> Tensor:
-        return self.model.lm_head(self.decoder.norm(x[:, -1]))[0]
+        logits: Tensor = self.model.lm_head(self.decoder.norm(x[:, -1]))[0]
+        return logits
 
 
 def top_positions(scores: Tensor, count: int) -> Tensor:

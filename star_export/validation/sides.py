@@ -1,13 +1,12 @@
 """The systems that a benchmark compares, each timed through the same four numbers."""
 
 import json
-import re
 import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import DynamicCache, LlavaForConditionalGeneration
@@ -152,13 +151,15 @@ def peak_memory(name: str, workload: Workload) -> int:
 
 
 def _main(request: str) -> None:
-    fields = json.loads(request)
+    fields: dict[str, Any] = json.loads(request)
     name = fields.pop("name")
-    workload = Workload(**{k: Path(v) if k in _PATHS else v for k, v in fields.items()})
+    for field in _PATHS:
+        fields[field] = Path(fields[field])
+    workload = Workload(**fields)
     open_side(name, workload).measure(workload)
     # Not getrusage: its peak starts at the parent's, which the fork had for a moment.
     status = Path("/proc/self/status").read_text()
-    print(1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]))
+    print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
 
 
 if __name__ == "__main__":

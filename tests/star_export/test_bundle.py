@@ -102,13 +102,13 @@ def test_truncated_file(folder: Path, name: str) -> None:
     refused(folder, f"{re.escape(name)} has {size - 1} bytes, the manifest says {size}")
 
 
-@pytest.mark.parametrize("version", [layout.FORMAT_VERSION + 1, "1", None, 1.5])
+@pytest.mark.parametrize("version", [layout.FORMAT_VERSION + 1, "1", None, 1.5, 0, True])
 def test_other_format_version(folder: Path, version: object) -> None:
     edit(folder, lambda manifest: manifest.update(format_version=version))
-    refused(folder, f"has bundle format {version}, this star-export reads up to {layout.FORMAT_VERSION}")
+    refused(folder, f"has bundle format {version!r}, this star-export reads 1 to {layout.FORMAT_VERSION}")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"5", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[]", b"5", b"{}", b"[" * 100_000])
 def test_manifest_that_is_none(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     refused(folder, "is not a bundle manifest")
@@ -179,3 +179,18 @@ def test_folder_that_is_no_bundle(tmp_path: Path) -> None:
 
 def test_folder_that_does_not_exist(tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", "nowhere is not a bundle")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["spec"].update(max_text_tokens="many"),
+        lambda manifest: manifest["contract"]["decode"]["inputs"].pop(),
+        lambda manifest: manifest["files"][0].update(path=5),
+        lambda manifest: manifest["files"][0].update(path="a\0b"),
+        lambda manifest: manifest["files"][0].update(path="x" * 5000),
+    ],
+)
+def test_manifest_of_wrong_types(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    edit(folder, change)
+    refused(folder, "manifest.json is damaged")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -204,6 +205,7 @@ def test_missing_and_misshapen_tensor(folder: Path, graph: str, name: str) -> No
         (lambda c: c.update(vision_feature_layer=[-2, -1]), "expected one layer"),
         (lambda c: c.update(vision_feature_layer=-9), "-9 is outside the 4-layer tower"),
         (lambda c: c["vision_config"].update(image_size=97), "97 is no multiple of patch_size 4"),
+        (lambda c: c.update(quantization_config={"quant_method": "fp8"}), "quantized checkpoints"),
         (lambda c: c.update(image_token_index=9999), "9999 is outside the vocabulary of 512"),
     ],
 )
@@ -218,11 +220,24 @@ def test_config_that_is_no_json_object(folder: Path, content: str) -> None:
     refused(folder, "config.json is not a JSON object")
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_generation_config_that_is_no_json_object(folder: Path, content: str) -> None:
+    (folder / "generation_config.json").write_text(content)
+    refused(folder, "generation_config.json is not a JSON object")
+
+
+def test_weights_of_a_quantized_dtype(folder: Path) -> None:
+    path = shard_of(folder, "language_model.lm_head.weight")
+    tensors = load_file(path)
+    save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, path)
+    refused(folder, "dtype of .* 'I8' is not supported; supported: F32, F16, BF16")
+
+
 def test_folder_without_config(tmp_path: Path) -> None:
     refused(tmp_path, "has no config.json; expected a Hugging Face checkpoint folder")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5, "b": "c"}}'])
 def test_index_without_weight_map(folder: Path, content: str) -> None:
     (folder / INDEX).write_text(content)
     refused(folder, "has no readable weight_map")
@@ -245,7 +260,11 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("model", "hub_id"),
-    [("someone/their-model", "someone/their-model"), ("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf")],
+    [
+        ("someone/their-model", "someone/their-model"),
+        ("someone/llava-1.5-7b-ft", "someone/llava-1.5-7b-ft"),
+        ("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"),
+    ],
 )
 def test_hub_id_without_network(tmp_path: Path, model: str, hub_id: str) -> None:
     output = run_offline(model, tmp_path)

@@ -141,6 +141,23 @@ def test_overwrite_puts_the_old_one_back_when_the_rename_fails(old_bundle: Path)
     assert entries(old_bundle.parent) == ["bundle"]
 
 
+def test_overwrite_survives_an_interrupt_in_the_swap(
+    old_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if ".partial-" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), staging_folder(old_bundle, overwrite=True):
+        pass
+    assert tree(old_bundle.parent) == {"bundle/manifest.json": "old"}
+    assert entries(old_bundle.parent) == ["bundle"]
+
+
 def test_an_existing_target_is_not_replaced_unasked(old_bundle: Path) -> None:
     with (
         pytest.raises(PlatformError, match="Directory not empty"),

@@ -92,6 +92,23 @@ def test_modes_match_transformers(processor: Any, spec: ImageSpec, mode: str) ->
     assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_transparency_matches_transformers(processor: Any, spec: ImageSpec, mode: str) -> None:
+    image = noise(150, 131)
+    image.putalpha(noise(150, 131, "L"))
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
+
+
+def test_damaged_exif_is_refused_in_one_line() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    data = bytearray(encoded(noise(40, 30), "JPEG", exif=exif))
+    data[41] = 0
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_image(bytes(data))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

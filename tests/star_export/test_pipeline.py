@@ -108,8 +108,8 @@ def test_larger_keep_up_to_the_maximum(mha: Pipeline, picture: Path) -> None:
         ({"keep": 289}, "--keep 289 is over this bundle's maximum of 288; .* --max-keep 289"),
         ({"keep": 518}, "--keep 518 is not below the 518 tokens"),
         ({"keep": 0}, "--keep must be at least 1"),
-        ({"max_new_tokens": 0}, "--max-new-tokens must be from 1 to 32 for this bundle, got 0"),
-        ({"max_new_tokens": 33}, "--max-new-tokens must be from 1 to 32 for this bundle, got 33"),
+        ({"max_new_tokens": 0}, "--max-new-tokens must be from 1 to 32, got 0"),
+        ({"max_new_tokens": 33}, "--max-new-tokens must be from 1 to 32, got 33"),
     ],
 )
 def test_numbers_out_of_range(mha: Pipeline, picture: Path, options: dict[str, Any], message: str) -> None:

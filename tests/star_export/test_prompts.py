@@ -111,11 +111,20 @@ def test_empty_prompt(prompt: str) -> None:
         ("{{ raise_exception.__globals__['json'] }}", "unsafe"),
         ("{{ '{0.__class__.__mro__}'.format('') }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{{ 'USER: ' + messages[0]['content'] }}", "can only concatenate str"),
+        ("{{ 1 / 0 }}", "division by zero"),
+        ("{% include 'x' %}", "no loader"),
     ],
 )
 def test_template_that_refuses_or_escapes(template: str, message: str) -> None:
     with pytest.raises(InputError, match=f"chat template refuses this prompt: .*{message}"):
         render("hello", with_template(template))
+
+
+def test_template_that_writes_bos_itself(tokenizer: Tokenizer) -> None:
+    spec = with_template("{{ bos_token }}<image>{% if tools is not none %}tools{% endif %} What?")
+    tokens = tokenize(render("hello", spec), tokenizer, spec, tokens_per_image=2)
+    assert tokens.input_ids[0, :3].tolist() == [tokenizer.token_to_id("<s>"), IMAGE_ID, IMAGE_ID]
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "before <image> after"])

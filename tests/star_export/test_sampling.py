@@ -78,7 +78,9 @@ def test_large_and_infinite_logits() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "--temperature must be 0 .greedy. or more, got -0.1"),
+        ({"temperature": -0.1}, "--temperature must be 0 .greedy. or a number from 0.001, got -0.1"),
+        ({"temperature": float("nan")}, "--temperature must be .* got nan"),
+        ({"temperature": 1e-310}, "--temperature must be .* got 1e-310"),
         ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0"),
         ({"top_p": 1.01}, "--top-p must be above 0 and at most 1, got 1.01"),
         ({"top_p": float("nan")}, "--top-p must be above 0 and at most 1, got nan"),

@@ -1,0 +1,45 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer and its pip.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+OUT    := build/demo
+READY  := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(READY)
+	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
+	$(BIN)/star-export build --model $(OUT)/checkpoint --keep 64 --output $(OUT)/bundle --overwrite
+	$(BIN)/star-export run $(OUT)/bundle --image docs/shapes.png --prompt "What is in the picture?" --max-new-tokens 24
+	$(BIN)/star-export check $(OUT)/bundle --image docs/shapes.png
+	$(BIN)/star-export bench $(OUT)/bundle --image docs/shapes.png --repeats 3
+
+test: $(READY)
+	$(BIN)/pytest
+
+# A build of a 3 GB checkpoint under a memory limit.
+test-slow: $(READY)
+	$(BIN)/pytest -m slow
+
+# mypy and import-linter see only one of the four source folders: they look at an installed copy.
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/installed && $(BIN)/pip install -q --no-deps --target build/installed .
+	cd build/installed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p star_export
+	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
+	$(BIN)/python .ci/shape.py
+
+# The table of docs/performance.md.
+bench: $(READY)
+	$(BIN)/python -m star_export.validation.checkpoints bench build/bench/checkpoint
+	$(BIN)/star-export build --model build/bench/checkpoint --keep 64 --output build/bench/bundle --overwrite
+	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q -c constraints.txt --editable '.[export,dev]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV) *.egg-info

@@ -1,0 +1,115 @@
+"""Weights files: layout, conversion, and the tables that are computed."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from star_export.build import BuildOptions, resolve_spec
+from star_export.checkpoint import Checkpoint, open_checkpoint
+from star_export.contract import DECODE, VISION
+from star_export.errors import CheckpointError
+from star_export.graphs.export import fake_module
+from star_export.graphs.weights import Weight, plan_weights, weights_bytes, write_weights
+from star_export.specs import DType, ExportSpec
+
+TENSORS = {
+    "bias": torch.linspace(-3, 3, 7),
+    "long": torch.arange(2500 * 3, dtype=torch.float32).view(2500, 3) / 4096,  # more than one block
+    "transposed": torch.arange(15, dtype=torch.float32).view(3, 5).T,
+    "from_bfloat16": torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).bfloat16(),
+}
+
+
+def planned(**tensors: torch.Tensor) -> list[Weight]:
+    return [Weight(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_written_files_are_safetensors(tmp_path: Path, dtype: DType) -> None:
+    path, done = tmp_path / "w.safetensors", []
+    plan = planned(**TENSORS)
+    written = write_weights(path, plan, dtype, done.append)
+    expected = {name: tensor.to(getattr(torch, dtype)) for name, tensor in TENSORS.items()}
+    found = load_file(path)
+    assert list(written.slices) == list(TENSORS)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert done == [tensor.nbytes for tensor in expected.values()]
+    assert weights_bytes(plan, dtype) == sum(done)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_slices_hold_the_tensors_bytes(tmp_path: Path, dtype: DType) -> None:
+    path = tmp_path / "w.safetensors"
+    written = write_weights(path, planned(**TENSORS), dtype, lambda _: None)
+    content = path.read_bytes()
+    assert min(s.offset for s in written.slices.values()) % 4096 == 0
+    for name, where in written.slices.items():
+        expected = TENSORS[name].to(getattr(torch, dtype)).contiguous()
+        assert content[where.offset : where.offset + where.length] == expected.numpy().tobytes()
+        assert where.shape == tuple(expected.shape)
+    assert len(content) == max(s.offset + s.length for s in written.slices.values())
+
+
+def test_the_data_starts_at_a_page_for_any_header_length(tmp_path: Path) -> None:
+    for length in (1, 2, 3, 4000, 4090, 9000):
+        path = tmp_path / str(length)
+        written = write_weights(path, planned(**{"n" * length: torch.ones(3)}), "float32", lambda _: None)
+        assert written.slices["n" * length].offset % 4096 == 0
+        assert torch.equal(load_file(path)["n" * length], torch.ones(3))
+
+
+@pytest.mark.parametrize("value", [1e6, -1e6, float("nan"), float("inf")])
+@pytest.mark.parametrize("row", [0, 2000])
+def test_values_that_float16_cannot_hold(tmp_path: Path, value: float, row: int) -> None:
+    tensor = torch.zeros(2001, 2)
+    tensor[row, 1] = value
+    with pytest.raises(CheckpointError, match="w has values that float16 cannot hold; use --dtype float32"):
+        write_weights(tmp_path / "half", planned(w=tensor), "float16", lambda _: None)
+    write_weights(tmp_path / "full", planned(w=tensor), "float32", lambda _: None)
+    assert torch.equal(load_file(tmp_path / "full")["w"].nan_to_num(), tensor.nan_to_num())
+
+
+def resolved(folder: Path) -> tuple[Checkpoint, ExportSpec]:
+    source = open_checkpoint(str(folder))
+    return source, resolve_spec(BuildOptions(model=str(folder), output=Path("unused")), source)
+
+
+@pytest.mark.parametrize("preset", ["mha", "gqa"])  # default and llama3 rope
+def test_rotary_tables_are_transformers(checkpoint: Callable[[str], Path], preset: str) -> None:
+    source, spec = resolved(checkpoint(preset))
+    config = AutoConfig.from_pretrained(source.folder).text_config
+    assert config.rope_parameters["rope_type"] == {"mha": "default", "gqa": "llama3"}[preset]
+    positions = torch.arange(spec.early_capacity)[None]
+    cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
+    half = spec.model.text.head_dim // 2  # transformers repeats each angle for both halves
+    tables = {w.name: w.load() for w in plan_weights(fake_module(DECODE, spec), source, spec)[-2:]}
+    torch.testing.assert_close(tables["rotary.cos"], cos[0, :, :half], rtol=0, atol=1e-6)
+    torch.testing.assert_close(tables["rotary.sin"], sin[0, :, :half], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("graph", [VISION, DECODE])
+def test_a_missing_tensor(checkpoint: Callable[[str], Path], graph: str) -> None:
+    source, spec = resolved(checkpoint("mha"))
+    module = fake_module(graph, spec)
+    for name in (next(iter(module.state_dict())), [w for w in module.state_dict() if "mlp" in w][-1]):
+        rest = {key: value for key, value in source.tensors.items() if key != name}
+        with pytest.raises(CheckpointError, match=rf"has no tensor {name}"):
+            plan_weights(module, replace(source, tensors=rest), spec)
+
+
+def test_a_tensor_of_another_shape(checkpoint: Callable[[str], Path]) -> None:
+    source, spec = resolved(checkpoint("mha"))
+    name = "language_model.layers.3.mlp.up_proj.weight"
+    path, stored, shape = source.tensors[name]
+    changed = {**source.tensors, name: (path, stored, shape[::-1])}
+    with pytest.raises(CheckpointError, match=r"is \[64, 160\], the config asks for \[160, 64\]"):
+        plan_weights(fake_module(DECODE, spec), replace(source, tensors=changed), spec)
