@@ -25,7 +25,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	rm -rf build/installed && $(BIN)/pip install -q --no-deps --target build/installed .
+	rm -rf build/installed build/lib && $(BIN)/pip install -q --no-deps --target build/installed .
 	cd build/installed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p star_export
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
 	$(BIN)/python .ci/shape.py

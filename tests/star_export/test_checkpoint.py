@@ -237,7 +237,9 @@ def test_folder_without_config(tmp_path: Path) -> None:
     refused(tmp_path, "has no config.json; expected a Hugging Face checkpoint folder")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5, "b": "c"}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 5, "b": "c"}}']
+)
 def test_index_without_weight_map(folder: Path, content: str) -> None:
     (folder / INDEX).write_text(content)
     refused(folder, "has no readable weight_map")

@@ -1,0 +1,5 @@
+"""``python -m star_export.cli``."""
+
+from star_export.cli import main
+
+main()

@@ -1,0 +1,129 @@
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+BundleOf = Callable[..., Path]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; import star_export.cli.app; print(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "star_export.cli.build" in loaded
+    assert not loaded & {"torch", "transformers", "onnxruntime", "numpy", "onnx", "PIL", "tokenizers"}
+
+
+@pytest.mark.parametrize("command", ["build", "run", "check", "inspect", "doctor", "bench"])
+def test_help_shows_an_example(cli: Any, command: str) -> None:
+    outcome = cli(command, "--help")
+    assert outcome.code == 0
+    assert f"star-export {command}" in outcome.out.split("Example")[1]
+
+
+def test_version(cli: Any) -> None:
+    assert re.fullmatch(r"star-export \d+\.\d+\.\d+\n", cli("--version").out)
+
+
+def test_unknown_command(cli: Any) -> None:
+    outcome = cli("biuld")
+    assert outcome.code == 2
+    assert "Did you mean 'build'?" in outcome.err
+
+
+def test_run_streams_what_json_reports(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = ("run", bundle("mha"), "--image", picture, "--prompt", "Where?", "--max-new-tokens", 6)
+    streamed, result = cli(*request), json.loads(cli(*request, "--json").out)
+    assert streamed.code == 0
+    assert streamed.out == result["text"] + "\n"
+    assert "518 -> 64 visual tokens" in streamed.err
+    assert {"text", "token_ids", "stage1_indices", "stage2_indices", "prompt_tokens", "timings_ms"} == set(
+        result
+    )
+    assert set(result["timings_ms"]) == {"vision", "prefill", "decode", "total"}
+    assert len(result["token_ids"]) == len(result["timings_ms"]["decode"]) + 1 == 6
+    assert len(result["stage1_indices"]) == 518
+
+
+def test_run_with_another_budget(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = ("run", bundle("mha"), "-i", picture, "-p", "Where?", "--max-new-tokens", 1, "--json")
+    for keep in (1, 29, 288):
+        assert len(json.loads(cli(*request, "--keep", keep).out)["stage2_indices"]) == keep
+
+
+def test_run_samples_repeatably(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = ("run", bundle("mha"), "-i", picture, "-p", "Where?", "--json", "--temperature", 1.5)
+    ids = [json.loads(cli(*request, "--seed", seed).out)["token_ids"] for seed in (1, 1, 2)]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_check_reports_everywhere(cli: Any, bundle: BundleOf, tmp_path: Path) -> None:
+    junit = tmp_path / "parity.xml"
+    request = ("check", bundle("mha"), "--keep", 64, "--keep", 29, "--probes", 1, "--junit", junit)
+    outcome = cli(*request)
+    assert outcome.code == 0
+    assert "pass: 2 cases" in outcome.out
+    report = json.loads(cli(*request, "--json").out)
+    assert report["passed"]
+    assert [case["keep"] for case in report["cases"]] == [64, 29]
+    assert json.loads((bundle("mha") / "parity.json").read_text())["passed"]
+    suites = ElementTree.parse(junit).getroot().findall("testsuite")
+    assert [int(suite.get("tests", 0)) for suite in suites] == [9, 9]
+
+
+def test_check_with_a_picture_of_ones_own(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = (
+        "check",
+        bundle("gqa"),
+        "--image",
+        picture,
+        "--prompt",
+        "Why?",
+        "--json",
+        "--max-new-tokens",
+        2,
+    )
+    outcome = cli(*request)
+    assert outcome.code == 0
+    assert [case["picture"] for case in json.loads(outcome.out)["cases"]] == ["picture.png"]
+
+
+def test_inspect(cli: Any, bundle: BundleOf) -> None:
+    outcome = cli("inspect", bundle("gqa"))
+    assert outcome.code == 0
+    for fact in ("576 -> 518", "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
+        assert fact in outcome.out
+    manifest = json.loads(cli("inspect", bundle("gqa"), "--json").out)
+    assert manifest["spec"]["star"]["keep"] == 64
+
+
+def test_doctor(cli: Any) -> None:
+    outcome = cli("doctor")
+    assert outcome.code == 0
+    assert "backend onnxruntime" in outcome.out
+    parts = {part["name"]: part for part in json.loads(cli("doctor", "--json").out)["parts"]}
+    assert all(part["works"] for part in parts.values())
+    assert "torch" in parts["build and check"]["found"]
+
+
+def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    request = (
+        *("build", "--model", checkpoint("gqa"), "--output", tmp_path / "b", "--keep-ratio", 0.05),
+        *("--drop-ratio", 0.5, "--prune-layer", 1, "--max-text-tokens", 64, "--max-new-tokens", 8, "--json"),
+    )
+    outcome = cli(*request, "--check")
+    assert outcome.code == 0, outcome.err
+    report, _ = json.JSONDecoder().raw_decode(outcome.out)
+    star = report["spec"]["star"]
+    assert (star["stage1_keep"], star["keep"], star["prune_layer"]) == (288, 29, 1)
+    assert (tmp_path / "b" / "parity.json").exists()
+    assert {step["step"] for step in report["steps"]} >= {"vision weights", "decoder weights", "decode graph"}
+    assert cli(*request).code == 2
+    assert cli(*request, "--overwrite").code == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -1,0 +1,103 @@
+"""The benchmark end to end on a small bundle; its arithmetic against numbers made by hand."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star_export.errors import SettingsError
+from star_export.pipeline import load
+from star_export.validation.bench import MEASURES, BenchOptions, BenchReport, bench
+
+SIDES = ("star", "unpruned", "hf-sdpa")
+PROMPT = "What is in the picture?"
+
+
+@pytest.fixture(scope="module")
+def options(bundle: Callable[..., Path], picture: Path) -> BenchOptions:
+    return BenchOptions(
+        bundle=bundle("mha"), image=picture, prompt=PROMPT, baseline=bundle("mha", prune=False),
+        sides=SIDES, repeats=1, warmup=0, new_tokens=2, threads=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(options: BenchOptions, steps: list[str]) -> BenchReport:
+    return bench(options, steps.append)
+
+
+def test_every_side_was_measured(report: BenchReport, options: BenchOptions) -> None:
+    assert [side.name for side in report.sides] == list(SIDES)
+    for side in report.sides:
+        assert set(side.median_ms) == set(side.speedup) == set(MEASURES)
+        assert all(0 < ms < 60_000 for ms in side.median_ms.values())
+        # TTFT holds reading the picture, vision and prefill.
+        assert side.median_ms["ttft"] > side.median_ms["vision"] + side.median_ms["prefill"]
+    assert (report.bundle, report.keep, report.repeats) == (str(options.bundle), 64, 1)
+    assert report.text_tokens == load(options.bundle).tokenize(PROMPT).text_tokens
+
+
+def test_speedups_are_times_over_stars(report: BenchReport) -> None:
+    star = report.sides[0].median_ms
+    assert report.sides[0].speedup == dict.fromkeys(MEASURES, 1.0)
+    for side in report.sides:
+        for measure in MEASURES:
+            assert side.speedup[measure] == pytest.approx(side.median_ms[measure] / star[measure])
+
+
+def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
+    peaks = {side.name: side.peak_memory for side in report.sides}
+    assert all(50e6 < peak < 4e9 for peak in peaks.values())
+    assert len(set(peaks.values())) == 3
+
+
+def test_kv_bytes(report: BenchReport) -> None:
+    text = report.text_tokens
+    one_token = 2 * 4 * 16 * 4  # key and value, heads, head size, float32
+    assert report.kv_bytes == {
+        "early": 3 * (518 + text) * one_token,
+        "late": 3 * (64 + text) * one_token,
+        "unpruned": 6 * (576 + text) * one_token,
+    }
+
+
+def test_flops(report: BenchReport) -> None:
+    pruned, full = report.flops["pruned"], report.flops["full"]
+    assert 0.4 < pruned.exact / full.exact < 0.7
+    assert 0.4 < pruned.fastv / full.fastv < 0.7
+
+
+def test_progress_names_every_side(report: BenchReport, steps: list[str]) -> None:
+    expected = [f"{what} {side}" for what in ("peak memory of", "loading") for side in SIDES]
+    assert steps == expected + [f"round 1 of 1: {side}" for side in SIDES]
+
+
+def test_report_is_json(report: BenchReport) -> None:
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["sides"][1]["speedup"] == report.sides[1].speedup
+    assert data["flops"]["pruned"]["exact"] == report.flops["pruned"].exact
+
+
+def test_an_unpruned_bundle(options: BenchOptions) -> None:
+    with pytest.raises(SettingsError, match="compares a pruned bundle with its baseline"):
+        bench(replace(options, bundle=options.baseline), print)
+
+
+def test_unknown_sides(options: BenchOptions) -> None:
+    with pytest.raises(
+        SettingsError, match="unknown side hf, trt; sides are star, unpruned, hf-sdpa, hf-eager"
+    ):
+        bench(replace(options, sides=("star", "trt", "hf")), print)
+
+
+@pytest.mark.parametrize("keep", [0, 289, 518])
+def test_a_budget_that_the_bundle_has_not(options: BenchOptions, keep: int) -> None:
+    with pytest.raises(SettingsError, match="--keep"):
+        bench(replace(options, keep=keep), print)

@@ -1,0 +1,153 @@
+"""check_bundle on every kind of small bundle, and when it cannot or must not pass."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from star_export.errors import BundleError, CheckpointError, SettingsError
+from star_export.validation.checkpoints import make_checkpoint
+from star_export.validation.parity import check_bundle
+from star_export.validation.probes import make_probes
+from star_export.validation.report import ParityReport
+
+Copy = Callable[..., Path]
+
+PRUNED_STAGES = [
+    "preprocessing", "vision_features", "stage1_set", "stage2_set", "prefill_logits",
+    "kv_cache_early", "kv_cache_late", "decode_logits", "greedy_tokens",
+]  # fmt: skip
+UNPRUNED_STAGES = [s for s in PRUNED_STAGES if s not in ("stage1_set", "stage2_set", "kv_cache_late")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    # Small models: two threads only wait for each other, for seconds on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def copy(bundle: Callable[..., Path], tmp_path: Path) -> Copy:
+    """A bundle of one's own: check writes its report into it."""
+    return lambda preset, **options: shutil.copytree(bundle(preset, **options), tmp_path / "bundle")
+
+
+def check(folder: Path, *, probes: int = 1, max_new_tokens: int = 4, **options: Any) -> ParityReport:
+    return check_bundle(folder, probes=make_probes(probes), max_new_tokens=max_new_tokens, **options)
+
+
+def first_failure(report: ParityReport) -> str:
+    return next(s.stage for case in report.cases for s in case.stages if s.status == "fail")
+
+
+@pytest.mark.parametrize(
+    ("preset", "dtype", "keep"),
+    [
+        ("mha", "float32", (288, 115, 58, 29, 1)),
+        ("gqa", "float32", (288, 115, 58, 29)),
+        ("deep", "float32", (115, 58, 29)),  # of 256 patches, 230 after stage 1
+        ("mha", "float16", (115, 29)),
+    ],
+)
+def test_pruned_bundles_pass(copy: Copy, preset: str, dtype: str, keep: tuple[int, ...]) -> None:
+    folder = copy(preset, dtype=dtype)
+    report = check(folder, keep=keep)
+    assert report.passed
+    assert [case.keep for case in report.cases] == list(keep)
+    assert all([stage.stage for stage in case.stages] == PRUNED_STAGES for case in report.cases)
+    assert all(0 <= s.error <= s.tolerance for case in report.cases for s in case.stages)
+    # Not vacuous: float arithmetic in another order never agrees to the last bit.
+    assert all(case.stages[i].error > 0 for case in report.cases for i in (1, 4, 5, 6, 7))
+
+
+@pytest.mark.parametrize("preset", ["mha", "gqa", "deep"])
+def test_unpruned_bundles_pass(copy: Copy, preset: str) -> None:
+    report = check(copy(preset, prune=False))
+    assert report.passed
+    assert [case.keep for case in report.cases] == [None]
+    assert [stage.stage for stage in report.cases[0].stages] == UNPRUNED_STAGES
+
+
+def test_every_probe_at_every_budget(copy: Copy) -> None:
+    calls: list[tuple[int, int]] = []
+    report = check(
+        copy("mha"), probes=3, keep=(64, 5), progress=lambda done, total: calls.append((done, total))
+    )
+    assert report.passed
+    assert [(case.picture, case.keep) for case in report.cases] == [
+        (f"probe {index}", keep) for index in range(3) for keep in (64, 5)
+    ]
+    assert calls == [(done, 6) for done in range(6)]
+    assert len({case.prompt for case in report.cases}) == 2
+
+
+def test_the_bundles_own_budget_by_default(copy: Copy) -> None:
+    assert [case.keep for case in check(copy("mha")).cases] == [64]
+
+
+def test_the_report_is_written_into_the_bundle(copy: Copy, checkpoint: Callable[[str], Path]) -> None:
+    folder = copy("mha")
+    report = check(folder)
+    written = json.loads((folder / "parity.json").read_text())
+    assert written == json.loads(json.dumps(report.to_dict()))
+    assert written["passed"] is True
+    assert (written["bundle"], written["reference"]) == (str(folder), str(checkpoint("mha")))
+    assert written["versions"]["torch"] == torch.__version__
+    assert check(folder).passed  # a report in the bundle does not damage it
+
+
+def test_a_moved_checkpoint(copy: Copy, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copy("mha")
+    moved = shutil.copytree(checkpoint("mha"), tmp_path / "moved")
+    report = check(folder, model=str(moved))
+    assert report.passed
+    assert report.reference == str(moved)
+    manifest = folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(checkpoint("mha")), "/nowhere/at-all"))
+    with pytest.raises(CheckpointError, match=r"check needs the source checkpoint; give it with --model"):
+        check(folder)
+
+
+def test_another_architecture(copy: Copy, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(CheckpointError, match="has another architecture"):
+        check(copy("mha"), model=str(checkpoint("gqa")))
+
+
+def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> None:
+    folder = copy("mha")
+    report = check(folder, model=str(make_checkpoint(tmp_path / "other", "mha", seed=1)))
+    assert not report.passed
+    assert first_failure(report) == "vision_features"
+    assert json.loads((folder / "parity.json").read_text())["passed"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "keep", "message"),
+    [
+        ({"prune": False}, (64,), "built with --no-prune; --keep has no meaning"),
+        ({}, (64, 289), "--keep 289 is over this bundle's maximum of 288"),
+        ({}, (0,), "--keep must be at least 1"),
+    ],
+)
+def test_budgets_that_the_bundle_has_not(
+    copy: Copy, options: dict[str, bool], keep: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check(copy("mha", **options), keep=keep)
+
+
+def test_changed_weights_are_refused(copy: Copy) -> None:
+    folder = copy("mha")
+    weights = folder / "graphs" / "decoder.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(BundleError, match=r"decoder\.safetensors differs from the SHA-256"):
+        check(folder)

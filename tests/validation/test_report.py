@@ -1,0 +1,86 @@
+"""Parity reports as JSON and as JUnit XML."""
+
+import json
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import pytest
+
+from star_export.validation.report import CaseReport, ParityReport, StageResult, Status
+
+
+def stage(name: str, status: Status, detail: str = "max |difference| / rms") -> StageResult:
+    return StageResult(name, status, 0.5 if status == "fail" else 1e-6, 2e-4, detail)
+
+
+GOOD = CaseReport("probe 0", "What?", 64, (stage("a", "pass"), stage("b", "ambiguous"), stage("c", "pass")))
+BAD = CaseReport("probe 1", "Who?", None, (stage("a", "pass"), stage("b", "fail"), stage("c", "fail")))
+
+
+def report(*cases: CaseReport) -> ParityReport:
+    return ParityReport("bundle", "checkpoint", "float32", cases, {"torch": "2.9"})
+
+
+@pytest.mark.parametrize(
+    ("cases", "passed"),
+    [([GOOD], True), ([GOOD, GOOD], True), ([BAD], False), ([GOOD, BAD], False), ([BAD, GOOD], False)],
+)
+def test_passed_unless_a_stage_failed(cases: list[CaseReport], passed: bool) -> None:
+    assert report(*cases).passed is passed
+
+
+def test_case_names() -> None:
+    assert (GOOD.name, BAD.name) == ("probe 0, keep 64", "probe 1, unpruned")
+
+
+def test_json_round_trip() -> None:
+    written = report(GOOD, BAD)
+    data = json.loads(json.dumps(written.to_dict()))
+    assert data.pop("passed") is False
+    cases = tuple(
+        CaseReport(**{**case, "stages": tuple(StageResult(**s) for s in case["stages"])})
+        for case in data.pop("cases")
+    )
+    assert ParityReport(**data, cases=cases) == written
+
+
+def test_junit_counts_failures() -> None:
+    root = ElementTree.fromstring(report(GOOD, BAD).to_junit())
+    suites = root.findall("testsuite")
+    assert root.tag == "testsuites"
+    assert [suite.attrib for suite in suites] == [
+        {"name": "probe 0, keep 64", "tests": "3", "failures": "0"},
+        {"name": "probe 1, unpruned", "tests": "3", "failures": "2"},
+    ]
+    assert [len(suite.findall("testcase")) for suite in suites] == [3, 3]
+    assert [len(suite.findall("testcase/failure")) for suite in suites] == [0, 2]
+    failed = [test.get("name") for test in root.iter("testcase") if test.find("failure") is not None]
+    assert failed == ["b", "c"]
+
+
+def test_junit_says_what_was_measured() -> None:
+    root = ElementTree.fromstring(report(GOOD, BAD).to_junit())
+    assert [out.text for out in root.iter("system-out")][:2] == [
+        "pass: error 1e-06, tolerance 0.0002: max |difference| / rms",
+        "ambiguous: error 1e-06, tolerance 0.0002: max |difference| / rms",
+    ]
+    assert [f.get("message") for f in root.iter("failure")] == [
+        "error 0.5, tolerance 0.0002: max |difference| / rms"
+    ] * 2
+
+
+def test_junit_is_well_formed_whatever_the_names_hold() -> None:
+    odd = "<&>\"' é 图 \U0001f415"
+    case = replace(BAD, picture=odd, stages=(stage(odd, "fail", odd), stage("b", "pass", odd)))
+    content = report(case).to_junit()
+    root = ElementTree.fromstring(content)
+    assert content.startswith(b"<?xml version='1.0' encoding='utf-8'?>")
+    assert root.find("testsuite").get("name") == f"{odd}, unpruned"
+    assert root.find("testsuite/testcase").get("name") == odd
+    assert root.find("testsuite/testcase/failure").get("message").endswith(odd)
+
+
+def test_junit_of_a_result_without_a_number() -> None:
+    endless = replace(stage("a", "fail"), error=float("inf"))
+    root = ElementTree.fromstring(report(replace(BAD, stages=(endless,))).to_junit())
+    assert next(root.iter("failure")).get("message").startswith("error inf, tolerance 0.0002")
