@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := build/demo
 READY  := $(VENV)/.ready
+export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint docs bench clean
 
 demo: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
@@ -29,6 +30,11 @@ lint: $(READY)
 	cd build/installed && MYPYPATH=. ../../$(BIN)/mypy --config-file ../../pyproject.toml -p star_export
 	cd build/installed && PYTHONPATH=. ../../$(BIN)/lint-imports --no-cache --config ../../pyproject.toml
 	$(BIN)/python .ci/shape.py
+	$(BIN)/python .ci/cli_reference.py --check
+
+# docs/cli.md, from the commands themselves.
+docs: $(READY)
+	$(BIN)/python .ci/cli_reference.py
 
 # The table of docs/performance.md.
 bench: $(READY)

@@ -84,4 +84,4 @@ def _print_report(report: "BuildReport") -> None:
         patches = spec.model.vision.num_patches
         budget = f"{patches} -> {spec.star.stage1_keep} -> {spec.star.keep} visual tokens"
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
-    err.print(f"next: star-export run {report.folder} --image picture.png --prompt 'What is this?'")
+    err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT")

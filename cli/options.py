@@ -23,7 +23,7 @@ RunKeepOption = Annotated[
 ]
 ImageOption = Annotated[Path, typer.Option("--image", "-i", help="The picture: PNG, JPEG, WebP, ...")]
 PromptOption = Annotated[
-    str, typer.Option("--prompt", "-p", help="The question; with <image> in it, the whole prompt as it is.")
+    str, typer.Option("--prompt", "-p", help="The question; with `<image>` in it, the whole prompt as it is.")
 ]
 
 # star-export build

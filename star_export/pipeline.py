@@ -191,8 +191,9 @@ class Pipeline:
         tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=self.spec.image_tokens)
         if tokens.text_tokens > self.spec.max_text_tokens:
             raise InputError(
-                f"the prompt has {tokens.text_tokens} text tokens, this bundle has room for "
-                f"{self.spec.max_text_tokens}; shorten it or rebuild with --max-text-tokens {tokens.text_tokens}"
+                f"the prompt has {tokens.text_tokens} text tokens, "
+                f"this bundle has room for {self.spec.max_text_tokens}; "
+                f"shorten it or rebuild with --max-text-tokens {tokens.text_tokens}"
             )
         return tokens
 

@@ -8,12 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration
-
 from star_export.pipeline import Pipeline, load
 from star_export.preprocessing import load_image, pixel_values
-from star_export.preprocessing.convert import read_processor
 
 STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
 
@@ -90,40 +86,11 @@ class BundleSide:
         for _ in range(workload.new_tokens):
             self.pipeline.decode(state, token)
             token = int(state.logits.argmax())
-        return _sample(start, ready, seen, first, workload.new_tokens)
+        return make_sample(start, ready, seen, first, workload.new_tokens)
 
 
-class HuggingFaceSide:
-    """The checkpoint in transformers, with its KV cache."""
-
-    def __init__(self, folder: Path, *, attention: str) -> None:
-        self.model = LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
-        ).eval()
-        self.processor = read_processor(folder)
-
-    @torch.inference_mode()
-    def measure(self, workload: Workload) -> Sample:
-        """Answer once and take the time."""
-        start = time.perf_counter()
-        inputs = self.processor(images=load_image(workload.picture), text=workload.text, return_tensors="pt")
-        ready = time.perf_counter()
-        features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
-        seen = time.perf_counter()
-        embeds = self.model.get_input_embeddings()(inputs["input_ids"])
-        places = inputs["input_ids"] == self.model.config.image_token_id
-        embeds[places] = torch.cat(list(features))
-        cache = DynamicCache(config=self.model.config.text_config)
-        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        token = output.logits[:, -1].argmax(-1, keepdim=True)
-        first = time.perf_counter()
-        for _ in range(workload.new_tokens):
-            output = self.model(input_ids=token, past_key_values=cache, use_cache=True)
-            token = output.logits[:, -1].argmax(-1, keepdim=True)
-        return _sample(start, ready, seen, first, workload.new_tokens)
-
-
-def _sample(start: float, ready: float, seen: float, first: float, new_tokens: int) -> Sample:
+def make_sample(start: float, ready: float, seen: float, first: float, new_tokens: int) -> Sample:
+    """A sample from the moments (seconds) at which its steps were done; decode ends now."""
     now = time.perf_counter()
     return Sample(
         vision=1000 * (seen - ready),
@@ -138,9 +105,10 @@ def open_side(name: str, workload: Workload) -> Side:
     if name in (STAR, UNPRUNED):
         folder = workload.bundle if name == STAR else workload.baseline
         return BundleSide(folder, keep=workload.keep if name == STAR else None, threads=workload.threads)
-    if workload.threads:
-        torch.set_num_threads(workload.threads)
-    return HuggingFaceSide(workload.checkpoint, attention=name.removeprefix("hf-"))
+    # Only here: a process that measures a bundle's memory must not carry torch.
+    from star_export.validation.huggingface import HuggingFaceSide
+
+    return HuggingFaceSide(workload.checkpoint, attention=name.removeprefix("hf-"), threads=workload.threads)
 
 
 def peak_memory(name: str, workload: Workload) -> int:

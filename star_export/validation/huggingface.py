@@ -1,0 +1,43 @@
+"""The Hugging Face side of a benchmark."""
+
+import time
+from pathlib import Path
+
+import torch
+from transformers import DynamicCache, LlavaForConditionalGeneration
+
+from star_export.preprocessing import load_image
+from star_export.preprocessing.convert import read_processor
+from star_export.validation.sides import Sample, Workload, make_sample
+
+
+class HuggingFaceSide:
+    """The checkpoint in transformers, with its KV cache."""
+
+    def __init__(self, folder: Path, *, attention: str, threads: int | None) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        self.model = LlavaForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention, local_files_only=True
+        ).eval()
+        self.processor = read_processor(folder)
+
+    @torch.inference_mode()
+    def measure(self, workload: Workload) -> Sample:
+        """Answer once and take the time."""
+        start = time.perf_counter()
+        inputs = self.processor(images=load_image(workload.picture), text=workload.text, return_tensors="pt")
+        ready = time.perf_counter()
+        features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
+        seen = time.perf_counter()
+        embeds = self.model.get_input_embeddings()(inputs["input_ids"])
+        places = inputs["input_ids"] == self.model.config.image_token_id
+        embeds[places] = torch.cat(list(features))
+        cache = DynamicCache(config=self.model.config.text_config)
+        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        token = output.logits[:, -1].argmax(-1, keepdim=True)
+        first = time.perf_counter()
+        for _ in range(workload.new_tokens):
+            output = self.model(input_ids=token, past_key_values=cache, use_cache=True)
+            token = output.logits[:, -1].argmax(-1, keepdim=True)
+        return make_sample(start, ready, seen, first, workload.new_tokens)

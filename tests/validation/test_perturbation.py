@@ -1,0 +1,380 @@
+"""The parity check fails when something is wrong, and at the stage where it is wrong.
+
+Each test breaks one thing in a copy of a good bundle: one weight, one node of a
+graph, one number fed to it, one preprocessing parameter.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from star_export.bundle import Bundle, open_bundle
+from star_export.engines import open_session
+from star_export.pipeline import Pipeline
+from star_export.preprocessing.convert import read_processor
+from star_export.sampling import Sampler
+from star_export.validation.parity import ParityCheck
+from star_export.validation.probes import Probe, make_probes
+from star_export.validation.reference import Reference
+
+KEEP = 64
+Edit = Callable[[onnx.ModelProto], None]
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A copy of a bundle that tests may break, and everything to check it with."""
+
+    bundle: Bundle
+    reference: Reference
+    processor: Any
+    probe: Probe
+
+    def graph(self, name: str) -> Path:
+        return self.bundle.graph_path(name)
+
+    def weights(self, name: str) -> Path:
+        return self.bundle.folder / "graphs" / f"{name}.safetensors"
+
+    def pipeline(self) -> Pipeline:
+        return Pipeline(self.bundle, open_session(self.bundle, threads=1))
+
+    def failed(self, pipeline: Pipeline | None = None) -> list[str]:
+        """Stages that fail, in order."""
+        check = ParityCheck(pipeline or self.pipeline(), self.reference, self.processor, max_new_tokens=3)
+        return [s.stage for s in check.run(self.probe, KEEP).stages if s.status == "fail"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    # Small models: two threads only wait for each other, for seconds on a busy machine.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def labs(
+    bundle: Callable[..., Path],
+    checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Lab]:
+    made: dict[str, Lab] = {}
+
+    def get(preset: str) -> Lab:
+        if preset not in made:
+            copy = tmp_path_factory.mktemp("broken") / preset
+            shutil.copytree(bundle(preset), copy)
+            # Opened where it is whole, then moved: open_bundle refuses changed files.
+            opened = replace(open_bundle(bundle(preset)), folder=copy)
+            source = checkpoint(preset)
+            made[preset] = Lab(opened, Reference(source), read_processor(source), make_probes(1)[0])
+        return made[preset]
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def mha(labs: Callable[[str], Lab]) -> Lab:
+    return labs("mha")
+
+
+@contextmanager
+def changed(path: Path, content: bytes) -> Iterator[None]:
+    whole = path.read_bytes()
+    assert content != whole
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("preset", ["mha", "gqa"])
+def test_nothing_broken(labs: Callable[[str], Lab], preset: str) -> None:
+    assert labs(preset).failed() == []
+
+
+# One element of every weight.
+
+
+def table(content: bytes) -> tuple[int, dict[str, Any]]:
+    """Where a safetensors file's data starts, and what it holds."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8:start])
+    del entries["__metadata__"]
+    return start, entries
+
+
+@contextmanager
+def changed_weight(path: Path, name: str, row: int = 0) -> Iterator[None]:
+    """The first element of a row, raised by the tensor's largest magnitude."""
+    content = bytearray(path.read_bytes())
+    start, entries = table(content)
+    begin, shape = start + entries[name]["data_offsets"][0], entries[name]["shape"]
+    tensor = np.ndarray(shape, np.float32, content, begin)
+    tensor.reshape(len(tensor), -1)[row, 0] += np.abs(tensor).max()
+    with changed(path, bytes(content)):
+        yield
+
+
+def first_failures(lab: Lab, file: str, wanted: str = "", **rows: int) -> dict[str, str | None]:
+    """Each tensor whose name holds ``wanted``, and the first stage that fails once it is changed."""
+    path, found = lab.weights(file), {}
+    for name in table(path.read_bytes())[1]:
+        if wanted in name:
+            with changed_weight(path, name, rows.get(name.split(".")[1], 0)):
+                found[name] = next(iter(lab.failed()), None)
+    return found
+
+
+def test_every_vision_weight(mha: Lab) -> None:
+    found = first_failures(mha, "vision")
+    assert len(found) == 3 + 2 + 3 * 16 + 4
+    # A constant added to every key adds one number to all logits of a query: softmax does not
+    # see it. In the decoder, RoPE turns the constant by each key's position, and it counts.
+    invisible = {name for name in found if name.endswith("k_proj.bias")}
+    assert len(invisible) == 3
+    assert found == {name: None if name in invisible else "vision_features" for name in found}
+
+
+def test_every_decoder_weight(mha: Lab) -> None:
+    # Rows in use: a token of the prompt; the second position, since the first turns nothing.
+    token = int(mha.pipeline().tokenize(mha.probe.prompt).input_ids[0, -1])
+    found = first_failures(mha, "decoder", embed_tokens=token, cos=1, sin=1)
+    assert len(found) == 1 + 6 * 9 + 2 + 2
+    late = ("layers.3", "layers.4", "layers.5", "model.norm", "lm_head")
+    for name, first in found.items():
+        possible = (
+            ["prefill_logits"] if any(part in name for part in late) else ["stage2_set", "prefill_logits"]
+        )
+        assert first in possible, name
+
+
+def test_every_decoder_bias(labs: Callable[[str], Lab]) -> None:
+    found = first_failures(labs("gqa"), "decoder", ".bias")
+    assert len(found) == 4 * 4
+    assert set(found.values()) <= {"stage2_set", "prefill_logits"}
+
+
+def test_rotary_rows_that_only_decoding_uses(mha: Lab) -> None:
+    length = mha.pipeline().tokenize(mha.probe.prompt).input_ids.shape[1]
+    found = first_failures(mha, "decoder", "rotary.", cos=length, sin=length)
+    assert found == {"rotary.cos": "decode_logits", "rotary.sin": "decode_logits"}
+
+
+# One node of a graph.
+
+
+def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def producer(model: onnx.ModelProto, value: str) -> onnx.NodeProto:
+    return next(node for node in model.graph.node if value in node.output)
+
+
+def scoring(model: onnx.ModelProto) -> onnx.NodeProto:
+    """The mean over heads and rows; the only one in a graph."""
+    (mean,) = nodes(model, "ReduceMean")
+    return mean
+
+
+def constant(model: onnx.ModelProto, values: list[int]) -> str:
+    name = f"broken_{len(model.graph.initializer)}"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
+    return name
+
+
+def insert_before(model: onnx.ModelProto, where: onnx.NodeProto, *new: onnx.NodeProto) -> None:
+    at = list(model.graph.node).index(where)
+    for offset, node in enumerate(new):
+        model.graph.node.insert(at + offset, node)
+
+
+def set_attribute(node: onnx.NodeProto, name: str, value: int) -> None:
+    kept = [a for a in node.attribute if a.name != name]
+    del node.attribute[:]
+    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+
+
+def keep_the_lowest(model: onnx.ModelProto) -> None:
+    set_attribute(next(n for n in model.functions[0].node if n.op_type == "TopK"), "largest", 0)
+
+
+def keep_in_order_of_score(model: onnx.ModelProto) -> None:
+    body = model.functions[0].node
+    _, sort = (node for node in body if node.op_type == "TopK")
+    sort.CopyFrom(helper.make_node("Identity", ["best"], ["indices"]))
+
+
+def score_the_patch_before(model: onnx.ModelProto) -> None:
+    columns = producer(model, scoring(model).input[0])
+    columns.input[1], columns.input[2] = constant(model, [0]), constant(model, [-1])
+
+
+def average_over_the_softmax_axis(model: onnx.ModelProto) -> None:
+    scoring(model).input[1] = constant(model, [1, 3])  # heads and keys, as the paper prints it
+
+
+def softmax_over_rows(model: onnx.ModelProto) -> None:
+    (softmax,) = nodes(model, "Softmax")
+    set_attribute(softmax, "axis", -2)
+
+
+def score_the_position_before(model: onnx.ModelProto) -> None:
+    (gather,) = (n for n in nodes(model, "GatherElements") if n.input[0] == scoring(model).output[0])
+    insert_before(model, gather, helper.make_node("Sub", [gather.input[1], constant(model, [1])], ["before"]))
+    gather.input[1] = "before"
+
+
+def renumber_kept_tokens(model: onnx.ModelProto) -> None:
+    late = [node for node in nodes(model, "RotaryEmbedding") if node.input[3] == "kept_positions"]
+    (positions,) = nodes(model, "Range")
+    zero = constant(model, [0])
+    insert_before(
+        model,
+        late[0],
+        helper.make_node("Shape", ["kept_positions"], ["count"], start=1),
+        helper.make_node("Slice", [positions.output[0], zero, "count"], ["numbers"]),
+        helper.make_node("Unsqueeze", ["numbers", zero], ["renumbered"]),
+    )
+    for node in late:
+        node.input[3] = "renumbered"
+
+
+def cache_write(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
+    return producer(model, name.replace("past_key_values", "present"))
+
+
+def cache_the_key_unrotated(model: onnx.ModelProto) -> None:
+    write = cache_write(model, "past_key_values.0.key")
+    write.input[1] = producer(model, write.input[1]).input[0]
+
+
+def cache_the_value_one_slot_late(model: onnx.ModelProto) -> None:
+    cache_write(model, "past_key_values.5.value").input[2] = constant(model, [1])
+
+
+def hide_the_token_from_itself(model: onnx.ModelProto) -> None:
+    for node in nodes(model, "LessOrEqual"):
+        node.op_type = "Less"
+
+
+def not_causal(layer: int) -> Edit:
+    return lambda model: set_attribute(nodes(model, "Attention")[layer], "is_causal", 0)
+
+
+def failed_after(lab: Lab, graph: str, edit: Edit) -> list[str]:
+    model = onnx.load(lab.graph(graph), load_external_data=False)
+    edit(model)
+    with changed(lab.graph(graph), model.SerializeToString()):
+        return lab.failed()
+
+
+@pytest.mark.parametrize(
+    ("graph", "edit", "first"),
+    [
+        ("vision", keep_the_lowest, "stage1_set"),
+        ("vision", keep_in_order_of_score, "stage1_set"),
+        ("vision", score_the_patch_before, "stage1_set"),
+        ("vision", average_over_the_softmax_axis, "stage1_set"),
+        ("vision", softmax_over_rows, "vision_features"),  # the same map gives the features
+        ("prefill", keep_the_lowest, "stage2_set"),
+        ("prefill", keep_in_order_of_score, "stage2_set"),
+        ("prefill", score_the_position_before, "stage2_set"),
+        ("prefill", softmax_over_rows, "stage2_set"),
+        ("prefill", renumber_kept_tokens, "prefill_logits"),
+        ("prefill", cache_the_key_unrotated, "kv_cache_early"),
+        ("prefill", cache_the_value_one_slot_late, "kv_cache_late"),
+        ("decode", hide_the_token_from_itself, "decode_logits"),
+    ],
+)
+def test_a_changed_node(mha: Lab, graph: str, edit: Edit, first: str) -> None:
+    assert failed_after(mha, graph, edit)[:1] == [first]
+
+
+@pytest.mark.parametrize("layer", range(5))
+def test_attention_that_is_not_causal(mha: Lab, layer: int) -> None:
+    # Layers before K-1 = 2 also change the scores, which layer 2 makes before it attends.
+    first = failed_after(mha, "prefill", not_causal(layer))[0]
+    assert first == "prefill_logits" or (layer < 2 and first == "stage2_set")
+
+
+def test_the_last_layer_need_not_be_causal(mha: Lab) -> None:
+    # Only its last row is used, which sees every token anyway.
+    assert failed_after(mha, "prefill", not_causal(5)) == []
+
+
+# One number, fed or chosen.
+
+
+@pytest.mark.parametrize(
+    ("name", "shift", "first"),
+    [
+        ("query_positions", -1, "stage2_set"),
+        ("image_positions", 1, "stage2_set"),
+        ("position_ids", -1, "decode_logits"),
+        ("position_ids", 1, "decode_logits"),
+        ("early_lengths", -1, "decode_logits"),
+        ("early_lengths", 1, "decode_logits"),
+        ("late_lengths", -1, "decode_logits"),
+        ("late_lengths", 1, "decode_logits"),
+    ],
+)
+def test_an_input_off_by_one(
+    mha: Lab, monkeypatch: pytest.MonkeyPatch, name: str, shift: int, first: str
+) -> None:
+    session = open_session(mha.bundle, threads=1)
+    run = session.run
+
+    def shifted(graph: str, feeds: dict[str, Any], caches: Any = None) -> Any:
+        return run(graph, {k: v + shift if k == name else v for k, v in feeds.items()}, caches)
+
+    monkeypatch.setattr(session, "run", shifted)
+    assert mha.failed(Pipeline(mha.bundle, session))[:1] == [first]
+
+
+def test_the_second_best_token(mha: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sampler, "next_token", lambda _, logits: int(np.argsort(logits)[-2]))
+    assert mha.failed() == ["greedy_tokens"]
+
+
+# One parameter of the preprocessing.
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mean", [0.5, 0.4578275, 0.40821073]),
+        ("std", [0.26862954, 0.26130258, 0.28]),
+        ("resample", 2),
+        ("rescale_factor", 1 / 256),
+        ("shortest_edge", 97),
+    ],
+)
+def test_an_image_parameter(mha: Lab, name: str, value: object) -> None:
+    path = mha.bundle.path("preprocessor.json")
+    data = json.loads(path.read_bytes())
+    data["image"][name] = value
+    with changed(path, json.dumps(data).encode()):
+        assert mha.failed()[0] == "preprocessing"
+
+
+def test_a_tokenizer_without_bos(mha: Lab) -> None:
+    path = mha.bundle.path("tokenizer.json")
+    data = json.loads(path.read_bytes())
+    data["post_processor"] = None
+    with changed(path, json.dumps(data).encode()):
+        assert mha.failed()[0] == "preprocessing"
