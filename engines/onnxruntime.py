@@ -5,6 +5,7 @@ which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
@@ -23,6 +24,17 @@ _DEVICE = "cpu"
 _PREPACKED = {DECODE}
 
 
+@dataclass(frozen=True)
+class OnnxRuntimeArray:
+    """A tensor in ONNX Runtime's memory."""
+
+    value: ort.OrtValue
+
+    def numpy(self) -> HostArray:
+        """Copy to host memory. OrtValue's own numpy() is a view that outlives what it shows."""
+        return np.array(self.value.numpy())
+
+
 class OnnxRuntimeCaches:
     """KV caches as OrtValues, with one binding per graph that stays valid."""
 
@@ -32,7 +44,7 @@ class OnnxRuntimeCaches:
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return np.array(self.values[name].numpy())
+        return OnnxRuntimeArray(self.values[name]).numpy()
 
 
 class OnnxRuntimeSession:
@@ -53,12 +65,7 @@ class OnnxRuntimeSession:
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
             for graph, io in contract(bundle.spec).items()
         }
-        self._sessions: dict[str, ort.InferenceSession] = {}
-
-    def load(self) -> None:
-        """Load all three graphs now; otherwise each loads at its first run."""
-        for graph in GRAPHS:
-            self._session(graph)
+        self._sessions = {graph: self._load(graph) for graph in GRAPHS}
 
     def allocate_caches(self, batch: int = 1) -> OnnxRuntimeCaches:
         """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
@@ -77,37 +84,35 @@ class OnnxRuntimeSession:
         assert caches is None or isinstance(caches, OnnxRuntimeCaches)
         binding = self._binding(graph, caches)
         for name, tensor in feeds.items():
-            if isinstance(tensor, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
+            if isinstance(tensor, OnnxRuntimeArray):
+                binding.bind_ortvalue_input(name, tensor.value)
             else:
-                binding.bind_ortvalue_input(name, tensor)
+                binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
         names = self._plain_outputs[graph]
         for name in names:  # anew at every run: sizes change, and old results stay valid
             binding.bind_output(name, _DEVICE)
-        self._session(graph).run_with_iobinding(binding)
-        return dict(zip(names, binding.get_outputs(), strict=False))
+        self._sessions[graph].run_with_iobinding(binding)
+        outputs = binding.get_outputs()  # plain ones first
+        return {name: OnnxRuntimeArray(value) for name, value in zip(names, outputs, strict=False)}
 
-    def _session(self, graph: str) -> ort.InferenceSession:
-        if graph not in self._sessions:
-            options = ort.SessionOptions()
-            options.log_severity_level = 3  # errors; warnings about graphs that work are noise
-            if graph not in _PREPACKED:
-                options.add_session_config_entry("session.disable_prepacking", "1")
-            if self._threads is not None:
-                options.intra_op_num_threads = self._threads
-            path = self.bundle.graph_path(graph)
-            try:
-                session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-            except Exception as error:  # ONNX Runtime raises many unrelated types
-                raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
-            self._sessions[graph] = session
-        return self._sessions[graph]
+    def _load(self, graph: str) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+        if graph not in _PREPACKED:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+        if self._threads is not None:
+            options.intra_op_num_threads = self._threads
+        path = self.bundle.graph_path(graph)
+        try:
+            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many unrelated types
+            raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
 
     def _binding(self, graph: str, caches: OnnxRuntimeCaches | None) -> ort.IOBinding:
         """A binding with the caches in place; plain outputs come first, in contract order."""
         if caches is not None and graph in caches.bindings:
             return caches.bindings[graph]
-        binding = ort.IOBinding(self._session(graph))
+        binding = ort.IOBinding(self._sessions[graph])
         for name in self._plain_outputs[graph]:
             binding.bind_output(name, _DEVICE)
         if caches is not None:

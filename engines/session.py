@@ -35,9 +35,6 @@ class Session(Protocol):
 
     spec: ExportSpec
 
-    def load(self) -> None:
-        """Load all graphs now; otherwise each loads at its first run."""
-
     def allocate_caches(self, batch: int = 1) -> Caches:
         """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
 

@@ -271,3 +271,43 @@ def test_one_vision_graph_serves_every_budget(exported: Exported) -> None:
         assert kept < set(indices[0].tolist())  # the best k are among the best k + n
         kept = set(indices[0].tolist())
     assert kept == set(range(576))
+
+
+@pytest.mark.parametrize("exported", ["mha", "gqa", "mha unpruned"], indirect=True)
+def test_decoding_together_is_decoding_alone(exported: Exported) -> None:
+    session = ort.InferenceSession(exported.path(DECODE))
+    random = np.random.default_rng(0)
+    feeds = zeros(exported, DECODE, {"B": 3})
+    for name, value in feeds.items():
+        if name.startswith("past"):
+            value[:] = random.standard_normal(value.shape)
+    feeds["input_ids"][:, 0] = 5, 300, 5
+    feeds["position_ids"][:, 0] = feeds["early_lengths"][:] = 530, 17, 600
+    if "late_lengths" in feeds:
+        feeds["late_lengths"][:] = 70, 17, 211
+    together = session.run(None, feeds)
+    for row in range(3):
+        alone = session.run(None, {name: value[row : row + 1] for name, value in feeds.items()})
+        for a, b in zip(together, alone, strict=True):
+            np.testing.assert_allclose(a[row : row + 1], b, rtol=1e-4, atol=1e-5)
+    logits = together[0]
+    assert np.abs(logits[0] - logits[2]).max() > 0.1  # the same token, other caches
+
+
+def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> None:
+    session = ort.InferenceSession(exported.path(DECODE))
+    names = [t.name for t in contract(exported.spec)[DECODE].outputs]
+    feeds = zeros(exported, DECODE, {"B": 1})
+    lengths = {"position_ids": 9, "early_lengths": 9, "late_lengths": 4}
+    for name, length in lengths.items():
+        if name in feeds:
+            feeds[name][:] = length
+    first = dict(zip(names, session.run(None, feeds), strict=True))
+    early = exported.spec.num_early_layers
+    for layer in range(exported.spec.model.text.num_layers):
+        for kind in ("key", "value"):
+            written = np.flatnonzero(first[f"present.{layer}.{kind}"].any(axis=(0, 1, 3)))
+            assert written.tolist() == [9 if layer < early else 4]
+            feeds[f"past_key_values.{layer}.{kind}"][:, :, written[0] + 1 :] = 7  # free slots
+    again = dict(zip(names, session.run(None, feeds), strict=True))
+    np.testing.assert_array_equal(again["logits"], first["logits"])

@@ -1,0 +1,106 @@
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+
+import star_export
+from star_export import contract as names
+from star_export.bundle import open_bundle
+from star_export.engines import open_session
+from star_export.errors import SettingsError
+from star_export.pipeline import DecodeState, Pipeline
+from star_export.preprocessing import load_image, pixel_values
+
+BundleOf = Callable[..., Path]
+PROMPTS = ("What is in the picture?", "Where is the dog, and what is written on the sign?")
+
+
+@pytest.fixture(scope="module", params=["mha", "gqa"])
+def folder(request: pytest.FixtureRequest, bundle: BundleOf) -> Path:
+    return bundle(request.param)
+
+
+def prefilled(pipeline: Pipeline, picture: Path, prompt: str) -> DecodeState:
+    vision = pipeline.encode_image(pixel_values(load_image(picture), pipeline.image_spec))
+    return pipeline.prefill(pipeline.tokenize(prompt), vision, keep=64)
+
+
+def test_caches_have_the_group_capacities(folder: Path) -> None:
+    pipeline = star_export.load(folder)
+    spec, caches = pipeline.spec, pipeline.session.allocate_caches(batch=3)
+    for layer in range(spec.model.text.num_layers):
+        capacity = spec.early_capacity if layer < spec.num_early_layers else spec.late_capacity
+        for name in names.past_names(layer):
+            cache = caches.numpy(name)
+            assert cache.shape == (3, spec.model.text.num_kv_heads, capacity, spec.model.text.head_dim)
+            assert not cache.any()
+    assert spec.late_capacity < spec.early_capacity
+
+
+def test_caches_are_written_in_place(folder: Path, picture: Path) -> None:
+    pipeline = star_export.load(folder)
+    state = prefilled(pipeline, picture, PROMPTS[0])
+    pointers = {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
+    late = names.past_names(pipeline.spec.num_early_layers)[0]
+    before = state.caches.numpy(late)
+    pipeline.decode(state, 7)
+    after = state.caches.numpy(late)
+    assert pointers == {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
+    changed = np.flatnonzero((before != after).any(axis=(0, 1, 3)))
+    assert changed.tolist() == [state.late_length - 1]  # one row, the new token's
+    assert not after[:, :, state.late_length :].any()
+
+
+def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) -> None:
+    """Two sequences of different length decode together as they do alone."""
+    states, alone = [], []
+    for prompt in PROMPTS:
+        pipeline = star_export.load(folder)
+        state = prefilled(pipeline, picture, prompt)
+        copy = {name: value.numpy().copy() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
+        states.append((dataclasses.replace(state), copy))
+        pipeline.decode(state, 7)
+        alone.append(state.logits)
+    session = open_session(open_bundle(folder))
+    caches = session.allocate_caches(batch=2)
+    for name in caches.values:  # type: ignore[attr-defined]
+        both = np.concatenate([copy[name] for _, copy in states])
+        caches.values[name] = ort.OrtValue.ortvalue_from_numpy(both)  # type: ignore[attr-defined]
+    feeds = {
+        names.INPUT_IDS: np.array([[7], [7]]),
+        names.POSITION_IDS: np.array([[state.position] for state, _ in states]),
+        names.EARLY_LENGTHS: np.array([state.position for state, _ in states]),
+        names.LATE_LENGTHS: np.array([state.late_length for state, _ in states]),
+    }
+    together = session.run(names.DECODE, feeds, caches)[names.LOGITS].numpy()
+    np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=2e-4)
+
+
+def test_results_outlive_the_next_run(folder: Path, picture: Path) -> None:
+    pipeline = star_export.load(folder)
+    pixels = pixel_values(load_image(picture), pipeline.image_spec)
+    first = pipeline.encode_image(pixels)
+    kept = first.features.numpy()
+    assert kept.flags.owndata
+    assert pipeline.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
+    pipeline.encode_image(-pixels)
+    assert np.array_equal(first.features.numpy(), kept)
+
+
+def test_threads_do_not_change_the_answer(folder: Path, picture: Path) -> None:
+    answers = [
+        star_export.load(folder, threads=threads)
+        .generate(picture, PROMPTS[0], max_new_tokens=6)
+        .result()
+        .token_ids
+        for threads in (1, 2)
+    ]
+    assert answers[0] == answers[1]
+
+
+def test_unknown_backend(folder: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown backend tensorrt; backends are onnxruntime"):
+        star_export.load(folder, backend="tensorrt")
