@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from star_export.build import BuildOptions, build
@@ -13,6 +14,12 @@ from star_export.validation.checkpoints import make_checkpoint
 #: Largest budget below each small model's stage-1 count that tests use.
 MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128}
 PROMPT = "What is in the picture?"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Small models: two torch threads mostly wait for each other, for seconds on a busy machine."""
+    torch.set_num_threads(1)
 
 
 class NoProgress:

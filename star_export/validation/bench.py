@@ -146,7 +146,8 @@ def _bench(
         new_tokens=min(options.new_tokens, spec.max_new_tokens),
         threads=options.threads,
     )
-    text_tokens = pipeline.tokenize(workload.text).text_tokens
+    tokens = pipeline.tokenize(workload.text)
+    text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
     del pipeline
     memory = {}
     for name in options.sides:  # before this process holds every side itself
@@ -161,8 +162,8 @@ def _bench(
         sides=tuple(_side_report(name, samples, memory[name]) for name in options.sides),
         kv_bytes=_kv_bytes(spec, text_tokens, keep),
         flops={
-            "pruned": prefill_flops(spec, text_tokens=text_tokens, keep=keep),
-            "full": prefill_flops(spec, text_tokens=text_tokens, keep=None),
+            name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
+            for name, budget in (("pruned", keep), ("full", None))
         },
     )
 

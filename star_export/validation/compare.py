@@ -12,6 +12,8 @@ from star_export.validation.report import StageResult, Status
 Array = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int64]
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerances:
@@ -44,10 +46,11 @@ def compare_arrays(stage: str, found: Array, expected: Array, tolerance: float) 
     if found.shape != expected.shape:
         detail = f"shape {list(found.shape)}, expected {list(expected.shape)}"
         return StageResult(stage, "fail", float("inf"), tolerance, detail)
-    finite = np.isfinite(found)
+    finite = np.isfinite(found) & np.isfinite(expected)
     if not finite.all():
         where = tuple(int(i) for i in np.argwhere(~finite)[0])
-        return StageResult(stage, "fail", float("inf"), tolerance, f"{found[where]} at {where}")
+        detail = f"{found[where]} at {where}, expected {expected[where]}"
+        return StageResult(stage, "fail", float("inf"), tolerance, detail)
     scale = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64)))) or 1.0
     difference = np.abs(found.astype(np.float64) - expected)
     where = tuple(int(i) for i in np.unravel_index(difference.argmax(), difference.shape))
@@ -57,20 +60,24 @@ def compare_arrays(stage: str, found: Array, expected: Array, tolerance: float) 
 
 
 def worst(results: list[StageResult]) -> StageResult:
-    """The result with the largest error; they must be of one stage."""
-    return max(results, key=lambda result: result.error)
+    """The failed result if there is one, else that with the largest error; all of one stage."""
+    return max(results, key=lambda result: (result.status == "fail", result.error))
 
 
-def compare_sets(stage: str, found: Indices, scores: Array, tolerance: float) -> StageResult:
+def compare_sets(stage: str, found: Indices, scores: Array, count: int, tolerance: float) -> StageResult:
     """Compare kept tokens with those the reference's scores choose.
 
     Args:
         stage: Name of the stage.
         found: Kept indices, which must ascend without repeats.
         scores: The reference's score of every candidate.
+        count: How many must be kept, at least 1.
         tolerance: Relative distance from the last kept score within which a token may differ.
     """
-    if len(found) and ((np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= len(scores)):
+    if len(found) != count:
+        detail = f"{len(found)} tokens were kept, expected {count}"
+        return StageResult(stage, "fail", float("inf"), tolerance, detail)
+    if (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= len(scores):
         return StageResult(stage, "fail", float("inf"), tolerance, "indices do not ascend or leave the range")
     expected = np.sort(np.argsort(-scores, kind="stable")[: len(found)])
     differing = np.setxor1d(found, expected)
@@ -78,7 +85,7 @@ def compare_sets(stage: str, found: Indices, scores: Array, tolerance: float) ->
     if not len(differing):
         return StageResult(stage, "pass", 0.0, tolerance, agreement)
     threshold = scores[expected].min()
-    distance = np.abs(scores[differing] - threshold) / threshold
+    distance = np.abs(scores[differing] - threshold) / max(threshold, _TINY)
     error = float(distance.max())
     detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
     return StageResult(stage, "ambiguous" if error <= tolerance else "fail", error, tolerance, detail)
@@ -103,7 +110,7 @@ def compare_tokens(
         detail = f"{len(found)} tokens, expected {len(expected)}"
         return StageResult(stage, "fail", float("inf"), tolerance, detail)
     row = logits[agree].astype(np.float64)
-    margin = float(row[expected[agree]] - row[found[agree]]) / float(np.sqrt(np.mean(row**2)))
+    margin = float(row[expected[agree]] - row[found[agree]]) / max(float(np.sqrt(np.mean(row**2))), _TINY)
     status: Status = "ambiguous" if margin <= tolerance else "fail"
     detail = f"token {agree} is {found[agree]}, expected {expected[agree]}"
     return StageResult(stage, status, margin, tolerance, detail)

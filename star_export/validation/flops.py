@@ -21,12 +21,13 @@ class PrefillFlops:
     exact: float
 
 
-def prefill_flops(spec: ExportSpec, *, text_tokens: int, keep: int | None) -> PrefillFlops:
+def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep: int | None) -> PrefillFlops:
     """Arithmetic of a prefill with one image.
 
     Args:
         spec: The exported model.
         text_tokens: Prompt tokens that are not visual.
+        query_tokens: Those of them after the image, which score stage 2.
         keep: Visual tokens after stage 2; None for no pruning at all, of either stage.
     """
     text, star = spec.model.text, spec.star
@@ -37,7 +38,7 @@ def prefill_flops(spec: ExportSpec, *, text_tokens: int, keep: int | None) -> Pr
     else:
         early, late = star.stage1_keep + text_tokens, keep + text_tokens
         layers = [early] * star.prune_layer + [late] * (text.num_layers - star.prune_layer)
-        scoring = 2.0 * text_tokens * early * text.num_heads * text.head_dim
+        scoring = 2.0 * query_tokens * early * text.num_heads * text.head_dim
     head = 2.0 * text.hidden_size * text.vocab_size
     exact = sum(_layer_flops(text, tokens) for tokens in layers) + head + scoring
     return PrefillFlops(sum(_fastv_layer(text, tokens) for tokens in layers), exact)

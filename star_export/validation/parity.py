@@ -23,9 +23,8 @@ from star_export.engines.session import DeviceArray
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import write_json
 from star_export.pipeline import DecodeState, Pipeline, VisionOutput, stage2_indices
-from star_export.preprocessing import TokenizedPrompt, pixel_values, render
+from star_export.preprocessing import TokenizedPrompt, pixel_values
 from star_export.preprocessing.convert import read_processor
-from star_export.preprocessing.prompts import has_bos
 from star_export.validation.compare import (
     Array,
     Tolerances,
@@ -34,6 +33,7 @@ from star_export.validation.compare import (
     compare_tokens,
     worst,
 )
+from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
 from star_export.validation.probes import Probe
 from star_export.validation.reference import PrefillReference, Reference
 from star_export.validation.report import CaseReport, ParityReport, StageResult
@@ -61,14 +61,21 @@ class ParityCheck:
         return CaseReport(probe.name, probe.prompt, keep, tuple(self._stages(probe, keep)))
 
     def _stages(self, probe: Probe, keep: int | None) -> Iterator[StageResult]:
+        spec = self.pipeline.spec
+        expected = expected_input(self.processor, probe.picture, probe.prompt, image_tokens=spec.image_tokens)
         tokens = self.pipeline.tokenize(probe.prompt)
+        if fault := compare_tokenized(tokens, expected):
+            yield fault  # nothing later can be compared
+            return
         pixels = pixel_values(probe.picture, self.pipeline.image_spec)
-        yield self._preprocessing(probe, tokens, pixels)
+        yield compare_arrays("preprocessing", pixels, expected.pixel_values.numpy(), 0.0)
 
         vision = self.pipeline.encode_image(pixels)
-        seen = self.reference.encode_image(torch.from_numpy(pixels))
-        stage1 = compare_sets("stage1_set", vision.indices, seen.scores.numpy(), self.tolerances.score)
-        if np.isinf(stage1.error):  # nothing later can be compared
+        seen = self.reference.encode_image(expected.pixel_values)
+        stage1 = compare_sets(
+            "stage1_set", vision.indices, seen.scores.numpy(), spec.image_tokens, self.tolerances.score
+        )
+        if np.isinf(stage1.error):
             yield stage1
             return
         features = seen.features[torch.from_numpy(vision.indices)]
@@ -77,57 +84,44 @@ class ParityCheck:
         )
         if keep is not None:
             yield stage1
-        yield from self._decoder_stages(probe, keep, tokens, pixels, vision, features)
-
-    def _preprocessing(self, probe: Probe, tokens: TokenizedPrompt, pixels: Array) -> StageResult:
-        """The bundle's own preprocessing against the checkpoint's processor; exact."""
-        text = render(probe.prompt, self.pipeline.prompt_spec)
-        spec = self.pipeline.prompt_spec
-        expected = self.processor(
-            images=probe.picture,
-            text=text,
-            return_tensors="pt",
-            add_special_tokens=not has_bos(text, spec),
-        )
-        image_token = spec.image_token_id
-        wanted = [token for token in expected["input_ids"][0].tolist() if token != image_token]
-        found = [token for token in tokens.input_ids[0].tolist() if token != image_token]
-        if found != wanted:
-            return StageResult(
-                "preprocessing", "fail", float("inf"), 0.0, f"text tokens {found}, expected {wanted}"
-            )
-        return compare_arrays("preprocessing", pixels, expected["pixel_values"].float().numpy(), 0.0)
+        yield from self._decoder_stages(probe, keep, tokens, vision, expected, features)
 
     def _decoder_stages(
         self,
         probe: Probe,
         keep: int | None,
         tokens: TokenizedPrompt,
-        pixels: Array,
         vision: VisionOutput,
+        wanted: ExpectedInput,
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
         state = self.pipeline.prefill(tokens, vision, keep=keep or 0)
-        if fault := _position_fault(tokens, state.kept_positions, keep):
+        if fault := _position_fault(wanted, state.kept_positions):
             yield StageResult("stage2_set", "fail", float("inf"), 0.0, fault)
             return
         star = self.pipeline.spec.star
         expected = self.reference.prefill(
-            torch.from_numpy(tokens.input_ids[0]),
+            wanted.input_ids,
             features,
-            torch.from_numpy(tokens.image_positions[0]),
-            torch.from_numpy(tokens.query_positions[0]),
+            wanted.image_positions,
+            wanted.query_positions,
             prune_layer=star.prune_layer if star else None,
             kept_positions=torch.from_numpy(state.kept_positions),
         )
-        if expected.scores is not None:
+        if expected.scores is not None and keep is not None:
             kept = np.array(stage2_indices(tokens, state.kept_positions))
-            yield compare_sets("stage2_set", kept, expected.scores.numpy(), self.tolerances.score)
+            scores = expected.scores.numpy()
+            yield compare_sets("stage2_set", kept, scores, keep, self.tolerances.score)
         yield compare_arrays(
             "prefill_logits", state.logits, expected.logits.numpy(), self.tolerances.prefill_logits
         )
         yield from self._cache_stages(state, expected)
-        yield from self._token_stages(probe, keep, pixels, state, expected)
+        forced = None
+        if keep is None:
+            forced = self.reference.generate(
+                wanted.full_ids, wanted.pixel_values, max_new_tokens=self.max_new_tokens
+            )
+        yield from self._token_stages(probe, keep, state, *self._teach(expected, forced))
 
     def _cache_stages(self, state: DecodeState, expected: PrefillReference) -> Iterator[StageResult]:
         early = self.pipeline.spec.num_early_layers
@@ -152,43 +146,31 @@ class ParityCheck:
         return worst(results)
 
     def _token_stages(
-        self,
-        probe: Probe,
-        keep: int | None,
-        pixels: Array,
-        state: DecodeState,
-        expected: PrefillReference,
+        self, probe: Probe, keep: int | None, state: DecodeState, teacher: list[int], logits: list[Array]
     ) -> Iterator[StageResult]:
-        forced = None if keep is not None else self._generate(probe, pixels)
-        teacher, logits = self._teach(expected, forced)
         results = []
-        for token, wanted in zip(teacher, logits[1:], strict=False):
+        for token, wanted in zip(teacher, logits[1:], strict=True):
             self.pipeline.decode(state, token)
             results.append(
                 compare_arrays("decode_logits", state.logits, wanted, self.tolerances.decode_logits)
             )
-        if results:
-            yield worst(results)
+        yield worst(results)
         answer = self.pipeline.generate(
             probe.picture, probe.prompt, keep=keep, max_new_tokens=self.max_new_tokens
         )
         found = list(answer.result().token_ids)
         yield compare_tokens("greedy_tokens", found, teacher, logits, self.tolerances.token_margin)
 
-    def _generate(self, probe: Probe, pixels: Array) -> list[int]:
-        ids = torch.from_numpy(self.pipeline.tokenize(probe.prompt).input_ids[0])
-        return self.reference.generate(ids, torch.from_numpy(pixels), max_new_tokens=self.max_new_tokens)
-
     def _teach(self, expected: PrefillReference, forced: list[int] | None) -> tuple[list[int], list[Array]]:
-        """Greedy tokens of the reference, or ``forced`` ones, and the logits before each."""
+        """Tokens of the reference, greedy or ``forced``; logits before each and after the last."""
         ends = self.pipeline.spec.model.eos_token_ids
+        limit = len(forced) if forced else self.max_new_tokens
         tokens: list[int] = []
         logits = [expected.logits.numpy()]
-        while True:
+        while len(tokens) < limit and not (tokens and tokens[-1] in ends):
             tokens.append(forced[len(tokens)] if forced else int(logits[-1].argmax()))
-            if len(tokens) == (len(forced) if forced else self.max_new_tokens) or tokens[-1] in ends:
-                return tokens, logits
             logits.append(self.reference.decode(expected, tokens[-1]).numpy())
+        return tokens, logits
 
 
 def check_bundle(
@@ -216,6 +198,8 @@ def check_bundle(
         BundleError, CheckpointError, SettingsError: If it cannot run.
     """
     bundle = open_bundle(folder, verify=True)
+    if not probes:
+        raise SettingsError("a check needs at least one picture")
     if bundle.spec.star is None and keep:
         raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
     pipeline = Pipeline(bundle, open_session(bundle, backend))
@@ -250,17 +234,14 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _position_fault(tokens: TokenizedPrompt, kept: npt.NDArray[np.int64], keep: int | None) -> str | None:
+def _position_fault(wanted: ExpectedInput, kept: npt.NDArray[np.int64]) -> str | None:
     """What is wrong with the positions that a prefill says it kept, or None."""
-    length = tokens.input_ids.shape[1]
-    if (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= length:
+    length = len(wanted.input_ids)
+    if not len(kept) or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= length:
         return "kept positions do not ascend or leave the prompt"
-    text = np.setdiff1d(np.arange(length), tokens.image_positions[0])
-    if missing := np.setdiff1d(text, kept).tolist():
-        return f"text positions {missing[:5]} were pruned"
-    budget = tokens.image_positions.shape[1] if keep is None else keep
-    found = len(kept) - len(text)
-    return None if found == budget else f"{found} visual tokens were kept, expected {budget}"
+    text = np.setdiff1d(np.arange(length), wanted.image_positions.numpy())
+    missing: list[int] = np.setdiff1d(text, kept).tolist()
+    return f"text positions {missing[:5]} were pruned" if missing else None
 
 
 def _host(tensor: DeviceArray) -> Array:

@@ -167,9 +167,3 @@ class Reference:
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model.lm_head(self.decoder.norm(x[:, -1]))[0]
         return logits
-
-
-def top_positions(scores: Tensor, count: int) -> Tensor:
-    """Indices of the ``count`` highest scores, ascending; ties go to the lower index."""
-    order = torch.sort(scores, descending=True, stable=True).indices
-    return order[:count].sort().values

@@ -1,5 +1,6 @@
 """What a parity check found: one row per stage, for people, scripts and CI."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -62,12 +63,19 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no stage of any case failed."""
-        return all(stage.status != "fail" for case in self.cases for stage in case.stages)
+        """Whether there were cases and no stage of any failed."""
+        return bool(self.cases) and all(
+            stage.status != "fail" for case in self.cases for stage in case.stages
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"passed": self.passed, **asdict(self)}
+        """Plain JSON values; an error that is not finite becomes null."""
+        report = {"passed": self.passed, **asdict(self)}
+        for case in report["cases"]:
+            for stage in case["stages"]:
+                if not math.isfinite(stage["error"]):
+                    stage["error"] = None
+        return report
 
     def to_junit(self) -> bytes:
         """JUnit XML: a test suite per case, a test case per stage."""

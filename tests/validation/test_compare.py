@@ -21,7 +21,7 @@ def arrays(found: object, expected: object, tolerance: float = 1e-3) -> StageRes
 
 
 def sets(found: list[int], scores: list[float], tolerance: float = 1e-3) -> StageResult:
-    return compare_sets("stage", np.array(found, np.int64), np.float32(scores), tolerance)
+    return compare_sets("stage", np.array(found, np.int64), np.float32(scores), len(found), tolerance)
 
 
 def test_arrays_error_is_in_units_of_the_references_rms() -> None:
@@ -60,7 +60,7 @@ def test_arrays_of_another_shape(shape: tuple[int, ...]) -> None:
 def test_arrays_with_a_value_that_is_not_finite(value: float) -> None:
     result = arrays([[1, 1], [1, value]], np.ones((2, 2)), tolerance=1e30)
     assert (result.status, result.error) == ("fail", inf)
-    assert result.detail == f"{value} at (1, 1)"
+    assert result.detail == f"{value} at (1, 1), expected 1.0"
     assert arrays(np.ones((2, 2)), [[1, 1], [1, value]], tolerance=1e30).status == "fail"
 
 
@@ -181,3 +181,23 @@ def test_float32_is_held_tighter_than_float16() -> None:
 def test_tolerances_of_an_unknown_dtype() -> None:
     with pytest.raises(FileNotFoundError, match=r"bfloat16\.toml"):
         Tolerances.load("bfloat16")
+
+
+def test_sets_of_another_size_fail() -> None:
+    scores = np.arange(4, dtype=np.float32)
+    for found in ([], [3], [1, 2, 3]):
+        result = compare_sets("stage", np.array(found, np.int64), scores, 2, 0.1)
+        assert (result.status, result.error) == ("fail", float("inf"))
+
+
+def test_a_reference_that_is_not_finite_fails() -> None:
+    good = np.ones(3, np.float32)
+    bad = compare_arrays("stage", good, np.float32([1, np.nan, 3]), 0.1)
+    assert bad.status == "fail"
+    assert worst([compare_arrays("stage", good, good, 0.1), bad]) is bad
+
+
+def test_nothing_divides_by_zero() -> None:
+    zeros = np.zeros(4, np.float32)
+    assert compare_sets("stage", np.array([1, 2]), zeros, 2, 0.1).status == "ambiguous"
+    assert compare_tokens("stage", [1], [2], [zeros], 0.1).status == "ambiguous"

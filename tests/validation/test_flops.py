@@ -51,8 +51,8 @@ def test_fastv_by_hand() -> None:
     late = 4 * 11 * 64 + 2 * 121 * 8 + 2 * 11 * 80  # n = 5 + 6
     full = 4 * 22 * 64 + 2 * 484 * 8 + 2 * 22 * 80  # n = 16 + 6
     assert (early, late, full) == (14720, 6512, 16896)
-    assert prefill_flops(tiny(), text_tokens=6, keep=5).fastv == 14720 + 2 * 6512
-    assert prefill_flops(tiny(), text_tokens=6, keep=None).fastv == 3 * 16896
+    assert prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=5).fastv == 14720 + 2 * 6512
+    assert prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=None).fastv == 3 * 16896
 
 
 def test_exact_without_pruning_by_hand() -> None:
@@ -62,24 +62,28 @@ def test_exact_without_pruning_by_hand() -> None:
     mlp = 3 * (2 * n * 8 * 10)
     head = 2 * 8 * 20
     assert (projections, attention, mlp, head) == (8448, 15488, 10560, 320)
-    found = prefill_flops(tiny(), text_tokens=6, keep=None).exact
+    found = prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=None).exact
     assert found == 3 * (8448 + 15488 + 10560) + 320
-    assert prefill_flops(tiny(None), text_tokens=6, keep=None).exact == found
-    assert prefill_flops(tiny(None), text_tokens=6, keep=5).exact == found  # an unpruned bundle never prunes
+    assert prefill_flops(tiny(None), text_tokens=6, query_tokens=4, keep=None).exact == found
+    assert (
+        prefill_flops(tiny(None), text_tokens=6, query_tokens=4, keep=5).exact == found
+    )  # an unpruned bundle never prunes
 
 
 def test_exact_with_pruning_is_the_layers_plus_the_scoring_map() -> None:
     early = 2 * 20 * 8 * 24 + 2 * (2 * 400 * 4) * 2 + 3 * (2 * 20 * 80)
     late = 2 * 11 * 8 * 24 + 2 * (2 * 121 * 4) * 2 + 3 * (2 * 11 * 80)
-    scoring = prefill_flops(tiny(), text_tokens=6, keep=5).exact - (early + 2 * late + 320)
+    scoring = prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=5).exact - (early + 2 * late + 320)
     assert (early, late) == (30080, 13376)
-    assert 0 < scoring <= 2 * 6 * 20 * 4 * 2  # query rows times keys; no more rows than text tokens
+    assert scoring == 2 * 4 * 20 * 4 * 2  # 4 question rows, 20 keys, 2 heads of 4
 
 
 @pytest.mark.parametrize("keep", [1, 29, 58, 115, 288, 517])
 def test_a_smaller_budget_takes_less(keep: int) -> None:
-    small, large = (prefill_flops(seven_b(), text_tokens=40, keep=k) for k in (keep, keep + 1))
-    full = prefill_flops(seven_b(), text_tokens=40, keep=None)
+    small, large = (
+        prefill_flops(seven_b(), text_tokens=40, query_tokens=30, keep=k) for k in (keep, keep + 1)
+    )
+    full = prefill_flops(seven_b(), text_tokens=40, query_tokens=30, keep=None)
     assert small.exact < large.exact < full.exact
     assert small.fastv < large.fastv < full.fastv
 
@@ -90,7 +94,7 @@ def test_llava_7b_at_58_tokens() -> None:
         return n * (2 + 11008 / 4096) + n * n / 4096
 
     ratio = (14 * layer(518 + 40) + 18 * layer(58 + 40)) / (32 * layer(576 + 40))
-    pruned, full = (prefill_flops(seven_b(), text_tokens=40, keep=k) for k in (58, None))
+    pruned, full = (prefill_flops(seven_b(), text_tokens=40, query_tokens=30, keep=k) for k in (58, None))
     assert ratio == pytest.approx(0.4823, abs=1e-4)
     assert pruned.fastv / full.fastv == pytest.approx(ratio, rel=1e-12)
     # What the graph really does saves as much, within one point.

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,6 @@ PRUNED_STAGES = [
     "kv_cache_early", "kv_cache_late", "decode_logits", "greedy_tokens",
 ]  # fmt: skip
 UNPRUNED_STAGES = [s for s in PRUNED_STAGES if s not in ("stage1_set", "stage2_set", "kv_cache_late")]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    # Small models: two threads only wait for each other, for seconds on a busy machine.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

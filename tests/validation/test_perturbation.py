@@ -14,19 +14,18 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import helper, numpy_helper
 
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines import open_session
 from star_export.pipeline import Pipeline
+from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.convert import read_processor
 from star_export.sampling import Sampler
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import Probe, make_probes
 from star_export.validation.reference import Reference
 
-KEEP = 64
 Edit = Callable[[onnx.ModelProto], None]
 
 
@@ -45,16 +44,7 @@ class Lab:
     def failed(self, pipeline: Pipeline | None = None) -> list[str]:
         """Stages that fail, in order."""
         check = ParityCheck(pipeline or self.pipeline(), self.reference, self.processor, max_new_tokens=3)
-        return [s.stage for s in check.run(self.probe, KEEP).stages if s.status == "fail"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    # Small models: two threads only wait for each other, for seconds on a busy machine.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+        return [s.stage for s in check.run(self.probe, 64).stages if s.status == "fail"]
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +99,8 @@ def changed_weight(path: Path, name: str, row: int = 0) -> Iterator[None]:
     """The first element of a row, raised by the tensor's largest magnitude."""
     content = bytearray(path.read_bytes())
     start, entries = table(content)
-    begin, shape = start + entries[name]["data_offsets"][0], entries[name]["shape"]
-    tensor = np.ndarray(shape, np.float32, content, begin)
+    entry = entries[name]
+    tensor = np.ndarray(entry["shape"], np.float32, content, start + entry["data_offsets"][0])
     tensor.reshape(len(tensor), -1)[row, 0] += np.abs(tensor).max()
     with changed(path, bytes(content)):
         yield
@@ -344,7 +334,39 @@ def test_the_second_best_token(mha: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_preprocessing(mha: Lab, file: str, section: str | None, name: str, value: object) -> None:
-    data = json.loads(mha.bundle.path(file).read_bytes())
+    data = json.loads((path := mha.bundle.path(file)).read_bytes())
     (data[section] if section else data)[name] = value
-    with changed(mha.bundle.path(file), json.dumps(data).encode()):
+    with changed(path, json.dumps(data).encode()):
         assert mha.failed()[0] == "preprocessing"
+
+
+# The prompt: ids, places and rows come from the checkpoint's own processor on the other side.
+
+
+def moved_image(tokens: TokenizedPrompt) -> TokenizedPrompt:
+    ids, places = tokens.input_ids.copy(), tokens.image_positions
+    ids[0, places[0, 0]], ids[0, places[0, -1] + 1] = ids[0, places[0, -1] + 1], ids[0, places[0, 0]]
+    return replace(tokens, input_ids=ids, image_positions=places + 1)
+
+
+PROMPT_FAULTS: dict[str, Callable[[TokenizedPrompt], TokenizedPrompt]] = {
+    "image one place later": moved_image,
+    "last row only": lambda t: replace(t, query_positions=t.query_positions[:, -1:]),
+    "rows before the image": lambda t: replace(t, query_positions=np.array([[0, 1]])),
+}
+
+
+@pytest.mark.parametrize("fault", PROMPT_FAULTS)
+def test_prompt(mha: Lab, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    pipeline, change = mha.pipeline(), PROMPT_FAULTS[fault]
+    tokenize = pipeline.tokenize
+    monkeypatch.setattr(pipeline, "tokenize", lambda prompt: change(tokenize(prompt)))
+    assert mha.failed(pipeline) == ["preprocessing"]
+
+
+def test_chat_template(make_lab: Callable[[str], Lab]) -> None:
+    lab = make_lab("gqa")
+    pipeline = lab.pipeline()
+    template = str(pipeline.prompt_spec.chat_template).replace("ASSISTANT", "USER")
+    pipeline.prompt_spec = replace(pipeline.prompt_spec, chat_template=template)
+    assert lab.failed(pipeline) == ["preprocessing"]

@@ -1,6 +1,6 @@
 """The PyTorch reference against Hugging Face's own forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +45,6 @@ class Sides:
     def forward(self, *new_tokens: int) -> Tensor:
         ids = torch.cat([self.input_ids, torch.tensor(new_tokens, dtype=torch.int64)])[None]
         return self.model(input_ids=ids, pixel_values=self.pixels).logits[0]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    # Small models: two threads only wait for each other, for seconds on a busy machine.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=["mha", "gqa"])
