@@ -6,7 +6,7 @@ OUT    := build/demo
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow lint docs bench clean
+.PHONY: demo test test-slow lint docs bench bench-prepacking clean
 
 demo: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
@@ -41,6 +41,10 @@ bench: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints bench build/bench/checkpoint
 	$(BIN)/star-export build --model build/bench/checkpoint --keep 64 --output build/bench/bundle --overwrite
 	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
+
+# The other table of docs/performance.md; after `make bench`.
+bench-prepacking: $(READY)
+	$(BIN)/python docs/prepacking.py build/bench/bundle docs/shapes.png
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -4,7 +4,7 @@ KV caches are OrtValues that are bound as input and as output of the same run,
 which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +19,9 @@ _DEVICE = "cpu"
 
 #: Graphs whose weights are copied into ONNX Runtime's packed layout at load. Decode
 #: multiplies one row by every weight and gains much from it; vision and prefill have
-#: hundreds of rows, gain little, and instead map the file: half the memory and a
-#: quicker load (docs/performance.md has the figures).
-_PREPACKED = {DECODE}
+#: hundreds of rows, gain little, and instead map the file: less memory and a quicker
+#: load (docs/performance.md, `make bench-prepacking`).
+PREPACKED = (DECODE,)
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,17 @@ class OnnxRuntimeSession:
     Args:
         bundle: An opened bundle.
         threads: CPU threads for one operator; all cores by default.
+        prepacked: Graphs whose weights are packed at load.
 
     Raises:
         BundleError: If ONNX Runtime cannot load a graph.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, threads: int | None = None, prepacked: Collection[str] = PREPACKED
+    ) -> None:
         self.bundle, self.spec = bundle, bundle.spec
-        self._threads = threads
+        self._threads, self._prepacked = threads, prepacked
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
             for graph, io in contract(bundle.spec).items()
@@ -98,7 +101,7 @@ class OnnxRuntimeSession:
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
-        if graph not in _PREPACKED:
+        if graph not in self._prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
