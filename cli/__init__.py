@@ -15,14 +15,9 @@ def main() -> None:
 
     try:
         app()
-    except StarExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_COULD_NOT_RUN)
-    except MemoryError:
-        print("error: not enough memory; close other programs or use a smaller model", file=sys.stderr)
-        sys.exit(EXIT_COULD_NOT_RUN)
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (StarExportError, OSError, MemoryError) as error:
+        reason = str(error) or "not enough memory; close other programs or use a smaller model"
+        print(f"error: {reason}", file=sys.stderr)
         sys.exit(EXIT_COULD_NOT_RUN)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from star_export.cli import options as opt
 from star_export.cli.app import app
+from star_export.cli.check import check_with_progress, print_table
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
+from star_export.errors import EXIT_CHECK_FAILED
 from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildReport
+    from star_export.validation.report import ParityReport
 
 EPILOG = """
 **Examples**
@@ -49,7 +54,7 @@ def build(
     check_backend(backend)
     options = BuildOptions(
         model=model,
-        output=output or Path(Path(model).name + ("" if prune else "-full")),
+        output=output or Path(Path(model).resolve().name + ("-star" if prune else "-full")),
         keep=keep,
         keep_ratio=keep_ratio,
         max_keep=max_keep,
@@ -63,14 +68,21 @@ def build(
     )
     with step_progress() as progress:
         report = build_bundle(options, progress)
+    parity = _check(report, backend) if check else None
     if json:
-        print_json(report.to_dict())
+        print_json(report.to_dict() | ({"parity": parity.to_dict()} if parity else {}))
     else:
         _print_report(report)
-    if check:
-        from star_export.cli.check import check_and_print
+        if parity is not None:
+            print_table(parity)
+    if parity is not None and not parity.passed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
-        check_and_print(report.folder, model=model, backend=backend)
+
+def _check(report: "BuildReport", backend: str) -> "ParityReport":
+    from star_export.validation.probes import make_probes
+
+    return check_with_progress(report.folder, backend=backend, probes=make_probes(2))
 
 
 def _print_report(report: "BuildReport") -> None:

@@ -1,8 +1,7 @@
 """``star-export check``."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
@@ -42,66 +41,46 @@ def check(
     Exit code 0: it does. 1: it does not. 2: the check could not run.
     """
     quiet_libraries()
-    check_and_print(
-        folder,
-        model=model,
-        backend=backend,
-        keep=keep or (),
-        images=image or (),
-        prompt=prompt,
-        probes=probes,
-        max_new_tokens=max_new_tokens,
-        junit=junit,
-        json=json,
-    )
-
-
-def check_and_print(
-    folder: Path,
-    *,
-    model: str | None = None,
-    backend: str = "onnxruntime",
-    keep: Sequence[int] = (),
-    images: Sequence[Path] = (),
-    prompt: str = "",
-    probes: int = 2,
-    max_new_tokens: int = 8,
-    junit: Path | None = None,
-    json: bool = False,
-) -> None:
-    """Run a check, print its report and exit with 1 if it failed."""
     from star_export.build import require_export_extra
 
     require_export_extra()
     from star_export.preprocessing import load_image
-    from star_export.validation.parity import check_bundle
     from star_export.validation.probes import Probe, make_probes
 
-    inputs = [Probe(path.name, load_image(path), prompt) for path in images] or make_probes(probes)
-    with err.status("loading both sides") as status:
-        report = check_bundle(
-            folder,
-            model=model,
-            backend=backend,
-            keep=keep,
-            probes=inputs,
-            max_new_tokens=max_new_tokens,
-            progress=lambda done, total: status.update(f"case {done + 1} of {total}"),
-        )
+    report = check_with_progress(
+        folder,
+        model=model,
+        backend=backend,
+        keep=keep or (),
+        probes=[Probe(path.name, load_image(path), prompt) for path in image or ()] or make_probes(probes),
+        max_new_tokens=max_new_tokens,
+    )
     if junit is not None:
         junit.write_bytes(report.to_junit())
     if json:
         print_json(report.to_dict())
     else:
-        _print_table(report)
+        print_table(report)
     if not report.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def check_with_progress(folder: Path, **options: Any) -> "ParityReport":
+    """Run a check under a spinner; options are those of ``check_bundle``."""
+    from star_export.validation.parity import check_bundle
+
+    with err.status("loading both sides") as status:
+        return check_bundle(
+            folder,
+            progress=lambda done, total: status.update(f"case {done + 1} of {total}"),
+            **options,
+        )
 
 
 _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "red"}
 
 
-def _print_table(report: "ParityReport") -> None:
+def print_table(report: "ParityReport") -> None:
     """One row per stage with its worst case, then the verdict."""
     table = Table(
         "stage", "result", "error", "tolerance", "worst case", title=f"{report.bundle} ({report.dtype})"

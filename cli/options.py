@@ -31,7 +31,7 @@ ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
 ]
 OutputOption = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Bundle folder to make.  [default: the model's name]")
+    Path | None, typer.Option("--output", "-o", help="Bundle folder to make.  [default: MODEL-star]")
 ]
 KeepOption = Annotated[
     int | None, typer.Option("--keep", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]")

@@ -88,10 +88,12 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         SettingsError: If an option is out of range.
     """
     prune_layer = options.prune_layer
-    if prune_layer is None and options.model in ALIASES:
+    if options.prune and prune_layer is None and options.model in ALIASES:
         prune_layer = ALIASES[options.model].prune_layer
     star = None
-    if options.prune:
+    if not options.prune:
+        _refuse_pruning_options(options)
+    else:
         star = resolve_star(
             checkpoint.model,
             keep=options.keep,
@@ -109,6 +111,14 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     )
     check_capacities(spec)
     return spec
+
+
+def _refuse_pruning_options(options: BuildOptions) -> None:
+    for name in ("keep", "keep_ratio", "max_keep", "prune_layer"):
+        if getattr(options, name) is not None:
+            raise SettingsError(
+                f"--{name.replace('_', '-')} has no meaning with --no-prune; leave one of them out"
+            )
 
 
 def build(options: BuildOptions, progress: Progress) -> BuildReport:

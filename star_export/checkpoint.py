@@ -96,11 +96,11 @@ def open_checkpoint(model: str) -> Checkpoint:
 
 
 def _locate(model: str) -> tuple[Path, str, str | None]:
+    if model in ALIASES:  # also where a folder is called so; ./NAME means the folder
+        return _download(ALIASES[model].hub_id)
     path = Path(model).expanduser()
     if path.is_dir():
         return path, str(path.resolve()), None
-    if model in ALIASES:
-        return _download(ALIASES[model].hub_id)
     if path.exists():
         raise CheckpointError(f"{model} is a file; give the checkpoint's folder")
     if _HUB_ID.fullmatch(model):

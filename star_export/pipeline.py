@@ -82,6 +82,25 @@ class VisionOutput:
     indices: Int64
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked request, ready to run.
+
+    Attributes:
+        pixels: float32 ``[1, 3, H, W]``.
+        tokens: The prompt.
+        keep: Visual tokens after stage 2.
+        max_new_tokens: Tokens to generate at most.
+        sampling: How the next token is chosen.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    tokens: TokenizedPrompt
+    keep: int
+    max_new_tokens: int
+    sampling: Sampling
+
+
 @dataclass
 class DecodeState:
     """One sequence between prefill and its last token.
@@ -128,6 +147,7 @@ class Pipeline:
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{bundle.folder}: tokenizer or preprocessing is damaged: {error}") from error
         self._caches = session.allocate_caches()
+        self.running: Generation | None = None
 
     def generate(
         self,
@@ -149,7 +169,8 @@ class Pipeline:
 
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
-            One at a time: the KV caches are shared.
+            One at a time, since the KV caches are shared: one that is not finished when the
+            next begins raises InputError when it goes on.
 
         Raises:
             InputError: If the picture or the prompt cannot be used.
@@ -161,10 +182,14 @@ class Pipeline:
                 f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens}, got {limit}; "
                 "for more, build the bundle with a larger --max-new-tokens"
             )
-        budget = self.budget(keep)
-        tokens = self.tokenize(prompt)
-        pixels = pixel_values(load_image(_only(image)), self.image_spec)
-        return Generation(self, pixels, tokens, budget, limit, Sampler(sampling or Sampling()))
+        request = Request(
+            keep=self.budget(keep),
+            tokens=self.tokenize(prompt),
+            pixels=pixel_values(load_image(_only(image)), self.image_spec),
+            max_new_tokens=limit,
+            sampling=sampling or Sampling(),
+        )
+        return Generation(self, request)
 
     def budget(self, keep: int | None) -> int:
         """Visual tokens after stage 2 for a request.
@@ -242,17 +267,9 @@ class Pipeline:
 class Generation:
     """Pieces of an answer as they come, then its :class:`Result`."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        pixels: npt.NDArray[np.float32],
-        tokens: TokenizedPrompt,
-        keep: int,
-        max_new_tokens: int,
-        sampler: Sampler,
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, request: Request) -> None:
         self._result: Result | None = None
-        self._pieces = self._run(pipeline, pixels, tokens, keep, max_new_tokens, sampler)
+        self._pieces = self._run(pipeline, request)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -264,19 +281,12 @@ class Generation:
         assert self._result is not None
         return self._result
 
-    def _run(
-        self,
-        pipeline: Pipeline,
-        pixels: npt.NDArray[np.float32],
-        tokens: TokenizedPrompt,
-        keep: int,
-        max_new_tokens: int,
-        sampler: Sampler,
-    ) -> Iterator[str]:
-        clock = _Clock()
-        vision = pipeline.encode_image(pixels)
+    def _run(self, pipeline: Pipeline, request: Request) -> Iterator[str]:
+        tokens, sampler, clock = request.tokens, Sampler(request.sampling), _Clock()
+        pipeline.running = self
+        vision = pipeline.encode_image(request.pixels)
         vision_ms = clock.lap()
-        state = pipeline.prefill(tokens, vision, keep=keep)
+        state = pipeline.prefill(tokens, vision, keep=request.keep)
         prefill_ms = clock.lap()
         ids: list[int] = []
         laps: list[float] = []
@@ -286,8 +296,10 @@ class Generation:
             if piece := stream.step(pipeline.tokenizer, ids[-1]):
                 streamed += piece
                 yield piece
-            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == max_new_tokens:
+            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == request.max_new_tokens:
                 break
+            if pipeline.running is not self:  # the KV caches hold another sequence now
+                raise InputError("another generation began; finish one before starting the next")
             clock.lap()
             pipeline.decode(state, ids[-1])
             laps.append(clock.lap())
@@ -300,8 +312,8 @@ class Generation:
             prompt_tokens=int(tokens.input_ids.shape[1]),
             timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
         )
-        if rest := text.removeprefix(streamed):  # a character that never became complete
-            yield rest
+        if text.startswith(streamed) and text != streamed:  # a character that never became complete
+            yield text[len(streamed) :]
 
 
 def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:

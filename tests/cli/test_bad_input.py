@@ -43,6 +43,7 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--prune-layer", 0), "--prune-layer must be from 1 to 5"),
         (("--max-text-tokens", 0), "--max-text-tokens must be at least 1, got 0"),
         (("--max-new-tokens", 5000), "over the model's 2048 positions"),
+        (("--no-prune", "--keep", 64), "--keep has no meaning with --no-prune"),
         (("--backend", "onnxruntim"), "unknown backend onnxruntim; did you mean onnxruntime?"),
     ],
 )

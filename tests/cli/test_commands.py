@@ -119,7 +119,8 @@ def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], 
     )
     outcome = cli(*request, "--check")
     assert outcome.code == 0, outcome.err
-    report, _ = json.JSONDecoder().raw_decode(outcome.out)
+    report = json.loads(outcome.out)
+    assert report["parity"]["passed"]
     star = report["spec"]["star"]
     assert (star["stage1_keep"], star["keep"], star["prune_layer"]) == (288, 29, 1)
     assert (tmp_path / "b" / "parity.json").exists()

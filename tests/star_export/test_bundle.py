@@ -60,7 +60,7 @@ def test_opens_from_a_string_and_a_relative_path(folder: Path, monkeypatch: pyte
 def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
     opened = open_bundle(folder)
     on_disk = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert {file.path for file in opened.files} == on_disk - {"manifest.json"}
+    assert {file.path for file in opened.files} == on_disk - {"manifest.json", "parity.json"}
     assert opened.manifest["contract"] == {
         name: graph.to_dict() for name, graph in contract(opened.spec).items()
     }

@@ -249,3 +249,11 @@ def test_load_refuses_an_unknown_backend(bundle: Callable[..., Path]) -> None:
 def test_load_refuses_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle"):
         load(tmp_path)
+
+
+def test_a_generation_that_was_overtaken_stops(mha: Pipeline, picture: Path) -> None:
+    first = iter(mha.generate(picture, "What is in the picture?"))
+    next(first)
+    assert mha.generate(picture, "Where?", max_new_tokens=1).result().token_ids
+    with pytest.raises(InputError, match="another generation began"):
+        list(first)
