@@ -1,5 +1,7 @@
 """Weights files: layout, conversion, and the tables that are computed."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,11 +85,34 @@ def resolved(folder: Path) -> tuple[Checkpoint, ExportSpec]:
     return source, resolve_spec(BuildOptions(model=str(folder), output=Path("unused")), source)
 
 
-@pytest.mark.parametrize("preset", ["mha", "gqa"])  # default and llama3 rope
-def test_rotary_tables_are_transformers(checkpoint: Callable[[str], Path], preset: str) -> None:
-    source, spec = resolved(checkpoint(preset))
+ROPES: dict[str, dict[str, float]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 512},
+}
+
+
+@pytest.mark.parametrize("rope_type", ROPES)
+def test_rotary_tables_are_transformers(
+    checkpoint: Callable[[str], Path], tmp_path: Path, rope_type: str
+) -> None:
+    folder = shutil.copytree(checkpoint("mha"), tmp_path / "copy")
+    stored = json.loads((folder / "config.json").read_text())
+    stored["text_config"]["rope_parameters"] = {
+        "rope_type": rope_type,
+        "rope_theta": 10000.0,
+        **ROPES[rope_type],
+    }
+    (folder / "config.json").write_text(json.dumps(stored))
+    source, spec = resolved(folder)
     config = AutoConfig.from_pretrained(source.folder).text_config
-    assert config.rope_parameters["rope_type"] == {"mha": "default", "gqa": "llama3"}[preset]
+    assert config.rope_parameters["rope_type"] == rope_type
     positions = torch.arange(spec.early_capacity)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     half = spec.model.text.head_dim // 2  # transformers repeats each angle for both halves
