@@ -80,13 +80,13 @@ PRESETS = {
     # Grouped-query attention, chat template, scaled rope, biases, tied embeddings.
     "gqa": Preset(
         image_size=336, patch_size=14, vision_hidden=32, vision_layers=3, vision_heads=2,
-        hidden=64, intermediate=128, layers=4, heads=8, kv_heads=2,
+        hidden=128, intermediate=256, layers=4, heads=8, kv_heads=2,
         chat_template=CHAT_TEMPLATE, rope_parameters=_LLAMA3_ROPE, attention_bias=True, tied=True,
     ),
     # More layers than LLaVA-1.5-7B and another image grid (16x16).
     "deep": Preset(
         image_size=128, patch_size=8, vision_hidden=32, vision_layers=3, vision_heads=4,
-        hidden=48, intermediate=96, layers=36, heads=4, kv_heads=2,
+        hidden=64, intermediate=128, layers=36, heads=4, kv_heads=2,
     ),
     # What `make demo` builds.
     "demo": Preset(

@@ -119,7 +119,7 @@ def test_opens_with_all_tensors(checkpoint: Callable[[str], Path], preset: str) 
 def test_model_spec_of_a_checkpoint(checkpoint: Callable[[str], Path]) -> None:
     model = open_checkpoint(str(checkpoint("gqa"))).model
     assert (model.vision.num_patches, model.vision.num_layers) == (576, 2)  # feature layer -2 of 3
-    assert (model.text.num_heads, model.text.num_kv_heads, model.text.head_dim) == (8, 2, 8)
+    assert (model.text.num_heads, model.text.num_kv_heads, model.text.head_dim) == (8, 2, 16)
     assert (model.text.attention_bias, model.text.tie_word_embeddings) == (True, True)
     assert model.text.rope_parameters["rope_type"] == "llama3"
     assert (model.image_token_id, model.eos_token_ids) == (4, (2,))

@@ -14,7 +14,7 @@ from star_export.specs import DType, ExportSpec
 
 Row = tuple[str, str, tuple[int | str, ...]]
 
-# The "gqa" checkpoint: 4 layers, K = 2, 2 KV heads of 8; 576 patches, N1 = 518.
+# The "gqa" checkpoint: 4 layers, K = 2, 2 KV heads of 16; 576 patches, N1 = 518.
 EARLY, LATE, FULL = 518 + 128 + 32, 288 + 128 + 32, 576 + 128 + 32
 
 
@@ -36,7 +36,7 @@ def rows(tensors: tuple[TensorSpec, ...]) -> list[Row]:
 
 def caches(prefix: str, batch: int | str, capacities: list[int], dtype: str = "float32") -> list[Row]:
     return [
-        (f"{prefix}.{layer}.{part}", dtype, (batch, 2, capacity, 8))
+        (f"{prefix}.{layer}.{part}", dtype, (batch, 2, capacity, 16))
         for layer, capacity in enumerate(capacities)
         for part in ("key", "value")
     ]
@@ -49,7 +49,7 @@ def test_vision_pruned(spec: Callable[..., ExportSpec]) -> None:
         ("stage1_slots", "int64", ("N1",)),
     ]
     assert rows(graph.outputs) == [
-        ("image_features", "float16", (1, "N1", 64)),
+        ("image_features", "float16", (1, "N1", 128)),
         ("image_indices", "int64", (1, "N1")),
     ]
 
@@ -57,7 +57,7 @@ def test_vision_pruned(spec: Callable[..., ExportSpec]) -> None:
 def test_vision_unpruned(spec: Callable[..., ExportSpec]) -> None:
     graph = contract(spec(prune=False))[VISION]
     assert rows(graph.inputs) == [("pixel_values", "float32", (1, 3, 336, 336))]
-    assert rows(graph.outputs) == [("image_features", "float32", (1, 576, 64))]
+    assert rows(graph.outputs) == [("image_features", "float32", (1, 576, 128))]
 
 
 def test_prefill_pruned(spec: Callable[..., ExportSpec]) -> None:
@@ -65,7 +65,7 @@ def test_prefill_pruned(spec: Callable[..., ExportSpec]) -> None:
     capacities = [EARLY, EARLY, LATE, LATE]
     assert rows(graph.inputs) == [
         ("input_ids", "int64", (1, "S")),
-        ("image_features", "float16", (1, "V", 64)),
+        ("image_features", "float16", (1, "V", 128)),
         ("image_positions", "int64", (1, "V")),
         ("query_positions", "int64", (1, "Q")),
         ("stage2_slots", "int64", ("N2",)),
@@ -82,7 +82,7 @@ def test_prefill_unpruned(spec: Callable[..., ExportSpec]) -> None:
     graph = contract(spec(prune=False))[PREFILL]
     assert rows(graph.inputs) == [
         ("input_ids", "int64", (1, "S")),
-        ("image_features", "float32", (1, "V", 64)),
+        ("image_features", "float32", (1, "V", 128)),
         ("image_positions", "int64", (1, "V")),
         *caches("past_key_values", 1, [FULL] * 4),
     ]

@@ -174,7 +174,7 @@ def test_declared_tolerances(dtype: str) -> None:
 
 def test_float32_is_held_tighter_than_float16() -> None:
     single, half = (astuple(Tolerances.load(dtype)) for dtype in ("float32", "float16"))
-    assert all(100 * a <= b for a, b in zip(single, half, strict=True))
+    assert all(50 * a <= b for a, b in zip(single, half, strict=True))
     assert max(single) <= 2e-4
 
 
