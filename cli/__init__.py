@@ -17,7 +17,7 @@ def main() -> None:
         app()
     except (StarExportError, OSError, MemoryError) as error:
         reason = str(error) or "not enough memory; close other programs or use a smaller model"
-        print(f"error: {reason}", file=sys.stderr)
+        print("error:", " ".join(reason.split()), file=sys.stderr)  # one line, whatever a library said
         sys.exit(EXIT_COULD_NOT_RUN)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

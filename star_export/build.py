@@ -36,6 +36,16 @@ class Progress(Protocol):
         """Another ``done_bytes`` of the running step are done."""
 
 
+class NoProgress:
+    """For builds that nobody watches."""
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        """Nothing to show."""
+
+    def advance(self, done_bytes: int) -> None:
+        """Nothing to show."""
+
+
 @dataclass(frozen=True)
 class StepReport:
     """How long one step took and what it wrote."""
@@ -121,12 +131,12 @@ def _refuse_pruning_options(options: BuildOptions) -> None:
             )
 
 
-def build(options: BuildOptions, progress: Progress) -> BuildReport:
+def build(options: BuildOptions, progress: Progress | None = None) -> BuildReport:
     """Export a checkpoint to a bundle, whole or not at all.
 
     Args:
         options: What to build.
-        progress: Told about every step.
+        progress: Told about every step; nobody by default.
 
     Raises:
         CheckpointError: If the checkpoint is missing, damaged or unsupported.
@@ -138,6 +148,7 @@ def build(options: BuildOptions, progress: Progress) -> BuildReport:
     if options.output.exists() and not _replaceable(options.output):
         raise SettingsError(f"{options.output} is not a bundle, so --overwrite will not replace it")
     require_export_extra()
+    progress = progress or NoProgress()
     progress.start("read checkpoint")
     checkpoint = open_checkpoint(options.model)
     spec = resolve_spec(options, checkpoint)

@@ -145,6 +145,9 @@ def _check_types(manifest: dict[str, Any], spec: ExportSpec) -> None:
     for value in (spec.max_text_tokens, spec.max_new_tokens, spec.model.vision.num_patches):
         if type(value) is not int or value < 1:
             raise ValueError(f"{value!r} is not a positive number")
+    dict(manifest["versions"])
+    if not isinstance(manifest["source"]["model"], str) or "revision" not in manifest["source"]:
+        raise ValueError("the source model is missing")
     if manifest["contract"] != {graph: io.to_dict() for graph, io in contract(spec).items()}:
         raise ValueError("the contract does not fit the spec")
 

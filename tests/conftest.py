@@ -22,16 +22,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-class NoProgress:
-    """A build that nobody watches."""
-
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        pass
-
-    def advance(self, done_bytes: int) -> None:
-        pass
-
-
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """``checkpoint("mha")``: folder of a small random checkpoint. Do not write into it."""
@@ -64,7 +54,7 @@ def bundle(
                 max_new_tokens=32,
                 dtype=dtype,
             )
-            build(options, NoProgress())
+            build(options)
         return folder
 
     return get

@@ -13,9 +13,10 @@ from typing import Any
 
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle
+from star_export.checkpoint import open_checkpoint
 from star_export.errors import SettingsError
 from star_export.pipeline import load
-from star_export.preprocessing import render
+from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
 from star_export.validation.flops import PrefillFlops, prefill_flops
 from star_export.validation.sides import SIDES, STAR, UNPRUNED, Sample, Workload, open_side, peak_memory
@@ -94,6 +95,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     Raises:
         SettingsError: If the bundle is unpruned, or a side is unknown.
         BundleError, CheckpointError: If a side cannot be loaded.
+        InputError: If the picture or the prompt cannot be used.
     """
     bundle = open_bundle(options.bundle)
     if bundle.spec.star is None:
@@ -102,13 +104,17 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         )
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
+    if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
+        raise SettingsError(f"{options.baseline} prunes too; --baseline takes a bundle built with --no-prune")
+    load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
+    checkpoint = open_checkpoint(source)
     with tempfile.TemporaryDirectory(dir=options.bundle.parent, prefix=".bench-") as scratch:
         baseline = options.baseline
         if baseline is None and UNPRUNED in options.sides:
             progress("building the unpruned baseline")
             baseline = _build_baseline(source, bundle.spec, Path(scratch) / "baseline")
-        return _bench(options, bundle.spec, baseline or Path(), Path(source), progress)
+        return _bench(options, bundle.spec, baseline or Path(), checkpoint.folder, progress)
 
 
 def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
@@ -120,15 +126,7 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
         max_new_tokens=spec.max_new_tokens,
         dtype=spec.dtype,
     )
-    return build(options, _Silent()).folder
-
-
-class _Silent:
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        pass
-
-    def advance(self, done_bytes: int) -> None:
-        pass
+    return build(options).folder
 
 
 def _bench(

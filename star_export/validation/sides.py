@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from star_export.errors import PlatformError
 from star_export.pipeline import Pipeline, load
 from star_export.preprocessing import load_image, pixel_values
 
@@ -112,10 +113,18 @@ def open_side(name: str, workload: Workload) -> Side:
 
 
 def peak_memory(name: str, workload: Workload) -> int:
-    """Peak resident bytes of a fresh process that loads one side and answers once (Linux)."""
+    """Peak resident bytes of a fresh process that loads one side and answers once (Linux).
+
+    Raises:
+        PlatformError: If the process fails, for want of memory say.
+    """
     request = json.dumps({"name": name, **asdict(workload)}, default=str)
     command = [sys.executable, "-m", __name__, request]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PlatformError(f"the process that measures {name} ended with {done.returncode}: {reason}")
+    return int(done.stdout)
 
 
 def _main(request: str) -> None:

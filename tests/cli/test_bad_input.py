@@ -234,6 +234,14 @@ def test_check_with_another_model(cli: Any, bundle: BundleOf, checkpoint: Callab
     refused(cli("check", bundle("mha"), "--model", checkpoint("gqa")), "has another architecture")
 
 
+def test_bench(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:
+    folder, few = bundle("mha"), ("--repeats", 1, "--max-new-tokens", 1)
+    refused(cli("bench", folder, "-i", tmp_path / "none.png", *few), "none.png does not exist")
+    refused(cli("bench", folder, "-i", picture, "--side", "hf", *few), "unknown side hf; sides are star")
+    refused(cli("bench", folder, "-i", picture, "--baseline", folder, *few), "prunes too; --baseline takes")
+    refused(cli("bench", folder, "-i", picture, "--model", "nowhere", *few), "is called nowhere")
+
+
 def test_unpruned_bundle_has_no_budget(cli: Any, bundle: BundleOf, picture: Path) -> None:
     folder = bundle("mha", prune=False)
     assert open_bundle(folder).spec.star is None

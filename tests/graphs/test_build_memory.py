@@ -11,11 +11,7 @@ import sys
 from pathlib import Path
 from star_export.build import BuildOptions, build
 
-class NoProgress:
-    def start(self, step, total_bytes=None): pass
-    def advance(self, done_bytes): pass
-
-build(BuildOptions(model=sys.argv[1], output=Path(sys.argv[2])), NoProgress())
+build(BuildOptions(model=sys.argv[1], output=Path(sys.argv[2])))
 print(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
 """
 LARGEST_TENSOR = 32064 * 2048 * 4  # the embedding, in float32

@@ -70,7 +70,7 @@ def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
 def test_parity_report_may_be_added_later(folder: Path) -> None:
     (folder / layout.PARITY).write_text("{}")
     open_bundle(folder, verify=True)
-    write_manifest(folder, open_bundle(folder).spec, source={}, versions={})
+    write_manifest(folder, open_bundle(folder).spec, source={"model": "x", "revision": None}, versions={})
     assert layout.PARITY not in {file.path for file in open_bundle(folder).files}
 
 
@@ -186,6 +186,9 @@ def test_folder_that_does_not_exist(tmp_path: Path) -> None:
     [
         lambda manifest: manifest["spec"].update(max_text_tokens="many"),
         lambda manifest: manifest["contract"]["decode"]["inputs"].pop(),
+        lambda manifest: manifest.pop("source"),
+        lambda manifest: manifest["source"].pop("revision"),
+        lambda manifest: manifest.update(versions=5),
         lambda manifest: manifest["files"][0].update(path=5),
         lambda manifest: manifest["files"][0].update(path="a\0b"),
         lambda manifest: manifest["files"][0].update(path="x" * 5000),
