@@ -24,7 +24,8 @@ def read_processor(folder: Path) -> Any:
     from transformers import AutoProcessor
 
     try:
-        return AutoProcessor.from_pretrained(folder, local_files_only=True)
+        # Where torchvision is installed it would be the default, with other rounding than Pillow.
+        return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
     except Exception as error:  # transformers raises many unrelated types
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{folder} has no readable tokenizer and processor: {reason}") from error

@@ -24,7 +24,7 @@ SIDE = 96  # the "mha" checkpoint's image size
 
 @pytest.fixture(scope="module")
 def processor(checkpoint: Callable[[str], Path]) -> Any:
-    return AutoProcessor.from_pretrained(checkpoint("mha"))
+    return AutoProcessor.from_pretrained(checkpoint("mha"), backend="pil")
 
 
 @pytest.fixture(scope="module")
