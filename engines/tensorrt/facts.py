@@ -1,0 +1,146 @@
+"""What the manifest says about a bundle's engines, and what a machine needs to run them.
+
+An engine belongs to one TensorRT version and to the GPUs it was built for. Both
+are compared here, before anything is deserialised, so that the error can name
+both sides and the command that mends it.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.bundle import Bundle
+from star_export.contract import GRAPHS
+from star_export.errors import BundleError
+
+ENGINE_FOLDER = "engines"
+
+#: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
+AMPERE_PLUS = "sm80+"
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Smallest, typical and largest shape of one input; engines refuse anything outside."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineFacts:
+    """One backend's engines as the manifest lists them.
+
+    Attributes:
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+        version: Version of the library that built them.
+        targets: GPUs they run on: ``sm89``, ..., or ``sm80+``.
+        plugins: Where ``TopKGather`` comes from: ``aot``, ``library`` or ``none``.
+        version_compatible: Whether newer versions of the same major number run them too.
+        weight_streaming: Whether weights may stay in host memory.
+        driver: CUDA driver version of the building machine, such as ``13.0``; None without one.
+        profiles: Per graph and dynamic input, the shapes it accepts.
+        files: Per graph, the engine's path inside the bundle.
+    """
+
+    backend: str
+    version: str
+    targets: tuple[str, ...]
+    plugins: str
+    version_compatible: bool
+    weight_streaming: bool
+    driver: str | None
+    profiles: dict[str, dict[str, Profile]]
+    files: dict[str, str]
+
+    @property
+    def max_batch(self) -> int:
+        """Sequences that one decode step may have."""
+        return max(profile.max[0] for profile in self.profiles["decode"].values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, the inverse of :meth:`from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> "EngineFacts":
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            KeyError, TypeError, AttributeError: If a field is missing, unknown or of another type.
+        """
+        profiles = {
+            graph: {name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()}
+            for graph, inputs in data["profiles"].items()
+        }
+        return cls(**{**data, "targets": tuple(data["targets"]), "profiles": profiles})
+
+
+def engine_path(backend: str, graph: str) -> str:
+    """Where a bundle keeps an engine, relative to its folder."""
+    return f"{ENGINE_FOLDER}/{backend}/{graph}.engine"
+
+
+def rebuild_command(folder: Path, backend: str) -> str:
+    """What to type when engines are missing or do not fit."""
+    return f"star-export build --from-bundle {folder} --backend {backend}"
+
+
+def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
+    """A bundle's engines for one backend.
+
+    Raises:
+        BundleError: If it has none, or the manifest's entry is damaged.
+    """
+    command = rebuild_command(bundle.folder, backend)
+    entry = bundle.manifest.get("engines", {}).get(backend)
+    if entry is None:
+        raise BundleError(f"{bundle.folder} has no {backend} engines; make them: {command}")
+    try:
+        facts = EngineFacts.from_dict(entry)
+        listed = {file.path for file in bundle.files}
+        if facts.backend != backend or any(facts.files[graph] not in listed for graph in GRAPHS):
+            raise ValueError("its files are not those of the bundle")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{bundle.folder}: the manifest's {backend} entry is damaged ({error}); run: {command}"
+        ) from error
+    return facts
+
+
+def check_runnable(bundle: Bundle, facts: EngineFacts, *, version: str, capability: tuple[int, int]) -> None:
+    """Refuse engines that this machine cannot run, before they are deserialised.
+
+    Args:
+        bundle: Whose engines they are.
+        facts: The manifest's entry.
+        version: Version of the TensorRT that is installed here.
+        capability: Compute capability of the GPU, such as ``(8, 9)``.
+
+    Raises:
+        BundleError: With both versions or GPUs and the rebuild command.
+    """
+    command = rebuild_command(bundle.folder, facts.backend)
+    if not _version_fits(facts, version):
+        raise BundleError(
+            f"{bundle.folder}: the engines were built by {facts.backend} {facts.version}, "
+            f"this machine has {version}; build them again: {command}"
+        )
+    target = "sm{}{}".format(*capability)
+    if not (target in facts.targets or (AMPERE_PLUS in facts.targets and capability >= (8, 0))):
+        suffix = f" --target {target}" if facts.backend == "tensorrt-rtx" else ""
+        raise BundleError(
+            f"{bundle.folder}: the {facts.backend} engines were built for {', '.join(facts.targets)}, "
+            f"this GPU is {target}; build them again: {command}{suffix}"
+        )
+
+
+def _version_fits(facts: EngineFacts, version: str) -> bool:
+    """Engines belong to one version; version-compatible ones also to newer ones of its major number."""
+    built, here = ([int(part) for part in v.split(".")[:4]] for v in (facts.version, version))
+    if facts.version_compatible:
+        return built[0] == here[0] and here >= built
+    return built == here
