@@ -6,7 +6,7 @@ from star_export.bundle import Bundle
 from star_export.engines.session import Caches, DeviceArray, Session
 from star_export.errors import SettingsError
 
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 __all__ = ["BACKENDS", "Caches", "DeviceArray", "Session", "open_session"]
 

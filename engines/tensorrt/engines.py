@@ -38,7 +38,7 @@ class EngineOptions:
     hardware_compatible: bool = False
     version_compatible: bool = False
     weight_streaming: bool = False
-    workspace_mib: int | None = None
+    workspace: int | None = None
 
 
 def build_engines(
@@ -50,7 +50,7 @@ def build_engines(
         folder: A bundle, or one in the making: ``graphs/*.onnx``.
         spec: What was exported.
         options: For which backend, GPUs and sizes.
-        output: Folder that gets ``engines/<backend>/*.engine``.
+        output: Folder that gets the three ``*.engine`` files.
         step: Called with each engine's step name; what it returns is entered while it is built.
 
     Raises:
@@ -64,12 +64,10 @@ def build_engines(
     files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
     facts = _facts(bindings, options, files=files, profiles=profiles)
     for graph in GRAPHS:
-        target = output / files[graph]
-        target.parent.mkdir(parents=True, exist_ok=True)
         request = EngineRequest(
             backend=options.backend,
             graph=str(folder / "graphs" / f"{graph}.onnx"),
-            output=str(target),
+            output=str(output / Path(files[graph]).name),
             profiles=profiles[graph],
             targets=facts.targets if bindings.is_rtx else (),
             plugins=facts.plugins,
@@ -78,7 +76,7 @@ def build_engines(
             hardware_compatible=options.hardware_compatible,
             version_compatible=options.version_compatible,
             weight_streaming=options.weight_streaming,
-            workspace=options.workspace_mib << 20 if options.workspace_mib else None,
+            workspace=options.workspace << 20 if options.workspace else None,
         )
         with step(f"{options.backend} {graph} engine"):
             _build_apart(request, graph)
@@ -104,7 +102,9 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
             "(--hardware-compatible: for every one from sm80)"
         )
     if options.plugins == "library" and options.plugin_library is None:
-        raise SettingsError("--plugins library needs --plugin-library PATH; docs/kernels.md says how to make it")
+        raise SettingsError(
+            "--plugins library needs --plugin-library PATH; docs/kernels.md says how to make it"
+        )
     if options.plugin_library is not None and not options.plugin_library.is_file():
         raise SettingsError(f"--plugin-library {options.plugin_library} does not exist; see docs/kernels.md")
     if options.plugins not in (None, *PLUGIN_CHOICES):
@@ -126,7 +126,9 @@ def _check_rtx_options(options: EngineOptions) -> None:
         "--version-compatible": options.version_compatible,
     }
     if names := [name for name, given in refused.items() if given]:
-        raise SettingsError(f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use --backend tensorrt")
+        raise SettingsError(
+            f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use --backend tensorrt"
+        )
 
 
 def plugins_of(options: EngineOptions) -> str:
@@ -163,7 +165,8 @@ def _build_apart(request: EngineRequest, graph: str) -> None:
     """Run `star_export.engines.tensorrt.builder` and pass on what it says."""
     command = [sys.executable, "-m", "star_export.engines.tensorrt.builder", request.to_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         complaints: list[str] = []
         drain = threading.Thread(target=complaints.extend, args=(process.stderr,))  # a full pipe would block
         drain.start()

@@ -13,8 +13,6 @@ from star_export.bundle import Bundle
 from star_export.contract import GRAPHS
 from star_export.errors import BundleError
 
-ENGINE_FOLDER = "engines"
-
 #: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
 AMPERE_PLUS = "sm80+"
 
@@ -73,15 +71,22 @@ class EngineFacts:
             KeyError, TypeError, AttributeError: If a field is missing, unknown or of another type.
         """
         profiles = {
-            graph: {name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()}
+            graph: {
+                name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()
+            }
             for graph, inputs in data["profiles"].items()
         }
         return cls(**{**data, "targets": tuple(data["targets"]), "profiles": profiles})
 
 
+def engine_folder(backend: str) -> str:
+    """Where a bundle keeps a backend's engines, relative to its folder."""
+    return f"engines/{backend}"
+
+
 def engine_path(backend: str, graph: str) -> str:
-    """Where a bundle keeps an engine, relative to its folder."""
-    return f"{ENGINE_FOLDER}/{backend}/{graph}.engine"
+    """Where a bundle keeps one engine, relative to its folder."""
+    return f"{engine_folder(backend)}/{graph}.engine"
 
 
 def rebuild_command(folder: Path, backend: str) -> str:

@@ -91,7 +91,9 @@ def _fault(node: onnx.NodeProto, builtin: set[str]) -> str | None:
     for attribute in node.attribute:
         value = onnx.helper.get_attribute_value(attribute)
         if value not in honoured.only.get(attribute.name, (value,)):
-            return f"TensorRT's parser drops the attribute {attribute.name}={value!r}; leave it at its default"
+            return (
+                f"TensorRT's parser drops the attribute {attribute.name}={value!r}; leave it at its default"
+            )
     return None
 
 
