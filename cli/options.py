@@ -127,8 +127,7 @@ WeightStreamingOption = Annotated[
     bool,
     typer.Option(
         "--weight-streaming",
-        help="Weights may stay in host memory, for GPUs that are too small; they cross PCIe "
-        "at every use.",
+        help="Weights may stay in host memory, for GPUs that are too small; they cross PCIe at every use.",
     ),
 ]
 WorkspaceOption = Annotated[

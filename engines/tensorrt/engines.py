@@ -15,14 +15,10 @@ from star_export.contract import GRAPHS
 from star_export.engines.plugins import PLUGIN_CHOICES
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX, Bindings, load_bindings, log
 from star_export.engines.tensorrt.builder import LENGTH_ONLY, EngineRequest
-from star_export.engines.tensorrt.facts import AMPERE_PLUS, EngineFacts, engine_path
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
 from star_export.errors import BundleError, PlatformError, SettingsError
 from star_export.specs import ExportSpec
-
-#: GPUs that TensorRT-RTX 1.7 builds for. Turing (sm75) is not among them: it has no float32
-#: matrix multiplication there, which the stage scores need.
-RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +75,7 @@ def build_engines(
             workspace=options.workspace << 20 if options.workspace else None,
         )
         with step(f"{options.backend} {graph} engine"):
-            _build_apart(request, graph)
+            build_apart(request, graph)
     return facts
 
 
@@ -161,8 +157,12 @@ def _facts(
     )
 
 
-def _build_apart(request: EngineRequest, graph: str) -> None:
-    """Run `star_export.engines.tensorrt.builder` and pass on what it says."""
+def build_apart(request: EngineRequest, graph: str) -> None:
+    """Build one engine in a process of its own, and pass on what TensorRT says.
+
+    Raises:
+        BundleError, SettingsError, PlatformError: What the build raised; PlatformError if it died.
+    """
     command = [sys.executable, "-m", "star_export.engines.tensorrt.builder", request.to_json()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
