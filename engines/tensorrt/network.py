@@ -4,9 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import onnx
-
-from star_export.contract import LATE_LENGTHS
 from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.review import op_counts, review
 from star_export.errors import BundleError
@@ -37,32 +34,13 @@ def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool) ->
         BundleError: If the parser refuses a node, or would get one wrong.
     """
     trt = bindings.trt
-    model = review(path)
-    counts = op_counts(model, with_plugin=with_plugin)
-    _detach_late_lengths(model)
+    counts = op_counts(review(path), with_plugin=with_plugin)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, bindings.logger)
-    if not parser.parse(model.SerializeToString(), str(path)):
+    if not parser.parse_from_file(str(path)):
         raise BundleError(f"{path}: {_refusal(parser, bindings)}")
     _compare_layers(path, counts, network)
     return network
-
-
-def _detach_late_lengths(model: onnx.ModelProto) -> None:
-    """Let the late layers' write indices come out of a layer, not straight from an input.
-
-    Two groups of KV cache updates whose indices are two network inputs crash the builder of
-    TensorRT-RTX 1.7.1 (a segmentation fault). One addition of zero, at the front, avoids it.
-    """
-    if LATE_LENGTHS not in {value.name for value in model.graph.input}:
-        return
-    detached, zero = f"{LATE_LENGTHS}_detached", f"{LATE_LENGTHS}_zero"
-    for node in model.graph.node:
-        for position, name in enumerate(node.input):
-            if name == LATE_LENGTHS:
-                node.input[position] = detached
-    model.graph.initializer.append(onnx.helper.make_tensor(zero, onnx.TensorProto.INT64, [1], [0]))
-    model.graph.node.insert(0, onnx.helper.make_node("Add", [LATE_LENGTHS, zero], [detached]))
 
 
 def _refusal(parser: Any, bindings: Bindings) -> str:

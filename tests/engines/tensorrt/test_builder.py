@@ -119,16 +119,15 @@ def test_budgets_over_tensorrts_topk_are_refused(copy: Callable[..., Path]) -> N
 def test_a_builder_that_dies_is_an_error_of_one_line(
     copy: Callable[..., Path],
 ) -> None:
-    """The process really dies, of the crash that `_detach_late_lengths` avoids."""
+    """The process really dies, of the crash that the exported graph avoids by one addition."""
     folder = copy("mha")
     profiles = engine_profiles(open_bundle(folder).spec, max_batch=8)["decode"]
-    profiles["renamed"] = profiles.pop("late_lengths")  # so that it is not mended
     path = folder / "graphs" / "decode.onnx"
     model = onnx.load(path, load_external_data=False)
+    assert model.graph.node[0].output == ["late_write_indices"]
+    del model.graph.node[0]
     for names in [node.input for node in model.graph.node]:
-        names[:] = ["renamed" if name == "late_lengths" else name for name in names]
-    for value in model.graph.input:
-        value.name = "renamed" if value.name == "late_lengths" else value.name
+        names[:] = ["late_lengths" if name == "late_write_indices" else name for name in names]
     onnx.save(model, path)
     request = EngineRequest(
         backend="tensorrt-rtx",
