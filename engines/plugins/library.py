@@ -34,7 +34,9 @@ def load(trt: Any, path: Path, logger: Any) -> None:
     if (found := _creator(trt)) is not None:
         if isinstance(found, trt.IPluginCreatorV3One):
             return
-        raise SettingsError(f"{STAR_DOMAIN}::{TOPK_GATHER} is registered as an AOT plugin; use one of the two")
+        raise SettingsError(
+            f"{STAR_DOMAIN}::{TOPK_GATHER} is registered as an AOT plugin; use one of the two"
+        )
     trt.get_plugin_registry().load_library(str(path))
     if _creator(trt) is None:
         raise PlatformError(f"{path} has no creator of {STAR_DOMAIN}::{TOPK_GATHER}; {_BUILD}")

@@ -92,15 +92,15 @@ def _compile(architecture: str, source: Path, product: str) -> bytes:
     nvrtc = _load()
     options = [f"--gpu-architecture={architecture}", "--std=c++17", f"--include-path={FOLDER}"]
     encoded = [option.encode() for option in options]
-    program = _take(nvrtc, nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []))
+    program = _take(nvrtc.nvrtcCreateProgram(source.read_bytes(), source.name.encode(), 0, [], []))
     try:
         (status,) = nvrtc.nvrtcCompileProgram(program, len(encoded), encoded)
         if status:
-            log = bytearray(_take(nvrtc, nvrtc.nvrtcGetProgramLogSize(program)))
+            log = bytearray(_take(nvrtc.nvrtcGetProgramLogSize(program)))
             nvrtc.nvrtcGetProgramLog(program, log)
-            raise PlatformError(_refusal(nvrtc, source.name, architecture, log))
-        code = bytearray(_take(nvrtc, getattr(nvrtc, f"nvrtcGet{product}Size")(program)))
-        _take(nvrtc, getattr(nvrtc, f"nvrtcGet{product}")(program, code))
+            raise PlatformError(_refusal(nvrtc, source.name, architecture, bytes(log)))
+        code = bytearray(_take(getattr(nvrtc, f"nvrtcGet{product}Size")(program)))
+        _take(getattr(nvrtc, f"nvrtcGet{product}")(program, code))
         return bytes(code)
     finally:
         nvrtc.nvrtcDestroyProgram(program)
@@ -113,7 +113,7 @@ def _refusal(nvrtc: Any, source: str, architecture: str, log: bytes) -> str:
     return f"NVRTC {version} cannot compile {source} for {architecture}: {reason}"
 
 
-def _take(nvrtc: Any, result: tuple[Any, ...]) -> Any:
+def _take(result: tuple[Any, ...]) -> Any:
     """The value of a call that returns ``(status, value)``."""
     if result[0]:
         raise PlatformError(f"NVRTC failed with {result[0].name}; {_INSTALL} adds a matching one")

@@ -60,7 +60,9 @@ def test_refuses_malformed_architectures(architecture: str) -> None:
 def test_the_log_of_a_failure_is_one_line(tmp_path: Path) -> None:
     source = tmp_path / "broken.cu"
     source.write_text("int x = ;\nint y = unknown;\n")
-    with pytest.raises(PlatformError, match=r"cannot compile broken\.cu for compute_80: .*line|error") as error:
+    with pytest.raises(
+        PlatformError, match=r"cannot compile broken\.cu for compute_80: .*line|error"
+    ) as error:
         nvrtc.compile_ptx("compute_80", source=source)
     assert "\n" not in str(error.value)
     assert "unknown" in str(error.value)

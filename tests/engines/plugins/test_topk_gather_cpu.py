@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -95,10 +94,14 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], Pat
     return get
 
 
+def rows_per_block(k: int) -> int:
+    """Few blocks where many rows stay: 16 threads on a few cores take milliseconds per block."""
+    return 2 if k < 32 else 33 if k < 1000 else 1500
+
+
 @needs_gxx
 def test_against_the_definition(case, kernel, check) -> None:
-    rows = 2 if case.size[3] < 32 else 33 if case.size[3] < 1000 else 1500  # few blocks: each takes milliseconds
-    check(CpuKernel(kernel(16, rows)), case)
+    check(CpuKernel(kernel(16, rows_per_block(case.size[3]))), case)
 
 
 @needs_gxx
@@ -132,7 +135,7 @@ def onnx_body(dtype: str) -> ort.InferenceSession:
         f"""<ir_version: 11, opset_import: ["" : 24, "{STAR_DOMAIN}" : 1]>
         topk ({dtype}[B, N, C] x, float[B, N] scores, int64[k] slots)
             => ({dtype}[B, k, C] kept, int64[B, k] indices)
-        {{ kept, indices = {STAR_DOMAIN}.TopKGather <plugin_namespace = "{STAR_DOMAIN}"> (x, scores, slots) }}"""
+        {{ kept, indices = {STAR_DOMAIN}.TopKGather <plugin_namespace = "star"> (x, scores, slots) }}"""
     )
     model.functions.append(ir.serde.serialize_function(topk_gather_function()))
     model.ir_version = helper.find_min_ir_version_for(list(model.opset_import)[:1])
@@ -145,8 +148,7 @@ def test_against_the_onnx_body(case, kernel) -> None:
         pytest.skip("ONNX Runtime has no bfloat16 on the CPU")
     x, scores = case.tensors()
     k = case.size[3]
-    rows = 2 if k < 32 else 33 if k < 1000 else 1500
-    kept, indices = CpuKernel(kernel(16, rows))(x, scores, k)
+    kept, indices = CpuKernel(kernel(16, rows_per_block(k)))(x, scores, k)
     session = onnx_body("float" if case.dtype == torch.float32 else "float16")
     slots = np.zeros(k, np.int64)
     feeds = {"x": x.numpy(), "scores": scores.numpy(), "slots": slots}
