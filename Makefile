@@ -6,7 +6,7 @@ OUT    := build/demo
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow lint docs bench bench-prepacking clean
+.PHONY: demo test test-slow test-gpu lint docs bench bench-prepacking bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
@@ -21,6 +21,10 @@ test: $(READY)
 # A build of a 3 GB checkpoint under a memory limit.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Needs an NVIDIA GPU, its driver and star-export[tensorrt].
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
 
 # mypy and import-linter see only one of the four source folders: they look at an installed copy.
 lint: $(READY)
@@ -45,6 +49,10 @@ bench: $(READY)
 # The other table of docs/performance.md; after `make bench`.
 bench-prepacking: $(READY)
 	$(BIN)/python docs/prepacking.py build/bench/bundle docs/shapes.png
+
+# The table of docs/kernels.md, on a GPU.
+bench-kernel: $(READY)
+	$(BIN)/python -m star_export.validation.kernel_bench
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

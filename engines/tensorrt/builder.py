@@ -6,6 +6,7 @@ own process with it, and its memory is given back before the next one starts.
 Prints one JSON object per line: what TensorRT says, then the outcome.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 from star_export.contract import STAGE1_SLOTS, STAGE2_SLOTS
 from star_export.engines.tensorrt.bindings import Bindings, load_bindings, log
+from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import Profile
 from star_export.engines.tensorrt.network import parse
 from star_export.errors import BundleError, PlatformError, StarExportError
@@ -87,9 +89,11 @@ def build_engine(request: EngineRequest) -> None:
     network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
     config = _configure(request, bindings, builder)
     cache = _open_timing_cache(request, config)
+    _log_memory("before")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {_last_error(bindings)}")
+    _log_memory("after")
     _refuse_unused_inputs(path, bindings)
     with atomic_open(Path(request.output)) as file:
         file.write(memoryview(plan))
@@ -114,8 +118,6 @@ def _architecture(request: EngineRequest) -> str:
     """What the kernel is compiled for: the GPU here, or the oldest one that may run it."""
     if request.hardware_compatible:
         return "compute_80"
-    from star_export.engines.tensorrt.cuda import require_device
-
     return "compute_{}{}".format(*require_device().capability)
 
 
@@ -182,10 +184,18 @@ def _say(line: dict[str, Any]) -> None:
     print(json.dumps(line), flush=True)
 
 
-def _peak_memory() -> int:
-    """Peak resident bytes of this process (Linux)."""
+def _log_memory(moment: str) -> None:
+    """Say how much host and GPU memory is in use."""
+    text = f"memory {moment} the build: {_resident('VmRSS') >> 20} MiB resident"
+    with contextlib.suppress(PlatformError):  # TensorRT-RTX builds without a GPU
+        text += f", {require_device().free_memory >> 20} MiB free on the GPU"
+    log.info("%s", text)
+
+
+def _resident(field: str) -> int:
+    """Bytes that Linux reports of this process: ``VmRSS`` now, ``VmHWM`` at its peak."""
     status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
 
 
 def _main(text: str) -> None:
@@ -196,7 +206,7 @@ def _main(text: str) -> None:
     except (StarExportError, OSError, MemoryError) as error:
         _say({"error": type(error).__name__, "reason": str(error)})
     else:
-        _say({"peak_memory": _peak_memory()})
+        _say({"peak_memory": _resident("VmHWM")})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from star_export.contract import GRAPHS
 from star_export.engines.plugins import PLUGIN_CHOICES
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX, Bindings, load_bindings, log
 from star_export.engines.tensorrt.builder import LENGTH_ONLY, EngineRequest
+from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
 from star_export.errors import BundleError, PlatformError, SettingsError
@@ -139,8 +140,6 @@ def _facts(
 ) -> EngineFacts:
     driver, targets = None, options.targets or RTX_TARGETS
     if not bindings.is_rtx:
-        from star_export.engines.tensorrt.cuda import require_device
-
         device = require_device()
         driver = device.driver
         targets = (AMPERE_PLUS,) if options.hardware_compatible else ("sm{}{}".format(*device.capability),)
