@@ -79,7 +79,7 @@ def _make_logger(trt: Any, messages: list[Message]) -> Any:
         trt.ILogger.VERBOSE: logging.DEBUG,
     }
 
-    class _Logger(trt.ILogger):  # type: ignore[misc, name-defined]
+    class _Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 

@@ -73,7 +73,9 @@ class EngineFacts:
             KeyError, TypeError, AttributeError: If a field is missing, unknown or of another type.
         """
         profiles = {
-            graph: {name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()}
+            graph: {
+                name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()
+            }
             for graph, inputs in data["profiles"].items()
         }
         return cls(**{**data, "targets": tuple(data["targets"]), "profiles": profiles})
