@@ -9,7 +9,7 @@ from star_export.errors import SettingsError
 
 BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
-__all__ = ["BACKENDS", "Caches", "DeviceArray", "Session", "open_session"]
+__all__ = ["BACKENDS", "Caches", "DeviceArray", "Session", "free_device_memory", "open_session"]
 
 
 def open_session(
@@ -40,6 +40,17 @@ def open_session(
     from star_export.engines.tensorrt.session import TensorRTSession
 
     return TensorRTSession(bundle, backend, plugin_library=plugin_library)
+
+
+def free_device_memory() -> int:
+    """Free bytes of the GPU that sessions use.
+
+    Raises:
+        PlatformError: If there is none.
+    """
+    from star_export.engines.tensorrt.cuda import device_facts
+
+    return device_facts().free_memory
 
 
 def check_backend(backend: str) -> None:

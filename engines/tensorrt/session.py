@@ -136,10 +136,10 @@ class TensorRTSession:
         engines = _load_engines(bundle, self.facts, bindings)
         if self.facts.weight_streaming:
             _set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self._cache_bytes())
-        scratch_bytes = max(engine.scratch_bytes for engine in engines.values())
+        scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
         self._cuda_graph = cuda_graph
-        self._graphs = {graph: _Graph(self, engine) for graph, engine in engines.items()}
+        self._graphs = {graph: _Graph(self, loaded) for graph, loaded in engines.items()}
         self._executions = {graph: self._execution(graph) for graph in GRAPHS if graph != DECODE}
         log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
 
@@ -167,20 +167,20 @@ class TensorRTSession:
             InputError: If an output of an earlier run was overwritten before it is used here.
         """
         assert caches is None or isinstance(caches, TensorRTCaches)
-        loaded = self._graphs[graph]
+        own = self._graphs[graph]
         local = {name: self._localise(tensor) for name, tensor in feeds.items()}
         shapes = {name: tensor.shape for name, tensor in local.items()}
-        addresses = {name: loaded.outputs.address(name) for name in loaded.outputs.offsets}
+        addresses = {name: own.outputs.address(name) for name in own.outputs.offsets}
         if caches is not None:
             shapes |= caches.shapes
             for past, present in cache_pairs(self.spec):  # one address: written in place
                 addresses[past] = addresses[present] = caches.memory.address(past)
-        outputs = loaded.engine.rules.output_shapes(loaded.engine.rules.check(shapes))
-        addresses |= loaded.feed(local)
-        loaded.runs += 1  # from here on, results of earlier runs are gone
+        outputs = own.rules.output_shapes(own.rules.check(shapes))
+        addresses |= own.feed(local)
+        own.runs += 1  # from here on, results of earlier runs are gone
         execution = self._executions[graph] if caches is None or graph != DECODE else caches.execution
         execution.run(shapes, outputs, addresses)
-        return {spec.name: TensorRTArray(loaded, spec, outputs[spec.name]) for spec in loaded.plain_outputs}
+        return {spec.name: TensorRTArray(own, spec, outputs[spec.name]) for spec in own.plain_outputs}
 
     def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
         """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
@@ -205,7 +205,7 @@ class TensorRTSession:
 
     def _execution(self, graph: str) -> Execution:
         capture = self._cuda_graph and graph == DECODE  # prefill's length differs from run to run
-        return Execution(self._graphs[graph].engine, self.stream, self._scratch, capture=capture)
+        return Execution(self._graphs[graph].loaded, self.stream, self._scratch, capture=capture)
 
     def _cache_bytes(self) -> int:
         """KV caches of one sequence."""
@@ -218,12 +218,13 @@ class TensorRTSession:
 class _Graph:
     """One engine with the memory of its inputs and outputs, the caches aside."""
 
-    def __init__(self, session: TensorRTSession, engine: LoadedEngine) -> None:
-        self.session, self.engine, self.name = session, engine, engine.rules.graph
+    def __init__(self, session: TensorRTSession, loaded: LoadedEngine) -> None:
+        self.session, self.loaded, self.rules = session, loaded, loaded.rules
+        self.name = loaded.rules.graph
         self.runs = 0
         pairs = cache_pairs(session.spec)
         cached = {name for pair in pairs for name in pair}
-        io, rules = engine.rules.io, engine.rules
+        io, rules = loaded.rules.io, loaded.rules
         self.plain_outputs = [tensor for tensor in io.outputs if tensor.name not in cached]
         self._specs = {tensor.name: tensor for tensor in io.inputs if tensor.name not in cached}
         inputs = {name: rules.largest(tensor) for name, tensor in self._specs.items()}
@@ -232,7 +233,7 @@ class _Graph:
         self._inputs = _Tensors(inputs, f"the inputs of {self.name}")
         self._staging = cuda.PinnedBuffer(self._inputs.buffer.size)
         self._copied = cuda.Event()
-        self._on_host = {name for name in inputs if engine.tensors[name].on_host}
+        self._on_host = {name for name in inputs if loaded.tensors[name].on_host}
 
     def feed(self, feeds: Mapping[str, "HostArray | TensorRTArray"]) -> dict[str, int]:
         """Bring every input to the GPU, without waiting; where each one lies."""
