@@ -1,7 +1,8 @@
 """``star-export build``."""
 
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -9,11 +10,12 @@ from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.check import check_with_progress, print_table
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
-from star_export.errors import EXIT_CHECK_FAILED
+from star_export.errors import EXIT_CHECK_FAILED, SettingsError
 from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
-    from star_export.build import BuildReport
+    from star_export.build import BuildOptions, BuildReport
+    from star_export.engines.tensorrt.engines import EngineOptions
     from star_export.validation.report import ParityReport
 
 EPILOG = """
@@ -24,12 +26,47 @@ EPILOG = """
 `star-export build --model ./checkpoint --keep-ratio 0.1 --max-keep 288 -o bundle --check`
 
 `star-export build --model ./checkpoint --no-prune -o baseline`
+
+`star-export build --model llava-1.5-7b --keep 64 -o llava-7b --backend tensorrt-rtx --target sm89`
+
+`star-export build --from-bundle llava-7b --backend tensorrt --timing-cache timings.bin`
 """
+
+#: Options that only an export reads; with --from-bundle the graphs are there already.
+_EXPORT_ONLY = (
+    "model",
+    "output",
+    "keep",
+    "keep_ratio",
+    "max_keep",
+    "drop_ratio",
+    "prune_layer",
+    "prune",
+    "max_text_tokens",
+    "max_new_tokens",
+    "dtype",
+    "overwrite",
+)
+
+#: Options that only an engine build reads.
+_ENGINE_ONLY = (
+    "target",
+    "max_batch",
+    "plugins",
+    "plugin_library",
+    "timing_cache",
+    "hardware_compatible",
+    "version_compatible",
+    "weight_streaming",
+    "workspace",
+)
 
 
 @app.command(epilog=EPILOG)
 def build(
-    model: opt.ModelOption,
+    context: typer.Context,
+    model: opt.ModelOption = None,
+    from_bundle: opt.FromBundleOption = None,
     output: opt.OutputOption = None,
     keep: opt.KeepOption = None,
     keep_ratio: opt.KeepRatioOption = None,
@@ -39,44 +76,85 @@ def build(
     prune: opt.PruneOption = True,
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
-    dtype: opt.DTypeOption = "float32",
-    backend: opt.BackendOption = "onnxruntime",
+    dtype: opt.DTypeOption = None,
+    backend: opt.BuildBackendOption = "onnxruntime",
+    target: opt.TargetsOption = None,
+    max_batch: opt.MaxBatchOption = 8,
+    plugins: opt.PluginsOption = None,
+    plugin_library: opt.PluginLibraryOption = None,
+    timing_cache: opt.TimingCacheOption = None,
+    hardware_compatible: opt.HardwareCompatibleOption = False,
+    version_compatible: opt.VersionCompatibleOption = False,
+    weight_streaming: opt.WeightStreamingOption = False,
+    workspace: opt.WorkspaceOption = None,
     overwrite: opt.OverwriteOption = False,
     check: opt.CheckOption = False,
     json: opt.JsonOption = False,
 ) -> None:
-    """Export a LLaVA checkpoint to a bundle."""
+    """Export a LLaVA checkpoint to a bundle, and build its engines."""
     quiet_libraries()
-    from star_export.build import BuildOptions
+    from star_export.build import add_engines
     from star_export.build import build as build_bundle
-    from star_export.engines import check_backend
 
-    check_backend(backend)
-    options = BuildOptions(
-        model=model,
-        output=output or Path(Path(model).resolve().name + ("-star" if prune else "-full")),
-        keep=keep,
-        keep_ratio=keep_ratio,
-        max_keep=max_keep,
-        drop_ratio=drop_ratio,
-        prune_layer=prune_layer,
-        prune=prune,
-        max_text_tokens=max_text_tokens,
-        max_new_tokens=max_new_tokens,
-        dtype=dtype,
-        overwrite=overwrite,
-    )
-    with step_progress() as progress:
-        report = build_bundle(options, progress)
+    engines = _engine_options(context)
+    if from_bundle is None:
+        options = _build_options(context, engines)
+        with step_progress() as progress:
+            report = build_bundle(options, progress)
+    else:
+        _refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
+        if engines is None:
+            raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
+        with step_progress() as progress:
+            report = add_engines(from_bundle, engines, progress)
     parity = _check(report, backend) if check else None
     if json:
         print_json(report.to_dict() | ({"parity": parity.to_dict()} if parity else {}))
     else:
-        _print_report(report)
+        _print_report(report, engines)
         if parity is not None:
             print_table(parity)
     if parity is not None and not parity.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _engine_options(context: typer.Context) -> "EngineOptions | None":
+    """The engine options that were given; None for a backend that runs the graphs themselves."""
+    from star_export.engines import check_backend
+    from star_export.engines.tensorrt.bindings import BACKENDS
+    from star_export.engines.tensorrt.engines import EngineOptions
+
+    check_backend(context.params["backend"])
+    if context.params["backend"] not in BACKENDS:
+        _refuse(context, _ENGINE_ONLY, "needs --backend tensorrt or tensorrt-rtx")
+        return None
+    return EngineOptions(**_fields(context, EngineOptions), targets=tuple(context.params["target"] or ()))
+
+
+def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "BuildOptions":
+    """The export options that were given, with the defaults that depend on others."""
+    from star_export.build import BuildOptions
+
+    given = _fields(context, BuildOptions)
+    if given["model"] is None:
+        raise SettingsError("give --model NAME, or --from-bundle DIR to add engines to a bundle")
+    suffix = "-star" if given["prune"] else "-full"
+    given["output"] = given["output"] or Path(Path(given["model"]).resolve().name + suffix)
+    given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
+    return BuildOptions(**given, engines=engines)
+
+
+def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
+    """The command line's values of a dataclass's fields."""
+    return {f.name: context.params[f.name] for f in fields(options) if f.name in context.params}
+
+
+def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options of ``names`` that were given."""
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise SettingsError(f"--{name.replace('_', '-')} {why}")
 
 
 def _check(report: "BuildReport", backend: str) -> "ParityReport":
@@ -85,7 +163,7 @@ def _check(report: "BuildReport", backend: str) -> "ParityReport":
     return check_with_progress(report.folder, backend=backend, probes=make_probes(2))
 
 
-def _print_report(report: "BuildReport") -> None:
+def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> None:
     for step in report.steps:
         size = megabytes(step.bytes) if step.bytes else ""
         err.print(f"  {step.step:<28}{step.seconds:>8.1f} s  {size:>12}")
@@ -96,4 +174,5 @@ def _print_report(report: "BuildReport") -> None:
         patches = spec.model.vision.num_patches
         budget = f"{patches} -> {spec.star.stage1_keep} -> {spec.star.keep} visual tokens"
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
-    err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT")
+    backend = f" --backend {engines.backend}" if engines else ""
+    err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT{backend}")

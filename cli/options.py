@@ -9,7 +9,9 @@ from star_export.specs import DEFAULT_KEEP
 
 # Shared by several commands.
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle made by `star-export build`.")]
-BackendOption = Annotated[str, typer.Option("--backend", help="What runs the graphs: onnxruntime.")]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="What runs the graphs: onnxruntime, tensorrt or tensorrt-rtx.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads; all cores by default.")
@@ -28,7 +30,15 @@ PromptOption = Annotated[
 
 # star-export build
 ModelOption = Annotated[
-    str, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
+    str | None, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
+]
+FromBundleOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--from-bundle",
+        metavar="DIR",
+        help="Add engines to this bundle, from its graphs, instead of --model.",
+    ),
 ]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Bundle folder to make.  [default: MODEL-star]")
@@ -59,7 +69,75 @@ MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Tokens that can be generated; sizes the KV caches.")
 ]
 DTypeOption = Annotated[
-    Literal["float32", "float16"], typer.Option("--dtype", help="float32 for CPUs, float16 for GPUs.")
+    Literal["float32", "float16"] | None,
+    typer.Option(
+        "--dtype",
+        help="float32 for CPUs, float16 for GPUs.  [default: float32; float16 with a tensorrt backend]",
+    ),
+]
+BuildBackendOption = Annotated[
+    str,
+    typer.Option(
+        "--backend",
+        help="tensorrt or tensorrt-rtx also build engines; onnxruntime runs the graphs as they are.",
+    ),
+]
+TargetsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        help="GPU that tensorrt-rtx builds for, such as sm89; repeat for more.  [default: sm80 and newer]",
+    ),
+]
+MaxBatchOption = Annotated[
+    int, typer.Option("--max-batch", help="Sequences an engine may decode at once; more takes more memory.")
+]
+PluginsOption = Annotated[
+    Literal["aot", "library", "none"] | None,
+    typer.Option(
+        "--plugins",
+        help="TopKGather baked into the engine, from a library, or as standard layers.  "
+        "[default: aot; none for tensorrt-rtx, which has no plugins]",
+    ),
+]
+PluginLibraryOption = Annotated[
+    Path | None, typer.Option("--plugin-library", help="The shared library of --plugins library.")
+]
+TimingCacheOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--timing-cache", help="tensorrt: keep kernel timings here; the next build takes minutes less."
+    ),
+]
+HardwareCompatibleOption = Annotated[
+    bool,
+    typer.Option(
+        "--hardware-compatible",
+        help="tensorrt: run on every GPU from sm80, without newer ones' kernels: slower.",
+    ),
+]
+VersionCompatibleOption = Annotated[
+    bool,
+    typer.Option(
+        "--version-compatible",
+        help="tensorrt: run on newer versions of the same major number; fewer kernels: can be slower.",
+    ),
+]
+WeightStreamingOption = Annotated[
+    bool,
+    typer.Option(
+        "--weight-streaming",
+        help="Weights may stay in host memory, for GPUs that are too small; they cross PCIe at every use.",
+    ),
+]
+WorkspaceOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workspace",
+        min=1,
+        metavar="MIB",
+        help="Scratch memory a kernel may take; less can rule out the fastest kernels.  [default: no limit]",
+    ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 CheckOption = Annotated[bool, typer.Option("--check", help="Check the bundle against PyTorch right away.")]

@@ -48,9 +48,9 @@ def free_device_memory() -> int:
     Raises:
         PlatformError: If there is none.
     """
-    from star_export.engines.tensorrt.cuda import device_facts
+    from star_export.engines.tensorrt.cuda import require_device
 
-    return device_facts().free_memory
+    return require_device().free_memory
 
 
 def check_backend(backend: str) -> None:

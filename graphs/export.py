@@ -23,6 +23,7 @@ from torch.export import Dim
 
 from star_export.contract import (
     DECODE,
+    LATE_LENGTHS,
     PREFILL,
     STAR_DOMAIN,
     STAR_DOMAIN_VERSION,
@@ -66,6 +67,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
     _detach_weights(model)
     with _quiet():
         optimizer.optimize_ir(model)
+    _detach_late_lengths(model)
     _attach_weights(model, weights)
     _declare(model, borders)
     model.opset_imports[STAR_DOMAIN] = STAR_DOMAIN_VERSION
@@ -130,6 +132,30 @@ def _detach_weights(model: ir.Model) -> None:
     for value in model.graph.initializers.values():
         if value.const_value is not None and isinstance(value.const_value.raw, nn.Parameter | nn.Buffer):
             value.const_value = None
+
+
+def _detach_late_lengths(model: ir.Model) -> None:
+    """Let the late layers' write indices come out of a node instead of straight from an input.
+
+    Two groups of TensorScatter whose indices are two graph inputs crash the builder of
+    TensorRT-RTX 1.7.1 (a segmentation fault), whoever calls it; one addition of zero avoids
+    that. Done after the optimiser, which would remove it.
+    """
+    late = next((value for value in model.graph.inputs if value.name == LATE_LENGTHS), None)
+    if late is None:
+        return
+    zero = ir.Value(
+        name="zero",
+        shape=ir.Shape([1]),
+        type=ir.TensorType(ir.DataType.INT64),
+        const_value=ir.tensor([0], dtype=ir.DataType.INT64, name="zero"),
+    )
+    model.graph.register_initializer(zero)
+    indices = ir.Value(name="late_write_indices", shape=late.shape, type=late.type)
+    ir.convenience.replace_all_uses_with(late, indices)
+    model.graph.insert_before(
+        model.graph[0], ir.Node("", "Add", [late, zero], outputs=[indices], name="late")
+    )
 
 
 def _attach_weights(model: ir.Model, weights: WeightsFile) -> None:

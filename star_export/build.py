@@ -13,9 +13,12 @@ from typing import Any, Protocol
 
 from star_export import bundle as layout
 from star_export.aliases import ALIASES
-from star_export.bundle import write_manifest
+from star_export.bundle import open_bundle, write_engines, write_manifest
 from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
+from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.engines import EngineOptions, build_engines, check_options
+from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import staging_folder, write_json
 from star_export.specs import DEFAULT_DROP_RATIO, DType, ExportSpec, check_capacities, resolve_star
@@ -88,6 +91,7 @@ class BuildOptions:
     max_text_tokens: int = 512
     max_new_tokens: int = 512
     dtype: DType = "float32"
+    engines: EngineOptions | None = None
     overwrite: bool = False
 
 
@@ -152,13 +156,51 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     progress.start("read checkpoint")
     checkpoint = open_checkpoint(options.model)
     spec = resolve_spec(options, checkpoint)
+    if options.engines is not None:  # before minutes of work
+        check_options(options.engines, spec)
+        load_bindings(options.engines.backend)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = _Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, steps)
         _write_graphs(folder, checkpoint, spec, steps)
+        engines = {}
+        if options.engines is not None:
+            output = folder / engine_folder(options.engines.backend)
+            output.mkdir(parents=True)
+            facts = build_engines(folder, spec, options.engines, output=output, step=steps.step)
+            engines[facts.backend] = facts.to_dict()
         with steps.step("hash files"):
-            _write_manifest(folder, checkpoint, spec)
+            _write_manifest(folder, checkpoint, spec, engines)
     return BuildReport(options.output, spec, tuple(steps.reports))
+
+
+def add_engines(folder: Path, options: EngineOptions, progress: Progress | None = None) -> BuildReport:
+    """Build engines from a bundle's own graphs and put them into the bundle.
+
+    The bundle stays usable throughout: engines it had for this backend are replaced
+    only when the new ones are complete.
+
+    Args:
+        folder: A bundle; every file is hashed first.
+        options: For which backend, GPUs and sizes.
+        progress: Told about every step; nobody by default.
+
+    Raises:
+        BundleError: If the bundle is damaged, or a graph is refused.
+        SettingsError: If options contradict the bundle or the backend.
+        PlatformError: If TensorRT, a GPU or disk space is missing, or a build fails.
+    """
+    progress = progress or NoProgress()
+    progress.start("verify bundle")
+    bundle = open_bundle(folder, verify=True)
+    target = folder / engine_folder(options.backend)
+    with staging_folder(target, overwrite=True) as output:
+        steps = _Steps(output, progress)
+        facts = build_engines(folder, bundle.spec, options, output=output, step=steps.step)
+        if target.exists():  # no moment at which the manifest lists files that are not its own
+            write_engines(bundle, options.backend, None)
+    write_engines(bundle, options.backend, facts.to_dict())
+    return BuildReport(folder, bundle.spec, tuple(steps.reports))
 
 
 def require_export_extra() -> None:
@@ -241,12 +283,13 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _write_manifest(folder: Path, checkpoint: Checkpoint, spec: ExportSpec) -> None:
+def _write_manifest(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, engines: dict[str, Any]) -> None:
     source: dict[str, Any] = {"model": checkpoint.source, "revision": checkpoint.revision}
     if checkpoint.revision is None:
         source["sha256"] = checkpoint.file_hashes()
     versions = {name: found for name in _TOOLS if (found := _version(name))}
-    write_manifest(folder, spec, source=source, versions={"python": platform.python_version(), **versions})
+    versions = {"python": platform.python_version(), **versions}
+    write_manifest(folder, spec, source=source, versions=versions, engines=engines)
 
 
 def _version(package: str) -> str | None:

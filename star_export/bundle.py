@@ -65,7 +65,12 @@ class Bundle:
 
 
 def write_manifest(
-    folder: Path, spec: ExportSpec, *, source: dict[str, Any], versions: dict[str, str]
+    folder: Path,
+    spec: ExportSpec,
+    *,
+    source: dict[str, Any],
+    versions: dict[str, str],
+    engines: dict[str, Any] | None = None,
 ) -> None:
     """Hash every file in ``folder`` and write its manifest, last of all.
 
@@ -74,13 +79,9 @@ def write_manifest(
         spec: What was exported.
         source: Where the model came from, with its revision or file hashes.
         versions: Version of every tool that took part.
+        engines: By backend, what `star_export.engines.tensorrt.facts` says of its engines.
     """
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    files = [
-        {"path": name, "bytes": (folder / name).stat().st_size, "sha256": sha256(folder / name)}
-        for name in names
-        if name not in (MANIFEST, PARITY)
-    ]
     manifest = {
         "format_version": FORMAT_VERSION,
         "source": source,
@@ -89,9 +90,38 @@ def write_manifest(
         "tie_rule": TIE_RULE,
         "contract": {graph: io.to_dict() for graph, io in contract(spec).items()},
         "cache_capacities": {"early": spec.early_capacity, "late": spec.late_capacity},
-        "files": files,
+        "engines": engines or {},
+        "files": [_listed(folder, name) for name in names if name not in (MANIFEST, PARITY)],
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def write_engines(bundle: Bundle, backend: str, facts: dict[str, Any] | None) -> None:
+    """Replace a backend's engines in the manifest; every other file keeps its entry.
+
+    Args:
+        bundle: Whose manifest is written.
+        backend: Whose engines.
+        facts: What to say of them, with their ``files``; None says that there are none.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    old = bundle.manifest.get("engines", {})
+    gone = set(old.get(backend, {}).get("files", {}).values())
+    new = facts["files"].values() if facts else ()
+    kept = [entry for entry in bundle.manifest["files"] if entry["path"] not in gone | set(new)]
+    entries = [*kept, *(_listed(bundle.folder, name) for name in new)]
+    engines = {name: entry for name, entry in old.items() if name != backend}
+    if facts is not None:
+        engines[backend] = facts
+    files = sorted(entries, key=lambda entry: entry["path"])
+    write_json(bundle.folder / MANIFEST, {**bundle.manifest, "engines": engines, "files": files})
+
+
+def _listed(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    return {"path": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:

@@ -74,7 +74,7 @@ def check(returned: tuple[Any, ...], doing: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
-def device_facts() -> DeviceFacts:
+def require_device() -> DeviceFacts:
     """The GPU that sessions use.
 
     Raises:

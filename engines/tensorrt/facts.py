@@ -13,10 +13,12 @@ from star_export.bundle import Bundle
 from star_export.contract import GRAPHS
 from star_export.errors import BundleError
 
-ENGINE_FOLDER = "engines"
-
 #: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
 AMPERE_PLUS = "sm80+"
+
+#: GPUs that TensorRT-RTX 1.7 builds for. Turing (sm75) is not among them: it has no float32
+#: matrix multiplication there, which the stage scores need.
+RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 Shape = tuple[int, ...]
 
@@ -81,9 +83,14 @@ class EngineFacts:
         return cls(**{**data, "targets": tuple(data["targets"]), "profiles": profiles})
 
 
+def engine_folder(backend: str) -> str:
+    """Where a bundle keeps a backend's engines, relative to its folder."""
+    return f"engines/{backend}"
+
+
 def engine_path(backend: str, graph: str) -> str:
-    """Where a bundle keeps an engine, relative to its folder."""
-    return f"{ENGINE_FOLDER}/{backend}/{graph}.engine"
+    """Where a bundle keeps one engine, relative to its folder."""
+    return f"{engine_folder(backend)}/{graph}.engine"
 
 
 def rebuild_command(folder: Path, backend: str) -> str:
@@ -133,11 +140,18 @@ def check_runnable(bundle: Bundle, facts: EngineFacts, *, version: str, capabili
         )
     target = "sm{}{}".format(*capability)
     if not (target in facts.targets or (AMPERE_PLUS in facts.targets and capability >= (8, 0))):
-        suffix = f" --target {target}" if facts.backend == "tensorrt-rtx" else ""
         raise BundleError(
             f"{bundle.folder}: the {facts.backend} engines were built for {', '.join(facts.targets)}, "
-            f"this GPU is {target}; build them again: {command}{suffix}"
+            f"this GPU is {target}; {_remedy(bundle, facts, target)}"
         )
+
+
+def _remedy(bundle: Bundle, facts: EngineFacts, target: str) -> str:
+    if facts.backend == "tensorrt":
+        return f"build them here: {rebuild_command(bundle.folder, facts.backend)}"
+    if target in RTX_TARGETS:
+        return f"build them again: {rebuild_command(bundle.folder, facts.backend)} --target {target}"
+    return f"tensorrt-rtx does not build for it: {rebuild_command(bundle.folder, 'tensorrt')}"
 
 
 def _version_fits(facts: EngineFacts, version: str) -> bool:

@@ -127,7 +127,7 @@ class TensorRTSession:
     ) -> None:
         self.bundle, self.spec, self.io = bundle, bundle.spec, contract(bundle.spec)
         self.facts = read_facts(bundle, backend)
-        bindings, device = load_bindings(backend), cuda.device_facts()
+        bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         _load_plugins(bindings, self.facts, plugin_library)
         self.stream = cuda.Stream()

@@ -42,7 +42,7 @@ def engines(engine_bundle: Callable[..., Bundle]) -> Bundle:
 @pytest.fixture
 def no_gpu() -> None:
     try:
-        cuda.device_facts()
+        cuda.require_device()
     except PlatformError:
         return
     pytest.skip("this machine has a GPU")

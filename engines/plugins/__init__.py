@@ -1,0 +1,3 @@
+"""TopKGather as a TensorRT plugin."""
+
+PLUGIN_CHOICES = ("aot", "library", "none")

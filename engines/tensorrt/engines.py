@@ -1,0 +1,211 @@
+"""All three engines of a bundle, each built in a process of its own."""
+
+import difflib
+import json
+import logging
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.contract import GRAPHS
+from star_export.engines.plugins import PLUGIN_CHOICES
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX, Bindings, load_bindings, log
+from star_export.engines.tensorrt.builder import LENGTH_ONLY, EngineRequest
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
+from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
+from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.specs import ExportSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What ``star-export build --backend`` was asked for; see its help for each."""
+
+    backend: str
+    targets: tuple[str, ...] = ()
+    max_batch: int = 8
+    plugins: str | None = None
+    plugin_library: Path | None = None
+    timing_cache: Path | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    weight_streaming: bool = False
+    workspace: int | None = None
+
+
+def build_engines(
+    folder: Path, spec: ExportSpec, options: EngineOptions, *, output: Path, step: Callable[[str], Any]
+) -> EngineFacts:
+    """Build the engines of ``folder``'s graphs.
+
+    Args:
+        folder: A bundle, or one in the making: ``graphs/*.onnx``.
+        spec: What was exported.
+        options: For which backend, GPUs and sizes.
+        output: Folder that gets the three ``*.engine`` files.
+        step: Called with each engine's step name; what it returns is entered while it is built.
+
+    Raises:
+        SettingsError: If the options contradict the backend or the bundle.
+        BundleError: If a graph is refused.
+        PlatformError: If TensorRT or a GPU is missing, or a build fails.
+    """
+    check_options(options, spec)
+    bindings = load_bindings(options.backend)
+    profiles = engine_profiles(spec, max_batch=options.max_batch)
+    files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
+    facts = _facts(bindings, options, files=files, profiles=profiles)
+    for graph in GRAPHS:
+        request = EngineRequest(
+            backend=options.backend,
+            graph=str(folder / "graphs" / f"{graph}.onnx"),
+            output=str(output / Path(files[graph]).name),
+            profiles=profiles[graph],
+            targets=facts.targets if bindings.is_rtx else (),
+            plugins=facts.plugins,
+            plugin_library=str(options.plugin_library) if options.plugin_library else None,
+            timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
+            hardware_compatible=options.hardware_compatible,
+            version_compatible=options.version_compatible,
+            weight_streaming=options.weight_streaming,
+            workspace=options.workspace << 20 if options.workspace else None,
+        )
+        with step(f"{options.backend} {graph} engine"):
+            build_apart(request, graph)
+    return facts
+
+
+def check_options(options: EngineOptions, spec: ExportSpec) -> None:
+    """Refuse options that the backend or the bundle does not allow.
+
+    Raises:
+        SettingsError: With what to type instead.
+    """
+    if spec.dtype == "float32":
+        raise SettingsError(
+            "TensorRT has no float32 attention kernel, and this bundle is float32; "
+            "build it with --dtype float16"
+        )
+    if options.backend == TENSORRT_RTX:
+        _check_rtx_options(options)
+    elif options.targets:
+        raise SettingsError(
+            "--target is for --backend tensorrt-rtx; tensorrt builds for the GPU of this machine "
+            "(--hardware-compatible: for every one from sm80)"
+        )
+    if options.plugins == "library" and options.plugin_library is None:
+        raise SettingsError(
+            "--plugins library needs --plugin-library PATH; docs/kernels.md says how to make it"
+        )
+    if options.plugin_library is not None and not options.plugin_library.is_file():
+        raise SettingsError(f"--plugin-library {options.plugin_library} does not exist; see docs/kernels.md")
+    if options.plugins not in (None, *PLUGIN_CHOICES):
+        raise SettingsError(f"--plugins must be {', '.join(PLUGIN_CHOICES)}, got {options.plugins}")
+    if plugins_of(options) == "none":
+        check_topk(spec)
+
+
+def _check_rtx_options(options: EngineOptions) -> None:
+    for target in options.targets:
+        if target not in RTX_TARGETS:
+            near = difflib.get_close_matches(target, RTX_TARGETS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise SettingsError(f"unknown target {target}; {hint}targets are {', '.join(RTX_TARGETS)}")
+    refused = {
+        "--plugins": options.plugins not in (None, "none"),
+        "--timing-cache": options.timing_cache is not None,
+        "--hardware-compatible": options.hardware_compatible,
+        "--version-compatible": options.version_compatible,
+    }
+    if names := [name for name, given in refused.items() if given]:
+        raise SettingsError(
+            f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use --backend tensorrt"
+        )
+
+
+def plugins_of(options: EngineOptions) -> str:
+    """Where ``TopKGather`` comes from: baked in by default, the function body for TensorRT-RTX."""
+    if options.plugins is not None:
+        return options.plugins
+    return "none" if options.backend == TENSORRT_RTX else "aot"
+
+
+def _facts(
+    bindings: Bindings, options: EngineOptions, *, files: dict[str, str], profiles: Any
+) -> EngineFacts:
+    driver, targets = None, options.targets or RTX_TARGETS
+    if not bindings.is_rtx:
+        from star_export.engines.tensorrt.cuda import require_device
+
+        device = require_device()
+        driver = device.driver
+        targets = (AMPERE_PLUS,) if options.hardware_compatible else ("sm{}{}".format(*device.capability),)
+    return EngineFacts(
+        backend=options.backend,
+        version=bindings.version,
+        targets=tuple(dict.fromkeys(targets)),
+        plugins=plugins_of(options),
+        version_compatible=options.version_compatible,
+        weight_streaming=options.weight_streaming,
+        driver=driver,
+        profiles=profiles,
+        files=files,
+    )
+
+
+def build_apart(request: EngineRequest, graph: str) -> None:
+    """Build one engine in a process of its own, and pass on what TensorRT says.
+
+    Raises:
+        BundleError, SettingsError, PlatformError: What the build raised; PlatformError if it died.
+    """
+    command = [sys.executable, "-m", "star_export.engines.tensorrt.builder", request.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        complaints: list[str] = []
+        drain = threading.Thread(target=complaints.extend, args=(process.stderr,))  # a full pipe would block
+        drain.start()
+        try:
+            outcome = _relay(process.stdout)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            drain.join()
+    if outcome is None:
+        reason = (complaints or ["no message"])[-1].strip()
+        raise PlatformError(
+            f"the {request.backend} builder died on the {graph} graph (exit {process.returncode}: {reason}); "
+            "nothing was kept: free memory or lower --max-text-tokens, and report it if it goes on"
+        )
+    if "error" in outcome:
+        kinds = {error.__name__: error for error in (BundleError, SettingsError)}
+        raise kinds.get(outcome["error"], PlatformError)(outcome["reason"])
+    log.info("%s engine: builder peak %d MiB", graph, outcome["peak_memory"] >> 20)
+
+
+def _relay(lines: Iterable[str]) -> dict[str, Any] | None:
+    """Log every message; return the outcome, or None when there was none."""
+    outcome = None
+    for line in lines:
+        try:
+            data = json.loads(line)
+        except ValueError:  # a library that prints on its own
+            log.info("%s", line.rstrip())
+            continue
+        if "level" in data:
+            log.log(_demoted(data["level"], data["text"]), "%s", data["text"])
+        else:
+            outcome = data
+    return outcome
+
+
+def _demoted(level: int, text: str) -> int:
+    """Warnings that say what the contract means are no warnings; errors reach the user as the outcome."""
+    expected = "Int64 binding" in text or any(f"Tensor {name} is unused" in text for name in LENGTH_ONLY)
+    return logging.INFO if expected or level >= logging.ERROR else level

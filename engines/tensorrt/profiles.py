@@ -1,0 +1,79 @@
+"""Which shapes an engine accepts: the range of every dynamic size.
+
+The ranges follow from the bundle's capacities alone. They agree with each other
+at every corner (no more scoring rows than text tokens, no more kept tokens than
+there are), so that TensorRT never plans for a request that cannot exist.
+"""
+
+from star_export.contract import TensorSpec, contract
+from star_export.engines.tensorrt.facts import Profile
+from star_export.errors import SettingsError
+from star_export.specs import ExportSpec
+
+#: Text tokens of the request that TensorRT tunes for: a short question in its template.
+TYPICAL_TEXT_TOKENS = 64
+
+#: TensorRT's TopK layer chooses at most so many (operator page of TopK); the plugin has no limit.
+MAX_TOPK = 3840
+
+
+def size_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, int]]:
+    """Minimum, optimum and maximum of every symbolic size of the contract."""
+    visual, text = spec.image_tokens, spec.max_text_tokens
+    typical = min(TYPICAL_TEXT_TOKENS, text)
+    ranges = {
+        "B": (1, 1, max_batch),
+        "V": (visual, visual, visual),
+        "S": (visual + 1, visual + typical, visual + text),
+    }
+    if star := spec.star:
+        ranges["N1"] = (star.stage1_keep,) * 3
+        ranges["Q"] = (1, max(1, typical // 2), text)
+        ranges["N2"] = (1, star.keep, star.max_keep)
+    return ranges
+
+
+def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, Profile]]:
+    """Per graph, the profile of every input with a dynamic size.
+
+    Raises:
+        SettingsError: If ``max_batch`` is below 1.
+    """
+    if max_batch < 1:
+        raise SettingsError(f"--max-batch must be at least 1, got {max_batch}")
+    ranges = size_ranges(spec, max_batch)
+    return {
+        graph: {tensor.name: _profile(tensor, ranges) for tensor in io.inputs if _is_dynamic(tensor)}
+        for graph, io in contract(spec).items()
+    }
+
+
+def check_topk(spec: ExportSpec) -> None:
+    """Refuse budgets over what TensorRT's own TopK can choose; for engines without the plugin.
+
+    Raises:
+        SettingsError: If either stage keeps more than 3840 tokens.
+    """
+    if spec.star is None:
+        return
+    for stage, kept in (
+        ("stage 1 keeps", spec.star.stage1_keep),
+        ("--max-keep and --max-text-tokens make", spec.star.max_keep + spec.max_text_tokens),
+    ):
+        if kept > MAX_TOPK:
+            raise SettingsError(
+                f"{stage} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
+                "lower it, or use --backend tensorrt with the plugin"
+            )
+
+
+def _is_dynamic(tensor: TensorSpec) -> bool:
+    return any(isinstance(size, str) for size in tensor.shape)
+
+
+def _profile(tensor: TensorSpec, ranges: dict[str, tuple[int, int, int]]) -> Profile:
+    corners = [
+        tuple(ranges[size][corner] if isinstance(size, str) else size for size in tensor.shape)
+        for corner in range(3)
+    ]
+    return Profile(*corners)
