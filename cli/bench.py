@@ -29,6 +29,7 @@ def bench(
     baseline: opt.BaselineOption = None,
     keep: opt.RunKeepOption = None,
     side: opt.SidesOption = None,
+    backend: opt.BackendOption = "onnxruntime",
     repeats: opt.RepeatsOption = 5,
     warmup: opt.WarmupOption = 1,
     max_new_tokens: opt.BenchNewTokensOption = 16,
@@ -56,6 +57,7 @@ def bench(
         warmup=warmup,
         new_tokens=max_new_tokens,
         threads=threads,
+        backend=backend,
     )
     with err.status("starting") as status:
         report = run_bench(options, status.update)
@@ -73,7 +75,10 @@ def _print_tables(report: "BenchReport") -> None:
         for measure, median in side.median_ms.items():
             ratio = f" ({side.speedup[measure]:.2f}x)" if side.speedup and side.name != "star" else ""
             cells.append(f"{median:,.1f}{ratio}")
-        table.add_row(side.name, *cells, megabytes(side.peak_memory))
+        memory = megabytes(side.peak_memory)
+        if side.device_memory is not None:
+            memory += f" + {megabytes(side.device_memory)} on the GPU"
+        table.add_row(side.name, *cells, memory)
     out.print(table)
     out.print("In brackets: that side's time divided by star's, median of the rounds.")
     kv = report.kv_bytes

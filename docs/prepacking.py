@@ -34,7 +34,7 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
         state = pipeline.prefill(tokens, vision, keep=pipeline.budget(None))
         prefilled = time.perf_counter()
         for _ in range(TOKENS):
-            pipeline.decode(state, int(state.logits.argmax()))
+            pipeline.decode(state, state.best_token())
         decoded = time.perf_counter()
     anonymous = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
     return {

@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, cache_pairs, contract, past_names
-from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
+from star_export.engines.session import Caches, DeviceArray, HostArray, Int64, Tensor
 from star_export.errors import BundleError
 
 _DEVICE = "cpu"
@@ -33,6 +33,11 @@ class OnnxRuntimeArray:
     def numpy(self) -> HostArray:
         """Copy to host memory. OrtValue's own numpy() is a view that outlives what it shows."""
         return np.array(self.value.numpy())
+
+    def argmax(self) -> Int64:
+        """Index of the largest of each row, without copying the rows."""
+        best: Int64 = self.value.numpy().argmax(axis=-1)
+        return best
 
 
 class OnnxRuntimeCaches:

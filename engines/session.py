@@ -6,18 +6,26 @@ The pipeline, the parity check and the benchmark only know this interface.
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from star_export.specs import ExportSpec
 
 HostArray = npt.NDArray[Any]
+Int64 = npt.NDArray[np.int64]
 
 
 class DeviceArray(Protocol):
-    """A tensor where the backend keeps it."""
+    """A tensor where the backend keeps it, valid until the graph that gave it runs again."""
 
     def numpy(self) -> HostArray:
-        """Copy to host memory."""
+        """Copy to host memory; bfloat16, which NumPy has not, becomes float32."""
+
+    def argmax(self) -> Int64:
+        """Index of the largest of each row of float32 ``[B, N]``: int64 ``[B]``, on the host.
+
+        As NumPy orders them: the first NaN, then the largest, ties to the lower index.
+        """
 
 
 Tensor = HostArray | DeviceArray

@@ -107,17 +107,26 @@ class DecodeState:
 
     Attributes:
         caches: KV caches of both layer groups.
-        logits: float32 ``[vocab]`` after the last token.
+        output: Logits after the last token, float32 ``[1, vocab]``, where the backend keeps them.
         kept_positions: int64 ``[S2]``, prompt positions that the late layers saw.
         position: Position of the next token.
         late_length: Tokens in the late layers' caches; the early layers hold ``position``.
     """
 
     caches: Caches
-    logits: npt.NDArray[np.float32]
+    output: DeviceArray
     kept_positions: Int64
     position: int
     late_length: int
+
+    @property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """float32 ``[vocab]`` after the last token, copied from the device at every use."""
+        return self.output.numpy()[0]  # type: ignore[no-any-return]
+
+    def best_token(self) -> int:
+        """The most likely token, found on the device; ties go to the lower id."""
+        return int(self.output.argmax()[0])
 
 
 class Pipeline:
@@ -247,7 +256,7 @@ class Pipeline:
         kept = np.arange(length)
         if self.spec.star is not None:
             kept = output[names.KEPT_POSITIONS].numpy()[0]
-        return DecodeState(self._caches, output[names.LOGITS].numpy()[0], kept, length, len(kept))
+        return DecodeState(self._caches, output[names.LOGITS], kept, length, len(kept))
 
     def decode(self, state: DecodeState, token: int) -> None:
         """Append ``token`` to a sequence and update its logits."""
@@ -259,7 +268,7 @@ class Pipeline:
         if self.spec.star is not None:
             feeds[names.LATE_LENGTHS] = np.array([state.late_length])
         output = self.session.run(DECODE, feeds, state.caches)
-        state.logits = output[names.LOGITS].numpy()[0]
+        state.output = output[names.LOGITS]
         state.position += 1
         state.late_length += 1
 
@@ -292,7 +301,7 @@ class Generation:
         laps: list[float] = []
         stream, streamed = DecodeStream(skip_special_tokens=True), ""
         while True:
-            ids.append(sampler.next_token(state.logits))
+            ids.append(state.best_token() if sampler.greedy else sampler.next_token(state.logits))
             if piece := stream.step(pipeline.tokenizer, ids[-1]):
                 streamed += piece
                 yield piece

@@ -43,9 +43,14 @@ class Sampler:
         self._sampling = sampling
         self._random = np.random.default_rng(sampling.seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the best token is always taken, so that the logits need not leave the device."""
+        return self._sampling.temperature == 0.0
+
     def next_token(self, logits: npt.NDArray[np.float32]) -> int:
         """The token after ``logits [vocab]``; ties of the greedy choice go to the lower id."""
-        if self._sampling.temperature == 0.0:
+        if self.greedy:
             return int(logits.argmax())
         scaled = logits.astype(np.float64) / self._sampling.temperature
         probabilities = np.exp(scaled - scaled.max())

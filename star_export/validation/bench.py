@@ -19,7 +19,16 @@ from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
 from star_export.validation.flops import PrefillFlops, prefill_flops
-from star_export.validation.sides import SIDES, STAR, UNPRUNED, Sample, Workload, open_side, peak_memory
+from star_export.validation.sides import (
+    SIDES,
+    STAR,
+    UNPRUNED,
+    Memory,
+    Sample,
+    Workload,
+    open_side,
+    peak_memory,
+)
 
 MEASURES = ("vision", "prefill", "decode", "ttft")
 
@@ -33,12 +42,14 @@ class SideReport:
         median_ms: Median milliseconds per measure; decode is per token.
         speedup: Median over the repeats of this side's time divided by STAR's.
         peak_memory: Peak resident bytes of a process of its own.
+        device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
     """
 
     name: str
     median_ms: dict[str, float]
     speedup: dict[str, float]
     peak_memory: int
+    device_memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ class BenchOptions:
     warmup: int = 1
     new_tokens: int = 16
     threads: int | None = None
+    backend: str = "onnxruntime"
 
 
 def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
@@ -93,7 +105,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         progress: Told what is being done.
 
     Raises:
-        SettingsError: If the bundle is unpruned, or a side is unknown.
+        SettingsError: If the bundle is unpruned, or a side is unknown, or engines need a baseline.
         BundleError, CheckpointError: If a side cannot be loaded.
         InputError: If the picture or the prompt cannot be used.
     """
@@ -106,6 +118,11 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
         raise SettingsError(f"{options.baseline} prunes too; --baseline takes a bundle built with --no-prune")
+    if options.baseline is None and UNPRUNED in options.sides and options.backend != "onnxruntime":
+        raise SettingsError(
+            f"bench --backend {options.backend} builds no engines for the baseline; give a --no-prune "
+            "bundle that has them with --baseline, or leave out --side unpruned"
+        )
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
     checkpoint = open_checkpoint(source)
@@ -132,7 +149,7 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
 def _bench(
     options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
 ) -> BenchReport:
-    pipeline = load(options.bundle, threads=options.threads)
+    pipeline = load(options.bundle, backend=options.backend, threads=options.threads)
     keep = pipeline.budget(options.keep)
     workload = Workload(
         bundle=options.bundle,
@@ -143,6 +160,7 @@ def _bench(
         keep=keep,
         new_tokens=min(options.new_tokens, spec.max_new_tokens),
         threads=options.threads,
+        backend=options.backend,
     )
     tokens = pipeline.tokenize(workload.text)
     text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
@@ -186,13 +204,13 @@ def _measure(
     return samples
 
 
-def _side_report(name: str, samples: dict[str, list[Sample]], memory: int) -> SideReport:
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory) -> SideReport:
     medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
     speedup = {}
     if STAR in samples:
         pairs = list(zip(samples[name], samples[STAR], strict=True))
         speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
-    return SideReport(name, medians, speedup, memory)
+    return SideReport(name, medians, speedup, memory.resident, memory.device)
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from star_export.engines import free_device_memory
 from star_export.errors import PlatformError
 from star_export.pipeline import Pipeline, load
 from star_export.preprocessing import load_image, pixel_values
@@ -30,6 +31,7 @@ class Workload:
         keep: Budget of the pruned bundle; its own when None.
         new_tokens: Tokens to decode after the first.
         threads: CPU threads; all cores when None.
+        backend: What runs the bundles.
     """
 
     bundle: Path
@@ -40,6 +42,7 @@ class Workload:
     keep: int | None
     new_tokens: int
     threads: int | None
+    backend: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Side(Protocol):
 class BundleSide:
     """A bundle, through the pipeline users run."""
 
-    def __init__(self, folder: Path, *, keep: int | None, threads: int | None) -> None:
-        self.pipeline: Pipeline = load(folder, threads=threads)
+    def __init__(self, folder: Path, *, keep: int | None, backend: str, threads: int | None) -> None:
+        self.pipeline: Pipeline = load(folder, backend=backend, threads=threads)
         self.keep = self.pipeline.budget(keep)
 
     def measure(self, workload: Workload) -> Sample:
@@ -82,11 +85,11 @@ class BundleSide:
         vision = self.pipeline.encode_image(pixels)
         seen = time.perf_counter()
         state = self.pipeline.prefill(tokens, vision, keep=self.keep)
-        token = int(state.logits.argmax())
+        token = state.best_token()
         first = time.perf_counter()
         for _ in range(workload.new_tokens):
             self.pipeline.decode(state, token)
-            token = int(state.logits.argmax())
+            token = state.best_token()
         return make_sample(start, ready, seen, first, workload.new_tokens)
 
 
@@ -104,16 +107,29 @@ def make_sample(start: float, ready: float, seen: float, first: float, new_token
 def open_side(name: str, workload: Workload) -> Side:
     """Load one of :data:`SIDES`."""
     if name in (STAR, UNPRUNED):
-        folder = workload.bundle if name == STAR else workload.baseline
-        return BundleSide(folder, keep=workload.keep if name == STAR else None, threads=workload.threads)
+        folder, keep = (workload.bundle, workload.keep) if name == STAR else (workload.baseline, None)
+        return BundleSide(folder, keep=keep, backend=workload.backend, threads=workload.threads)
     # Only here: a process that measures a bundle's memory must not carry torch.
     from star_export.validation.huggingface import HuggingFaceSide
 
     return HuggingFaceSide(workload.checkpoint, attention=name.removeprefix("hf-"), threads=workload.threads)
 
 
-def peak_memory(name: str, workload: Workload) -> int:
-    """Peak resident bytes of a fresh process that loads one side and answers once (Linux).
+@dataclass(frozen=True)
+class Memory:
+    """What a fresh process takes that loads one side and answers once.
+
+    Attributes:
+        resident: Peak resident bytes (Linux).
+        device: Bytes of GPU memory, the CUDA context aside; None when nothing runs on a GPU.
+    """
+
+    resident: int
+    device: int | None
+
+
+def peak_memory(name: str, workload: Workload) -> Memory:
+    """Memory of a fresh process that loads one side and answers once.
 
     Raises:
         PlatformError: If the process fails, for want of memory say.
@@ -124,7 +140,7 @@ def peak_memory(name: str, workload: Workload) -> int:
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise PlatformError(f"the process that measures {name} ended with {done.returncode}: {reason}")
-    return int(done.stdout)
+    return Memory(**json.loads(done.stdout))
 
 
 def _main(request: str) -> None:
@@ -133,10 +149,15 @@ def _main(request: str) -> None:
     for field in _PATHS:
         fields[field] = Path(fields[field])
     workload = Workload(**fields)
-    open_side(name, workload).measure(workload)
+    on_gpu = name in (STAR, UNPRUNED) and workload.backend != "onnxruntime"
+    before = free_device_memory() if on_gpu else 0
+    side = open_side(name, workload)
+    side.measure(workload)
+    device = before - free_device_memory() if on_gpu else None
     # Not getrusage: its peak starts at the parent's, which the fork had for a moment.
     status = Path("/proc/self/status").read_text()
-    print(1024 * int(status.partition("VmHWM:")[2].split()[0]))
+    resident = 1024 * int(status.partition("VmHWM:")[2].split()[0])
+    print(json.dumps(asdict(Memory(resident, device))))
 
 
 if __name__ == "__main__":

@@ -102,5 +102,7 @@ def test_threads_do_not_change_the_answer(folder: Path, picture: Path) -> None:
 
 
 def test_unknown_backend(folder: Path) -> None:
-    with pytest.raises(SettingsError, match="unknown backend tensorrt; backends are onnxruntime"):
-        star_export.load(folder, backend="tensorrt")
+    with pytest.raises(SettingsError, match="unknown backend tensorr; did you mean tensorrt"):
+        star_export.load(folder, backend="tensorr")
+    with pytest.raises(SettingsError, match="backends are onnxruntime, tensorrt, tensorrt-rtx"):
+        star_export.load(folder, backend="mlx")

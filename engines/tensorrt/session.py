@@ -1,0 +1,336 @@
+"""The TensorRT and TensorRT-RTX backend: a bundle's engines on one GPU.
+
+Everything is allocated at load: inputs and outputs at the largest shapes of the
+engines' profiles, one scratch that all engines share. Addresses never change, so the
+CUDA graph of a decode step stays valid. Work is queued on one stream and nothing waits
+for it but reading a result: the next token in greedy decoding, else the logits.
+"""
+
+import importlib
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from star_export.bundle import Bundle
+from star_export.contract import DECODE, GRAPHS, TensorSpec, cache_pairs, contract
+from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
+from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt.argmax import Argmax
+from star_export.engines.tensorrt.bindings import Bindings, load_bindings
+from star_export.engines.tensorrt.engine import Execution, LoadedEngine, describe, deserialize
+from star_export.engines.tensorrt.facts import (
+    EngineFacts,
+    Shape,
+    check_runnable,
+    read_facts,
+    rebuild_command,
+)
+from star_export.engines.tensorrt.shapes import HOST_DTYPES, ShapeRules, check_engine
+from star_export.errors import InputError, SettingsError
+
+log = logging.getLogger("star_export.tensorrt")
+
+#: Pinned memory through which results come back, in pieces when they are larger.
+LANDING_BYTES = 4 << 20
+
+#: Device memory that streamed weights leave free, on top of one sequence's caches.
+STREAMING_RESERVE = 1 << 30
+
+
+class TensorRTArray:
+    """An engine's output where the engine wrote it, until the engine runs again."""
+
+    def __init__(self, owner: "_Graph", spec: TensorSpec, shape: Shape) -> None:
+        self._owner, self._spec, self._run = owner, spec, owner.runs
+        self.shape, self.dtype = shape, spec.dtype
+
+    @property
+    def session(self) -> "TensorRTSession":
+        """The session whose memory it lies in."""
+        return self._owner.session
+
+    @property
+    def address(self) -> int:
+        """Where it lies on the GPU.
+
+        Raises:
+            InputError: If a later run has overwritten it.
+        """
+        if self._owner.runs != self._run:
+            raise InputError(
+                f"{self._spec.name} was overwritten by a later run of {self._owner.name}; "
+                "read it with numpy() before that"
+            )
+        return self._owner.outputs.address(self._spec.name)
+
+    def numpy(self) -> HostArray:
+        """Copy to host memory; bfloat16 becomes float32."""
+        return self.session.fetch(self.address, self.dtype, self.shape)
+
+    def argmax(self) -> npt.NDArray[np.int64]:
+        """Index of the largest of each row, found on the GPU."""
+        if self.dtype != "float32" or len(self.shape) != 2:
+            raise TypeError(f"argmax takes float32 [B, N], {self._spec.name} is {self.dtype} {self.shape}")
+        return self.session.argmax(self.address, *self.shape)
+
+
+class TensorRTCaches:
+    """KV caches in one allocation; decode has a context, and a CUDA graph, for each of these."""
+
+    def __init__(self, session: "TensorRTSession", batch: int) -> None:
+        self._session, self.batch = session, batch
+        specs = {tensor.name: tensor for tensor in session.io[DECODE].inputs}
+        self.specs = {past: specs[past] for past, _ in cache_pairs(session.spec)}
+        self.shapes = {
+            name: tuple(batch if dim == "B" else int(dim) for dim in spec.shape)
+            for name, spec in self.specs.items()
+        }
+        sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
+        self.memory = _Tensors(sizes, f"the KV caches of {batch} sequences")
+        session.stream.zero(self.memory.buffer.pointer, self.memory.buffer.size)
+        self.execution = session.decode_execution()
+
+    def numpy(self, name: str) -> HostArray:
+        """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
+        return self._session.fetch(self.memory.address(name), self.specs[name].dtype, self.shapes[name])
+
+
+class TensorRTSession:
+    """The three engines of a bundle on the first visible GPU.
+
+    Args:
+        bundle: An opened bundle with engines of this backend.
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+        cuda_graph: Whether decode steps run as a CUDA graph.
+        plugin_library: The plugin library of engines that were built with one.
+        weight_budget: Bytes of weights to keep on the GPU, for engines that stream them;
+            as many as fit by default.
+
+    Raises:
+        PlatformError: If TensorRT, the driver, the GPU or its memory is missing.
+        BundleError: If the engines are missing, or do not fit this machine or the contract.
+        SettingsError: If the engines need a plugin library and none is given.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: str,
+        *,
+        cuda_graph: bool = True,
+        plugin_library: Path | None = None,
+        weight_budget: int | None = None,
+    ) -> None:
+        self.bundle, self.spec, self.io = bundle, bundle.spec, contract(bundle.spec)
+        self.facts = read_facts(bundle, backend)
+        bindings, device = load_bindings(backend), cuda.require_device()
+        check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
+        _load_plugins(bindings, self.facts, plugin_library)
+        self.stream = cuda.Stream()
+        self._landing = cuda.PinnedBuffer(LANDING_BYTES)
+        self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
+        engines = _load_engines(bundle, self.facts, bindings)
+        if self.facts.weight_streaming:
+            _set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self._cache_bytes())
+        scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
+        self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
+        self._cuda_graph = cuda_graph
+        self._graphs = {graph: _Graph(self, loaded) for graph, loaded in engines.items()}
+        self._executions = {graph: self._execution(graph) for graph in GRAPHS if graph != DECODE}
+        log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
+
+    def allocate_caches(self, batch: int = 1) -> TensorRTCaches:
+        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities.
+
+        Raises:
+            SettingsError: If the engines take fewer sequences.
+            PlatformError: If the GPU has no room.
+        """
+        if not 1 <= batch <= self.facts.max_batch:
+            raise SettingsError(
+                f"the decode engine takes 1 to {self.facts.max_batch} sequences, got {batch}; for more, "
+                f"build the engines again: {rebuild_command(self.bundle.folder, self.facts.backend)}"
+            )
+        return TensorRTCaches(self, batch)
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one graph; see :meth:`star_export.engines.session.Session.run`.
+
+        Raises:
+            SettingsError: If a shape is outside the engine's profile.
+            InputError: If an output of an earlier run was overwritten before it is used here.
+        """
+        assert caches is None or isinstance(caches, TensorRTCaches)
+        own = self._graphs[graph]
+        local = {name: self._localise(tensor) for name, tensor in feeds.items()}
+        shapes = {name: tensor.shape for name, tensor in local.items()}
+        addresses = {name: own.outputs.address(name) for name in own.outputs.offsets}
+        if caches is not None:
+            shapes |= caches.shapes
+            for past, present in cache_pairs(self.spec):  # one address: written in place
+                addresses[past] = addresses[present] = caches.memory.address(past)
+        outputs = own.rules.output_shapes(own.rules.check(shapes))
+        addresses |= own.feed(local)
+        own.runs += 1  # from here on, results of earlier runs are gone
+        execution = self._executions[graph] if caches is None or graph != DECODE else caches.execution
+        execution.run(shapes, outputs, addresses)
+        return {spec.name: TensorRTArray(own, spec, outputs[spec.name]) for spec in own.plain_outputs}
+
+    def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
+        """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
+        raw = np.empty(_bytes(dtype, shape), np.uint8)
+        for start in range(0, raw.size, self._landing.size):
+            size = min(self._landing.size, raw.size - start)
+            self.stream.download(self._landing.pointer, address + start, size)
+            self.stream.synchronize()
+            raw[start : start + size] = self._landing.array[:size]
+        host = raw.view(HOST_DTYPES[dtype]).reshape(shape)
+        return widen(host) if dtype == "bfloat16" else host
+
+    def decode_execution(self) -> Execution:
+        """A new context for decode steps."""
+        return self._execution(DECODE)
+
+    def _localise(self, tensor: Tensor) -> "HostArray | TensorRTArray":
+        """A tensor of this session as it is, anything else in host memory."""
+        if isinstance(tensor, np.ndarray) or (isinstance(tensor, TensorRTArray) and tensor.session is self):
+            return tensor
+        return tensor.numpy()
+
+    def _execution(self, graph: str) -> Execution:
+        capture = self._cuda_graph and graph == DECODE  # prefill's length differs from run to run
+        return Execution(self._graphs[graph].loaded, self.stream, self._scratch, capture=capture)
+
+    def _cache_bytes(self) -> int:
+        """KV caches of one sequence."""
+        early, layers = self.spec.num_early_layers, self.spec.model.text.num_layers
+        return self.spec.kv_bytes(self.spec.early_capacity, early) + self.spec.kv_bytes(
+            self.spec.late_capacity, layers - early
+        )
+
+
+class _Graph:
+    """One engine with the memory of its inputs and outputs, the caches aside."""
+
+    def __init__(self, session: TensorRTSession, loaded: LoadedEngine) -> None:
+        self.session, self.loaded, self.rules = session, loaded, loaded.rules
+        self.name = loaded.rules.graph
+        self.runs = 0
+        pairs = cache_pairs(session.spec)
+        cached = {name for pair in pairs for name in pair}
+        io, rules = loaded.rules.io, loaded.rules
+        self.plain_outputs = [tensor for tensor in io.outputs if tensor.name not in cached]
+        self._specs = {tensor.name: tensor for tensor in io.inputs if tensor.name not in cached}
+        inputs = {name: rules.largest(tensor) for name, tensor in self._specs.items()}
+        outputs = {tensor.name: rules.largest(tensor) for tensor in self.plain_outputs}
+        self.outputs = _Tensors(outputs, f"the outputs of {self.name}")
+        self._inputs = _Tensors(inputs, f"the inputs of {self.name}")
+        self._staging = cuda.PinnedBuffer(self._inputs.buffer.size)
+        self._copied = cuda.Event()
+        self._on_host = {name for name in inputs if loaded.tensors[name].on_host}
+
+    def feed(self, feeds: Mapping[str, "HostArray | TensorRTArray"]) -> dict[str, int]:
+        """Bring every input to the GPU, without waiting; where each one lies."""
+        self._copied.synchronize()  # the run before may still be reading the staging memory
+        addresses = {name: self._place(self._specs[name], tensor) for name, tensor in feeds.items()}
+        self.session.stream.record(self._copied)
+        return addresses
+
+    def _place(self, spec: TensorSpec, tensor: "HostArray | TensorRTArray") -> int:
+        if tensor.dtype != (spec.dtype if isinstance(tensor, TensorRTArray) else HOST_DTYPES[spec.dtype]):
+            raise TypeError(f"{self.name}: {spec.name} must be {spec.dtype}, got {tensor.dtype}")
+        if isinstance(tensor, TensorRTArray):
+            return tensor.address
+        offset = self._inputs.offsets[spec.name]
+        staged = self._staging.array[offset : offset + tensor.nbytes]
+        staged.view(tensor.dtype).reshape(tensor.shape)[...] = tensor
+        if spec.name in self._on_host:
+            return self._staging.pointer + offset
+        address = self._inputs.address(spec.name)
+        self.session.stream.upload(address, self._staging.pointer + offset, tensor.nbytes)
+        return address
+
+
+class _Tensors:
+    """Named tensors in one allocation."""
+
+    def __init__(self, sizes: Mapping[str, int], what: str) -> None:
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for name, size in sizes.items():
+            self.offsets[name] = total
+            total += max(1, -(-size // cuda.ALIGNMENT)) * cuda.ALIGNMENT
+        self.buffer = cuda.DeviceBuffer(total, what)
+
+    def address(self, name: str) -> int:
+        return self.buffer.pointer + self.offsets[name]
+
+
+def widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """The float32 that bfloat16 bits stand for, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def share_budget(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of weights that each engine may keep on the GPU.
+
+    Decode comes first: it reads all of its weights for every token, the others once per request.
+    """
+    budgets, left = {}, max(0, total)
+    for graph in reversed(GRAPHS):
+        budgets[graph] = min(sizes[graph], left)
+        left -= budgets[graph]
+    return budgets
+
+
+def _load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) -> None:
+    """Engines built with a plugin library need it to load; those with compiled-in kernels do not."""
+    if facts.plugins != "library":
+        return
+    if library is None:
+        raise SettingsError("these engines call a plugin library; give its path with --plugin-library")
+    plugins = importlib.import_module("star_export.engines.plugins.library")
+    plugins.load(bindings.trt, library, bindings.logger)
+
+
+def _load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
+    """Deserialise every engine and compare it with the contract."""
+    trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
+    runtime = trt.Runtime(bindings.logger)
+    aliases = {present: past for past, present in cache_pairs(bundle.spec)}
+    loaded = {}
+    for graph, io in contract(bundle.spec).items():
+        path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
+        engine = deserialize(bindings, runtime, path, command=command)
+        tensors = describe(engine, trt)
+        written = {tensor.name: aliases.get(tensor.name) for tensor in io.outputs}
+        check_engine(tensors, io, written, engine=str(path), command=command)
+        rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
+        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules)
+        after = cuda.memory()[0]
+        log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
+    return loaded
+
+
+def _set_weight_budgets(engines: Mapping[str, LoadedEngine], total: int | None, *, reserve: int) -> None:
+    """Divide the GPU's memory among the weights of all engines.
+
+    TensorRT's automatic budget sees one engine: the first would take what the others need.
+    """
+    for loaded in engines.values():
+        loaded.engine.weight_streaming_budget_v2 = 0
+    sizes = {graph: int(loaded.engine.streamable_weights_size) for graph, loaded in engines.items()}
+    room = cuda.memory()[0] - reserve if total is None else total
+    for graph, budget in share_budget(room, sizes).items():
+        engines[graph].engine.weight_streaming_budget_v2 = budget
+        log.info("%s: %.2f of %.2f GB of weights on the GPU", graph, budget / 1e9, sizes[graph] / 1e9)
+
+
+def _bytes(dtype: str, shape: Shape) -> int:
+    return math.prod(shape) * np.dtype(HOST_DTYPES[dtype]).itemsize

@@ -1,0 +1,116 @@
+"""The argmax kernel: compiled for real GPUs, and run on the CPU against NumPy.
+
+``host.h`` makes the same source a C++ program: one thread per CUDA thread, a barrier for
+``__syncthreads``, blocks one after another.
+"""
+
+import ctypes
+import shutil
+import subprocess
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from star_export.engines.tensorrt.argmax import SOURCE, THREADS, compile_kernel
+from star_export.errors import PlatformError
+
+Floats = npt.NDArray[np.float32]
+Kernel = Callable[[Floats], npt.NDArray[np.int64]]
+
+MAIN = """
+#include "host.h"
+#include "{source}"
+extern "C" void run(const unsigned* logits, long long* tokens, int rows, int vocab) {{
+    launch(rows, THREADS, [=] {{ star_argmax(logits, tokens, vocab); }});
+}}
+"""
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+    """The kernel's source as a function of logits ``[B, vocab]``."""
+    compiler = shutil.which("g++") or pytest.skip("needs g++")
+    folder = tmp_path_factory.mktemp("argmax")
+    source = folder / "main.cpp"
+    source.write_text(MAIN.format(source=files("star_export.engines.tensorrt") / SOURCE))
+    options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{Path(__file__).parent}"]
+    subprocess.run([compiler, *options, source, "-o", folder / "argmax.so"], check=True)
+    run = ctypes.CDLL(str(folder / "argmax.so")).run
+
+    def argmax(logits: Floats) -> npt.NDArray[np.int64]:
+        tokens = np.full(len(logits), -1, np.int64)
+        run(logits.ctypes.data_as(ctypes.c_void_p), tokens.ctypes.data_as(ctypes.c_void_p), *logits.shape)
+        return tokens
+
+    return argmax
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        [1.0, 3.0, 2.0],
+        [5.0],
+        [2.0, 2.0, 2.0],
+        [-1.0, -3.0, -1.0],
+        [0.0, -0.0, 0.0],
+        [-0.0, 0.0],
+        [-np.inf, -np.inf],
+        [-np.inf, np.inf, np.inf, 3e38],
+        [1e-45, 0.0, -1e-45],
+        [1.0, np.nan, np.inf, np.nan],
+        [np.inf, -np.nan, 1.0],
+        [np.nan],
+    ],
+    ids=str,
+)
+def test_order_is_numpys(kernel: Kernel, row: list[float]) -> None:
+    logits = np.array([row], np.float32)
+    assert kernel(logits)[0] == logits.argmax(axis=-1)[0]
+
+
+def test_every_nan_counts_alike(kernel: Kernel) -> None:
+    """NumPy takes the first NaN, whatever its sign and payload."""
+    bits = np.array([[0x3F800000, 0xFFC00001, 0x7FFFFFFF, 0x7F800001]], np.uint32)
+    assert kernel(bits.view(np.float32)).tolist() == [1] == np.argmax(bits.view(np.float32), -1).tolist()
+
+
+@pytest.mark.parametrize("vocab", [1, 2, THREADS - 1, THREADS, THREADS + 1, 4 * THREADS + 7, 32064])
+def test_rows_of_every_length(kernel: Kernel, vocab: int) -> None:
+    random = np.random.default_rng(vocab)
+    # Few different values: most rows have ties, which fall to different threads.
+    for logits in (random.normal(size=(2, vocab)), random.integers(0, 4, (2, vocab)).astype(float)):
+        rows = logits.astype(np.float32)
+        assert kernel(rows).tolist() == rows.argmax(axis=-1).tolist()
+
+
+def test_the_best_is_found_wherever_it_is(kernel: Kernel) -> None:
+    for place in (0, 1, THREADS - 1, THREADS, THREADS + 1, 2 * THREADS, 1502):
+        logits = np.full((1, 1503), -7.0, np.float32)
+        logits[0, place] = -6.5
+        assert kernel(logits).tolist() == [place]
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (12, 0), (12, 1)])
+def test_compiles_for_every_supported_gpu(capability: tuple[int, int]) -> None:
+    code = nvrtc_compile(capability)
+    assert code.startswith(b"\x7fELF")
+    assert b"star_argmax" in code
+
+
+def test_an_unknown_gpu_is_named() -> None:
+    with pytest.raises(PlatformError, match=r"^NVRTC cannot compile argmax.cu for sm_35: .*architecture"):
+        nvrtc_compile((3, 5))
+
+
+def nvrtc_compile(capability: tuple[int, int]) -> bytes:
+    pytest.importorskip("cuda.bindings.nvrtc")
+    try:
+        return compile_kernel(capability)
+    except PlatformError as error:
+        if "is missing" in str(error):
+            pytest.skip(str(error))
+        raise

@@ -1,0 +1,169 @@
+"""What a session says before it reaches a GPU, with real engines and real bindings."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from star_export.bundle import Bundle, open_bundle
+from star_export.cli.app import app
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
+from star_export.engines import open_session
+from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt.bindings import Bindings, Message, load_bindings
+from star_export.engines.tensorrt.engine import deserialize, last_error
+from star_export.engines.tensorrt.facts import read_facts
+from star_export.engines.tensorrt.session import TensorRTSession, share_budget, widen
+from star_export.errors import BundleError, PlatformError, SettingsError
+
+pytest.importorskip("tensorrt_rtx")
+pytest.importorskip("cuda.bindings.runtime")
+
+SM89 = (8, 9)
+RTX = "tensorrt-rtx"
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Bindings:
+    return load_bindings(RTX)
+
+
+@pytest.fixture(scope="module")
+def engines(engine_bundle: Callable[..., Bundle]) -> Bundle:
+    return engine_bundle(RTX, "mha", SM89)
+
+
+@pytest.fixture
+def no_gpu() -> None:
+    try:
+        cuda.require_device()
+    except PlatformError:
+        return
+    pytest.skip("this machine has a GPU")
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_without_a_gpu_one_line_says_what_is_missing(engines: Bundle, picture: Path) -> None:
+    with pytest.raises(PlatformError, match="NVIDIA driver") as caught:
+        open_session(engines, RTX)
+    assert "\n" not in str(caught.value)
+    command = ["run", str(engines.folder), "-i", str(picture), "-p", "What?", "--backend", RTX]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 2
+    assert result.stderr.split() == f"Error: {caught.value}".split() or str(caught.value) in " ".join(
+        result.stderr.split()
+    )
+
+
+def test_a_bundle_without_engines(bundle: Callable[..., Path]) -> None:
+    with pytest.raises(BundleError, match="has no tensorrt-rtx engines; make them: star-export build --from"):
+        open_session(open_bundle(bundle("mha")), RTX)
+
+
+def test_a_backend_that_is_not_installed(engines: Bundle) -> None:
+    if shutil.which("trtexec"):
+        pytest.skip("TensorRT is installed")
+    facts = read_facts(engines, RTX).to_dict() | {"backend": "tensorrt"}
+    manifest = {**engines.manifest, "engines": {"tensorrt": facts}}
+    with pytest.raises(
+        PlatformError, match=r"tensorrt is not installed .*pip install 'star-export\[tensorrt\]'"
+    ):
+        open_session(replace(engines, manifest=manifest), "tensorrt")
+
+
+def test_an_engine_file_that_is_none(rtx: Bindings, tmp_path: Path) -> None:
+    path = tmp_path / "vision.engine"
+    path.write_bytes(b"no engine at all" * 64)
+    runtime = rtx.trt.Runtime(rtx.logger)
+    with pytest.raises(BundleError, match=r"vision.engine does not fit .*\(MALFORMED_ENGINE\); .*: rebuild$"):
+        deserialize(rtx, runtime, path, command="rebuild")
+
+
+def test_an_engine_that_tensorrt_refuses_says_why(tmp_path: Path, rtx: Bindings) -> None:
+    """Full TensorRT's way: no validity to ask for, but an error in the log."""
+    lean = pytest.importorskip("tensorrt_lean")
+    messages: list[Message] = []
+
+    class Logger(lean.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            lean.ILogger.__init__(self)
+
+        def log(self, severity: object, text: str) -> None:
+            level = logging.ERROR if severity <= lean.ILogger.ERROR else logging.INFO  # type: ignore[operator]
+            messages.append(Message(level, text))
+
+    bindings = Bindings("tensorrt", lean, Logger(), messages)
+    path = tmp_path / "vision.engine"
+    path.write_bytes(b"no engine at all" * 64)
+    runtime = lean.Runtime(bindings.logger)
+    with pytest.raises(BundleError) as caught:
+        deserialize(bindings, runtime, path, command="rebuild")
+    assert str(caught.value).endswith(f"cannot load {path}: {last_error(bindings, 0)}; run: rebuild")
+    assert last_error(bindings, 0) != "it gave no reason"
+    assert "\n" not in str(caught.value)
+
+
+def test_only_errors_after_the_call_are_its_reason(rtx: Bindings) -> None:
+    messages = [Message(logging.ERROR, "old"), Message(logging.ERROR, "out of\n memory"), Message(20, "bye")]
+    bindings = replace(rtx, messages=messages)
+    assert last_error(bindings, 1) == "out of memory"
+    assert last_error(bindings, 2) == "it gave no reason"
+
+
+def test_memory_error_says_what_to_do() -> None:
+    message = cuda.out_of_memory("the KV caches of 8 sequences", 6_200_000_000, 1_500_000_000)
+    assert message.startswith(
+        "the GPU has no room for the KV caches of 8 sequences: 6.20 GB asked for, 1.50 GB free; "
+    )
+    for option in ("--max-text-tokens", "--max-new-tokens", "--weight-streaming"):
+        assert option in message
+
+
+def test_cuda_errors_have_name_and_text() -> None:
+    error = cuda.library("runtime").cudaError_t.cudaErrorInvalidValue
+    with pytest.raises(PlatformError, match=r"^copying: cudaErrorInvalidValue \(invalid argument\)$"):
+        cuda.check((error, None), "copying")
+    success = cuda.library("runtime").cudaError_t.cudaSuccess
+    assert cuda.check((success, 1), "x") == 1
+    assert cuda.check((success, 1, 2), "x") == (1, 2)
+
+
+def test_a_plugin_library_must_be_given(engines: Bundle, rtx: Bindings) -> None:
+    from star_export.engines.tensorrt.session import _load_plugins
+
+    facts = read_facts(engines, RTX)
+    for kind in ("none", "aot"):
+        _load_plugins(rtx, replace(facts, plugins=kind), None)
+    with pytest.raises(SettingsError, match="--plugin-library"):
+        _load_plugins(rtx, replace(facts, plugins="library"), None)
+
+
+def test_widening_bfloat16_is_exact() -> None:
+    values = torch.tensor(
+        [0.0, -0.0, 1.0, -3.140625, 1e-40, 3e38, torch.inf, torch.nan], dtype=torch.bfloat16
+    )
+    bits = values.view(torch.uint16).numpy()
+    wide = widen(bits)
+    assert wide.dtype == np.float32
+    np.testing.assert_array_equal(wide, values.float().numpy())
+    assert np.signbit(wide[1])
+
+
+@pytest.mark.parametrize(
+    ("total", "vision", "prefill", "decode"),
+    [(1000, 10, 100, 100), (150, 0, 50, 100), (60, 0, 0, 60), (-5, 0, 0, 0)],
+)
+def test_decode_gets_its_weights_first(total: int, vision: int, prefill: int, decode: int) -> None:
+    budgets = share_budget(total, {VISION: 10, PREFILL: 100, DECODE: 100})
+    assert budgets == {VISION: vision, PREFILL: prefill, DECODE: decode}
+    assert set(budgets) == set(GRAPHS)
+
+
+def test_importing_needs_no_driver() -> None:
+    assert TensorRTSession.__module__ == "star_export.engines.tensorrt.session"

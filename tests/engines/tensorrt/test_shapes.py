@@ -1,0 +1,170 @@
+"""Shapes, dtypes and aliases are checked before TensorRT is asked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star_export.checkpoint import open_checkpoint
+from star_export.contract import DECODE, PREFILL, VISION, cache_pairs, contract
+from star_export.engines.tensorrt.facts import Profile, Shape
+from star_export.engines.tensorrt.shapes import TENSORRT_DTYPES, EngineTensor, ShapeRules, check_engine
+from star_export.errors import BundleError, SettingsError
+from star_export.specs import ExportSpec, resolve_star
+
+VISUAL, TEXT, KEEP, BATCH = 518, 128, 288, 4
+
+
+@pytest.fixture(scope="module")
+def spec(checkpoint: Callable[[str], Path]) -> ExportSpec:
+    model = open_checkpoint(str(checkpoint("mha"))).model
+    star = resolve_star(model, keep=64, max_keep=KEEP)
+    return ExportSpec(model=model, star=star, max_text_tokens=TEXT, max_new_tokens=32, dtype="float16")
+
+
+def rules(spec: ExportSpec, graph: str) -> ShapeRules:
+    sizes = {"B": (1, BATCH), "S": (VISUAL + 2, VISUAL + TEXT), "V": (VISUAL, VISUAL), "Q": (1, TEXT)}
+    sizes |= {"N1": (VISUAL, VISUAL), "N2": (1, KEEP)}
+    profiles = {}
+    for tensor in contract(spec)[graph].inputs:
+        if any(isinstance(dim, str) for dim in tensor.shape):
+            low, high = (
+                tuple(sizes[d][i] if isinstance(d, str) else d for d in tensor.shape) for i in (0, 1)
+            )
+            profiles[tensor.name] = Profile(low, low, high)
+    return ShapeRules(graph, contract(spec)[graph], profiles, "star-export build --from-bundle b")
+
+
+def shapes(spec: ExportSpec, graph: str, **sizes: int) -> dict[str, Shape]:
+    return {
+        tensor.name: tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
+        for tensor in contract(spec)[graph].inputs
+    }
+
+
+def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
+    prefill = rules(spec, PREFILL)
+    sizes = prefill.check(shapes(spec, PREFILL, S=560, V=VISUAL, Q=9, N2=64))
+    assert sizes == {"S": 560, "V": VISUAL, "Q": 9, "N2": 64}
+    outputs = prefill.output_shapes(sizes)
+    assert outputs["logits"] == (1, spec.model.text.vocab_size)
+    assert outputs["kept_positions"] == (1, 560 - VISUAL + 64)
+    late = spec.model.text.num_layers - 1
+    assert outputs[f"present.{late}.key"] == (1, 4, spec.late_capacity, spec.model.text.head_dim)
+
+
+@pytest.mark.parametrize(
+    ("graph", "sizes", "message"),
+    [
+        (
+            PREFILL,
+            {"N2": 289},
+            r"prefill: stage2_slots has shape \(289,\), the engine takes \(1,\) to \(288,\)",
+        ),
+        (PREFILL, {"S": VISUAL + TEXT + 1}, r"prefill: input_ids has shape \(1, 647\), .* to \(1, 646\)"),
+        (PREFILL, {"S": VISUAL + 1}, r"prefill: input_ids has shape \(1, 519\), the engine takes \(1, 520\)"),
+        (PREFILL, {"Q": 0}, r"prefill: query_positions has shape \(1, 0\)"),
+        (PREFILL, {"V": 517}, r"prefill: image_features has shape \(1, 517, 64\)"),
+        (DECODE, {"B": 5}, r"decode: input_ids has shape \(5, 1\), the engine takes \(1, 1\) to \(4, 1\)"),
+    ],
+)
+def test_outside_the_profile(spec: ExportSpec, graph: str, sizes: dict[str, int], message: str) -> None:
+    good = {"S": 560, "V": VISUAL, "Q": 9, "N2": 64, "B": 2}
+    rules(spec, graph).check(shapes(spec, graph, **good))
+    with pytest.raises(SettingsError, match=f"^{message}.*build the engines again: star-export build --from"):
+        rules(spec, graph).check(shapes(spec, graph, **good | sizes))
+
+
+def test_inputs_that_contradict_each_other(spec: ExportSpec) -> None:
+    decode = rules(spec, DECODE)
+    wrong = shapes(spec, DECODE, B=2) | {"late_lengths": (3,)}
+    with pytest.raises(SettingsError, match=r"^decode: late_lengths must be \(2,\), got \(3,\)$"):
+        decode.check(wrong)
+    with pytest.raises(SettingsError, match=r"^decode: late_lengths must be \(2,\), got \(2, 1\)$"):
+        decode.check(wrong | {"late_lengths": (2, 1)})
+    with pytest.raises(SettingsError, match="^decode takes .*got"):
+        decode.check({"input_ids": (2, 1)})
+
+
+def test_largest_buffers(spec: ExportSpec) -> None:
+    sizes = {t.name: rules(spec, PREFILL).largest(t) for t in contract(spec)[PREFILL].outputs[:2]}
+    # Text tokens at most, visual ones at least subtracted, the largest budget added.
+    assert sizes == {"logits": 4 * spec.model.text.vocab_size, "kept_positions": 8 * (TEXT + KEEP)}
+    pixels, slots = contract(spec)[VISION].inputs
+    vision = rules(spec, VISION)
+    assert vision.largest(pixels) == 2 * 3 * 96 * 96
+    assert vision.largest(slots) == 8 * VISUAL
+    logits = contract(spec)[DECODE].outputs[0]
+    assert rules(spec, DECODE).largest(logits) == 4 * BATCH * spec.model.text.vocab_size
+
+
+def test_a_range_that_the_manifest_lacks(spec: ExportSpec) -> None:
+    bare = replace(rules(spec, VISION), profiles={})
+    with pytest.raises(
+        BundleError, match="no range for 'N1' of vision's stage1_slots; build the engines again"
+    ):
+        bare.largest(contract(spec)[VISION].inputs[1])
+
+
+def engine_of(spec: ExportSpec) -> dict[str, EngineTensor]:
+    """The decode engine that the contract describes."""
+    io = contract(spec)[DECODE]
+    aliases = {present: past for past, present in cache_pairs(spec)}
+    return {
+        tensor.name: EngineTensor(
+            is_input=tensor in io.inputs,
+            dtype=TENSORRT_DTYPES[tensor.dtype],
+            shape=tuple(-1 if isinstance(dim, str) else dim for dim in tensor.shape),
+            alias=aliases.get(tensor.name),
+            on_host=False,
+        )
+        for tensor in (*io.inputs, *io.outputs)
+    }
+
+
+def check(spec: ExportSpec, found: dict[str, EngineTensor]) -> None:
+    aliases = {present: past for past, present in cache_pairs(spec)}
+    check_engine(found, contract(spec)[DECODE], aliases, engine="decode.engine", command="rebuild")
+
+
+def test_the_contracts_engine_is_accepted(spec: ExportSpec) -> None:
+    check(spec, engine_of(spec))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (
+            "present.3.key",
+            {"alias": None},
+            "writes present.3.key in place of None, not of past_key_values.3.key",
+        ),
+        (
+            "present.3.key",
+            {"alias": "past_key_values.3.value"},
+            "in place of past_key_values.3.value, not of",
+        ),
+        ("logits", {"dtype": "HALF"}, "has logits in HALF, the contract says FLOAT"),
+        ("input_ids", {"dtype": "INT32"}, "has input_ids in INT32, the contract says INT64"),
+        ("logits", {"shape": (-1, 100)}, r"has logits as \(-1, 100\), the contract says \('B', 512\)"),
+        ("logits", {"shape": (512,)}, r"has logits as \(512,\)"),
+        ("late_lengths", {"is_input": False}, "has late_lengths as an output"),
+    ],
+)
+def test_an_engine_unlike_the_contract(
+    spec: ExportSpec, name: str, change: dict[str, object], message: str
+) -> None:
+    found = engine_of(spec)
+    found[name] = replace(found[name], **change)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match=f"^decode.engine .*{message}.*; build the engines again: rebuild$"):
+        check(spec, found)
+
+
+def test_tensors_missing_and_extra(spec: ExportSpec) -> None:
+    found = engine_of(spec)
+    removed = found.pop("late_lengths")
+    with pytest.raises(BundleError, match="lacks late_lengths; build"):
+        check(spec, found)
+    with pytest.raises(BundleError, match="has new_input, the contract has not"):
+        check(spec, {**found, "late_lengths": removed, "new_input": removed})
