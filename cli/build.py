@@ -15,7 +15,7 @@ from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
-    from star_export.engines.tensorrt.engines import EngineOptions
+    from star_export.engines.tensorrt.builder import EngineOptions
     from star_export.validation.report import ParityReport
 
 EPILOG = """
@@ -122,7 +122,7 @@ def _engine_options(context: typer.Context) -> "EngineOptions | None":
     """The engine options that were given; None for a backend that runs the graphs themselves."""
     from star_export.engines import check_backend
     from star_export.engines.tensorrt.bindings import BACKENDS
-    from star_export.engines.tensorrt.engines import EngineOptions
+    from star_export.engines.tensorrt.builder import EngineOptions
 
     check_backend(context.params["backend"])
     if context.params["backend"] not in BACKENDS:

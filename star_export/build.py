@@ -17,7 +17,7 @@ from star_export.bundle import open_bundle, write_engines, write_manifest
 from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.bindings import load_bindings
-from star_export.engines.tensorrt.engines import EngineOptions, build_engines, check_options
+from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import staging_folder, write_json

@@ -52,7 +52,9 @@ def examine() -> list[Part]:
         _onnxruntime(),
         _gpu(),
         *(part for backend in BACKENDS for part in _tensorrt(backend)),
-        _packages("compile the plugin kernel", ("cuda-bindings", "nvidia-cuda-nvrtc"), _EXTRA.format("tensorrt")),
+        _packages(
+            "compile the plugin kernel", ("cuda-bindings", "nvidia-cuda-nvrtc"), _EXTRA.format("tensorrt")
+        ),
         _plugin_library(),
         _packages("check --polygraphy", ("polygraphy",), _EXTRA.format("polygraphy")),
     ]
@@ -116,7 +118,10 @@ def _tensorrt(backend: str) -> list[Part]:
     gpu = _gpu()
     runs = Part(run, gpu.works, f"{bindings.version}, {gpu.found}", "")
     if bindings.is_rtx:
-        return [Part(build, True, f"{bindings.version}, without a GPU, for {', '.join(RTX_TARGETS)}", ""), runs]
+        return [
+            Part(build, True, f"{bindings.version}, without a GPU, for {', '.join(RTX_TARGETS)}", ""),
+            runs,
+        ]
     return [Part(build, gpu.works, f"{bindings.version}, {gpu.found}", ""), runs]
 
 

@@ -114,7 +114,9 @@ def compare_runtimes(folder: Path, probe: Probe) -> ComparatorReport:
         except StarExportError as error:
             not_run[backend] = str(error)
     outputs = [
-        comparison for index in range(len(calls)) for comparison in _compare(bundle, calls[: index + 1], sessions)
+        comparison
+        for index in range(len(calls))
+        for comparison in _compare(bundle, calls[: index + 1], sessions)
     ]
     return ComparatorReport(str(folder), polygraphy.__version__, tuple(outputs), not_run)
 
