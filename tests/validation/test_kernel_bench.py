@@ -32,10 +32,19 @@ def test_table() -> None:
     with_torch = Timing(work, kernel_us=4.0, torch_us=20.0, copy_gb_s=1000.0)
     assert with_torch.ratio == 5
     assert math.isclose(with_torch.share, work.bytes_moved / 4e6)
-    assert table([with_torch]).splitlines()[-1].split() == "576 518 1024 2.13 4.00 20.00 5.0x 53%".split()
+    assert table([with_torch]).splitlines()[-1].split() == [
+        "576",
+        "518",
+        "1024",
+        "2.13",
+        "4.00",
+        "20.00",
+        "5.0x",
+        "53%",
+    ]
     alone = table([Timing(work, kernel_us=4.0, torch_us=None, copy_gb_s=1000.0)])
     assert "torch has no CUDA here" in alone
-    assert alone.splitlines()[-1].split() == "576 518 1024 2.13 4.00 - - 53%".split()
+    assert alone.splitlines()[-1].split() == ["576", "518", "1024", "2.13", "4.00", "-", "-", "53%"]
 
 
 def test_without_a_gpu_it_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
