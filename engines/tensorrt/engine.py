@@ -15,6 +15,26 @@ from star_export.errors import BundleError, PlatformError
 
 log = logging.getLogger("star_export.tensorrt")
 
+#: Runtimes that could not start. TensorRT's bindings wrap a null pointer then, and using or
+#: deleting it ends the process.
+_DEAD: list[Any] = []
+
+
+def create_runtime(bindings: Bindings) -> Any:
+    """What loads engines.
+
+    Raises:
+        PlatformError: If TensorRT cannot start, on a driver that is too old for it say.
+    """
+    heard = len(bindings.messages)
+    runtime = bindings.trt.Runtime(bindings.logger)
+    if errors(bindings, heard):
+        _DEAD.append(runtime)
+        raise PlatformError(
+            f"{bindings.backend} {bindings.version} cannot start: {last_error(bindings, heard)}"
+        )
+    return runtime
+
 
 def deserialize(bindings: Bindings, runtime: Any, path: Path, *, command: str) -> Any:
     """Load an engine file onto the GPU.
@@ -46,8 +66,13 @@ def deserialize(bindings: Bindings, runtime: Any, path: Path, *, command: str) -
 
 def last_error(bindings: Bindings, since: int) -> str:
     """The last error that TensorRT logged after its first ``since`` messages."""
-    errors = [m.text for m in bindings.messages[since:] if m.level >= logging.ERROR]
-    return " ".join(errors[-1].split()) if errors else "it gave no reason"
+    found = errors(bindings, since)
+    return " ".join(found[-1].split()) if found else "it gave no reason"
+
+
+def errors(bindings: Bindings, since: int) -> list[str]:
+    """The errors that TensorRT logged after its first ``since`` messages."""
+    return [message.text for message in bindings.messages[since:] if message.level >= logging.ERROR]
 
 
 def describe(engine: Any, trt: Any) -> dict[str, EngineTensor]:

@@ -6,7 +6,6 @@ CUDA graph of a decode step stays valid. Work is queued on one stream and nothin
 for it but reading a result: the next token in greedy decoding, else the logits.
 """
 
-import importlib
 import logging
 import math
 from collections.abc import Mapping
@@ -21,7 +20,13 @@ from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import Bindings, load_bindings
-from star_export.engines.tensorrt.engine import Execution, LoadedEngine, describe, deserialize
+from star_export.engines.tensorrt.engine import (
+    Execution,
+    LoadedEngine,
+    create_runtime,
+    describe,
+    deserialize,
+)
 from star_export.engines.tensorrt.facts import (
     EngineFacts,
     Shape,
@@ -295,14 +300,15 @@ def _load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) 
         return
     if library is None:
         raise SettingsError("these engines call a plugin library; give its path with --plugin-library")
-    plugins = importlib.import_module("star_export.engines.plugins.library")
+    from star_export.engines.plugins import library as plugins
+
     plugins.load(bindings.trt, library, bindings.logger)
 
 
 def _load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
     """Deserialise every engine and compare it with the contract."""
     trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
-    runtime = trt.Runtime(bindings.logger)
+    runtime = create_runtime(bindings)
     aliases = {present: past for past, present in cache_pairs(bundle.spec)}
     loaded = {}
     for graph, io in contract(bundle.spec).items():

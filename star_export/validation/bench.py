@@ -12,8 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from star_export.build import BuildOptions, build
-from star_export.bundle import open_bundle
+from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint import open_checkpoint
+from star_export.engines import check_backend, free_device_memory
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX
+from star_export.engines.tensorrt.engines import EngineOptions
+from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import SettingsError
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
@@ -105,7 +109,8 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         progress: Told what is being done.
 
     Raises:
-        SettingsError: If the bundle is unpruned, or a side is unknown, or engines need a baseline.
+        SettingsError: If the bundle is unpruned, or a side is unknown.
+        PlatformError: If the backend needs a GPU and there is none.
         BundleError, CheckpointError: If a side cannot be loaded.
         InputError: If the picture or the prompt cannot be used.
     """
@@ -118,11 +123,11 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
         raise SettingsError(f"{options.baseline} prunes too; --baseline takes a bundle built with --no-prune")
-    if options.baseline is None and UNPRUNED in options.sides and options.backend != "onnxruntime":
-        raise SettingsError(
-            f"bench --backend {options.backend} builds no engines for the baseline; give a --no-prune "
-            "bundle that has them with --baseline, or leave out --side unpruned"
-        )
+    check_backend(options.backend)
+    engines = None
+    if options.backend != "onnxruntime":  # before minutes of building
+        engines = _baseline_engines(bundle, options.backend)
+        free_device_memory()
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
     checkpoint = open_checkpoint(source)
@@ -130,11 +135,23 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         baseline = options.baseline
         if baseline is None and UNPRUNED in options.sides:
             progress("building the unpruned baseline")
-            baseline = _build_baseline(source, bundle.spec, Path(scratch) / "baseline")
+            baseline = _build_baseline(source, bundle.spec, Path(scratch) / "baseline", engines)
         return _bench(options, bundle.spec, baseline or Path(), checkpoint.folder, progress)
 
 
-def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
+def _baseline_engines(bundle: Bundle, backend: str) -> EngineOptions:
+    """Engines for the baseline like those of ``bundle``; it has no tokens to gather, so no plugin."""
+    facts = read_facts(bundle, backend)
+    return EngineOptions(
+        backend=backend,
+        targets=facts.targets if backend == TENSORRT_RTX else (),
+        max_batch=facts.max_batch,
+        plugins="none",
+        weight_streaming=facts.weight_streaming,
+    )
+
+
+def _build_baseline(source: str, spec: ExportSpec, folder: Path, engines: EngineOptions | None) -> Path:
     options = BuildOptions(
         model=source,
         output=folder,
@@ -142,6 +159,7 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
         max_text_tokens=spec.max_text_tokens,
         max_new_tokens=spec.max_new_tokens,
         dtype=spec.dtype,
+        engines=engines,
     )
     return build(options).folder
 

@@ -10,6 +10,7 @@ import star_export
 from star_export import contract as names
 from star_export.bundle import open_bundle
 from star_export.engines import open_session
+from star_export.engines.onnxruntime import OnnxRuntimeArray
 from star_export.errors import SettingsError
 from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import load_image, pixel_values
@@ -88,6 +89,25 @@ def test_results_outlive_the_next_run(folder: Path, picture: Path) -> None:
     assert pipeline.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
     pipeline.encode_image(-pixels)
     assert np.array_equal(first.features.numpy(), kept)
+
+
+def test_the_best_token_is_that_of_the_logits(folder: Path, picture: Path) -> None:
+    pipeline = star_export.load(folder)
+    state = prefilled(pipeline, picture, PROMPTS[0])
+    for _ in range(3):
+        token = state.best_token()
+        assert token == state.logits.argmax()
+        pipeline.decode(state, token)
+
+
+@pytest.mark.parametrize(
+    "rows", [[[1.0, 3.0, 3.0], [2.0, 2.0, 2.0]], [[0.0, -0.0, 0.0]], [[1.0, np.nan, np.inf, np.nan]]], ids=str
+)
+def test_argmax_is_numpys(rows: list[list[float]]) -> None:
+    logits = np.array(rows, np.float32)
+    array = OnnxRuntimeArray(ort.OrtValue.ortvalue_from_numpy(logits))
+    assert array.argmax().dtype == np.int64
+    assert array.argmax().tolist() == logits.argmax(axis=-1).tolist()
 
 
 def test_threads_do_not_change_the_answer(folder: Path, picture: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from star_export.errors import SettingsError
+from star_export.errors import BundleError, SettingsError
 from star_export.pipeline import load
 from star_export.validation.bench import MEASURES, BenchOptions, BenchReport, bench
 
@@ -56,6 +56,19 @@ def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
     peaks = {side.name: side.peak_memory for side in report.sides}
     assert all(50e6 < peak < 4e9 for peak in peaks.values())
     assert len(set(peaks.values())) == 3
+    assert {side.device_memory for side in report.sides} == {None}  # nothing ran on a GPU
+
+
+def test_an_unknown_backend(options: BenchOptions) -> None:
+    with pytest.raises(SettingsError, match="unknown backend tensorrt-rx; did you mean tensorrt-rtx"):
+        bench(replace(options, backend="tensorrt-rx"), print)
+
+
+def test_a_backend_whose_engines_are_missing_stops_before_building(options: BenchOptions) -> None:
+    steps: list[str] = []
+    with pytest.raises(BundleError, match="has no tensorrt-rtx engines; make them"):
+        bench(replace(options, backend="tensorrt-rtx", baseline=None), steps.append)
+    assert steps == []
 
 
 def test_kv_bytes(report: BenchReport) -> None:

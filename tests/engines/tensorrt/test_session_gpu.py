@@ -1,0 +1,259 @@
+"""Sessions on a real GPU, against ONNX Runtime on the CPU: the same bundle, the same inputs.
+
+Both sides compute in float16 and round differently, so arrays are compared with the bundle's
+own tolerance and tokens where the best one leads by more than that.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from star_export import contract as names
+from star_export.bundle import Bundle
+from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
+from star_export.engines import open_session
+from star_export.engines.session import HostArray, Session
+from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt.argmax import Argmax
+from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
+from star_export.errors import BundleError, InputError, PlatformError, SettingsError
+from star_export.pipeline import DecodeState, Pipeline
+from star_export.preprocessing import load_image, pixel_values
+from star_export.sampling import Sampling
+
+pytestmark = pytest.mark.gpu
+
+SHORT, LONG = "What is in the picture?", "Where is the dog, and what is written on the sign? " * 2
+ATOL = 0.05
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
+def backend(request: pytest.FixtureRequest) -> str:
+    try:
+        load_bindings(request.param)
+    except PlatformError as error:
+        pytest.skip(str(error))
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=["mha", "gqa"])
+def bundle_(request: pytest.FixtureRequest, backend: str, engine_bundle: Callable[..., Bundle]) -> Bundle:
+    return engine_bundle(backend, request.param, "sm{}{}".format(*cuda.require_device().capability))
+
+
+@pytest.fixture(scope="module")
+def session(bundle_: Bundle, backend: str) -> TensorRTSession:
+    return TensorRTSession(bundle_, backend)
+
+
+@pytest.fixture(scope="module")
+def gpu(bundle_: Bundle, session: TensorRTSession) -> Pipeline:
+    return Pipeline(bundle_, session)
+
+
+@pytest.fixture(scope="module")
+def cpu(bundle_: Bundle) -> Pipeline:
+    return Pipeline(bundle_, open_session(bundle_))
+
+
+def pixels_of(pipeline: Pipeline, picture: Path) -> HostArray:
+    return pixel_values(load_image(picture), pipeline.image_spec)
+
+
+def prefilled(pipeline: Pipeline, picture: Path, prompt: str, keep: int = 64) -> DecodeState:
+    vision = pipeline.encode_image(pixels_of(pipeline, picture))
+    return pipeline.prefill(pipeline.tokenize(prompt), vision, keep=keep)
+
+
+def close(found: HostArray, expected: HostArray) -> None:
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=ATOL)
+
+
+def test_vision(gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
+    found, expected = (p.encode_image(pixels_of(p, picture)) for p in (gpu, cpu))
+    both, first, second = np.intersect1d(found.indices, expected.indices, return_indices=True)
+    assert len(both) >= 0.98 * len(expected.indices)  # patches whose scores nearly tie may differ
+    close(found.features.numpy()[0, first], expected.features.numpy()[0, second])
+
+
+@pytest.mark.parametrize(("prompt", "keep"), [(SHORT, 64), (LONG, 288), (SHORT, 1)])
+def test_prefill_and_decode(gpu: Pipeline, cpu: Pipeline, picture: Path, prompt: str, keep: int) -> None:
+    """Features of the CPU on both sides, so that both prune the same tokens."""
+    vision = cpu.encode_image(pixels_of(cpu, picture))
+    states = [p.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
+    found, expected = states
+    if not np.array_equal(found.kept_positions, expected.kept_positions):
+        pytest.skip("two tokens nearly tie at the budget")
+    close(found.logits, expected.logits)
+    for layer in range(gpu.spec.model.text.num_layers):
+        rows = found.position if layer < gpu.spec.num_early_layers else found.late_length
+        for name in past_names(layer):
+            close(found.caches.numpy(name)[:, :, :rows], expected.caches.numpy(name)[:, :, :rows])
+    for token in (7, 11, 13, 17):  # an ordinary run, a capture, replays
+        for pipeline, state in zip((gpu, cpu), states, strict=True):
+            pipeline.decode(state, token)
+        close(found.logits, expected.logits)
+
+
+def test_decode_writes_one_row_in_place(gpu: Pipeline, picture: Path) -> None:
+    state = prefilled(gpu, picture, SHORT)
+    late = past_names(gpu.spec.num_early_layers)[0]
+    for token in (7, 11, 13):
+        before = state.caches.numpy(late)
+        gpu.decode(state, token)
+        changed = np.flatnonzero((before != state.caches.numpy(late)).any(axis=(0, 1, 3)))
+        assert changed.tolist() == [state.late_length - 1]
+
+
+def test_a_cuda_graph_changes_nothing(bundle_: Bundle, backend: str, picture: Path) -> None:
+    logits = []
+    for cuda_graph in (True, False):
+        pipeline = Pipeline(bundle_, TensorRTSession(bundle_, backend, cuda_graph=cuda_graph))
+        state = prefilled(pipeline, picture, SHORT)
+        steps = []
+        for token in (7, 11, 13, 17):
+            pipeline.decode(state, token)
+            steps.append(state.logits)
+        logits.append(np.stack(steps))
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-3 if backend == "tensorrt" else ATOL)
+
+
+def test_decode_is_replayed(session: TensorRTSession, gpu: Pipeline, backend: str, picture: Path) -> None:
+    if backend == "tensorrt-rtx":
+        pytest.skip("TensorRT-RTX captures by itself")
+    state = prefilled(gpu, picture, SHORT)
+    assert isinstance(state.caches, TensorRTCaches)
+    for _ in range(2):
+        gpu.decode(state, 7)
+    graph = state.caches.execution._graph
+    assert graph is not None
+    other = session.allocate_caches(batch=2)  # another batch has a context and a graph of its own
+    for _ in range(3):
+        session.run(DECODE, batch_feeds(gpu, [state, state]), other)
+    prefilled(gpu, picture, LONG)
+    gpu.decode(state, 7)
+    assert state.caches.execution._graph is graph
+    assert other.execution._graph not in (None, graph)
+
+
+def batch_feeds(pipeline: Pipeline, states: list[DecodeState]) -> dict[str, HostArray]:
+    feeds = {
+        names.INPUT_IDS: np.full((len(states), 1), 7),
+        names.POSITION_IDS: np.array([[state.position] for state in states]),
+        names.EARLY_LENGTHS: np.array([state.position for state in states]),
+        names.LATE_LENGTHS: np.array([state.late_length for state in states]),
+    }
+    known = {tensor.name for tensor in pipeline.session.io[DECODE].inputs}  # type: ignore[attr-defined]
+    return {name: value for name, value in feeds.items() if name in known}
+
+
+def test_decode_of_a_batch_equals_single_sequences(
+    session: TensorRTSession, gpu: Pipeline, picture: Path
+) -> None:
+    together = session.allocate_caches(batch=2)
+    states, alone = [], []
+    for row, prompt in enumerate((SHORT, LONG)):
+        state = prefilled(gpu, picture, prompt)
+        assert isinstance(state.caches, TensorRTCaches)
+        for past, _ in cache_pairs(gpu.spec):
+            copy_row(session, state.caches, together, past, row)
+        states.append(
+            DecodeState(together, state.output, state.kept_positions, state.position, state.late_length)
+        )
+        gpu.decode(state, 7)
+        alone.append(state.logits)
+    output = session.run(DECODE, batch_feeds(gpu, states), together)[names.LOGITS]
+    close(output.numpy(), np.stack(alone))
+    assert output.argmax().tolist() == output.numpy().argmax(axis=-1).tolist()
+
+
+def copy_row(
+    session: TensorRTSession, source: TensorRTCaches, to: TensorRTCaches, name: str, row: int
+) -> None:
+    """Put a single sequence's cache into one row of a batch's."""
+    data = source.numpy(name)
+    staging = cuda.PinnedBuffer(data.nbytes)
+    staging.array[: data.nbytes] = data.reshape(-1).view(np.uint8)
+    session.stream.upload(to.memory.address(name) + row * data.nbytes, staging.pointer, data.nbytes)
+    session.stream.synchronize()
+
+
+def test_greedy_answers(gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
+    found, expected = (p.generate(picture, SHORT, max_new_tokens=8).result() for p in (gpu, cpu))
+    state = prefilled(cpu, picture, SHORT)
+    for got, want in zip(found.token_ids, expected.token_ids, strict=False):
+        if got != want:
+            margin = state.logits[want] - state.logits[got]
+            assert margin < ATOL, f"token {got} instead of {want}, which leads by {margin}"
+            break  # from here on the two sides answer different texts
+        cpu.decode(state, want)
+
+
+def test_answers_repeat_and_leave_no_trace(gpu: Pipeline, picture: Path) -> None:
+    before = gpu.generate(picture, SHORT).result()
+    gpu.generate(picture, LONG, keep=288).result()
+    after = gpu.generate(picture, SHORT).result()
+    assert (before.text, before.stage2_indices) == (after.text, after.stage2_indices)
+
+
+def test_sampling_reads_the_logits(gpu: Pipeline, picture: Path) -> None:
+    hot = Sampling(temperature=2.0, seed=1)
+    answers = [gpu.generate(picture, SHORT, sampling=hot, max_new_tokens=6).result() for _ in range(2)]
+    assert answers[0].token_ids == answers[1].token_ids
+
+
+def test_argmax_is_numpys() -> None:
+    stream, device = cuda.Stream(), cuda.require_device()
+    argmax = Argmax(stream, device.capability, max_rows=4)
+    random = np.random.default_rng(0)
+    for vocab in (1, 511, 512, 513, 32064, 128_256):
+        logits = random.integers(0, 50, (4, vocab)).astype(np.float32)
+        logits[1, vocab // 2 :] = np.nan
+        logits[2] = -0.0
+        logits[2, vocab // 3] = 0.0
+        buffer, staging = cuda.DeviceBuffer(logits.nbytes, "logits"), cuda.PinnedBuffer(logits.nbytes)
+        staging.array[: logits.nbytes] = logits.reshape(-1).view(np.uint8)
+        stream.upload(buffer.pointer, staging.pointer, logits.nbytes)
+        assert argmax(buffer.pointer, *logits.shape).tolist() == logits.argmax(axis=-1).tolist()
+
+
+def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
+    pixels = pixels_of(gpu, picture)
+    first = gpu.encode_image(pixels)
+    kept = first.features.numpy()
+    second = gpu.encode_image(pixels)
+    with pytest.raises(InputError, match="image_features was overwritten by a later run of vision"):
+        gpu.prefill(gpu.tokenize(SHORT), first, keep=8)
+    assert np.array_equal(second.features.numpy(), kept)
+
+
+def test_features_of_another_session_are_copied(
+    bundle_: Bundle, backend: str, gpu: Pipeline, picture: Path
+) -> None:
+    other: Session = TensorRTSession(bundle_, backend)
+    vision = Pipeline(bundle_, other).encode_image(pixels_of(gpu, picture))
+    found = gpu.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
+    close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
+
+
+def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, picture: Path) -> None:
+    with pytest.raises(SettingsError, match="the decode engine takes 1 to 4 sequences, got 5"):
+        session.allocate_caches(batch=5)
+    vision = gpu.encode_image(pixels_of(gpu, picture))
+    tokens = gpu.tokenize(SHORT)
+    with pytest.raises(SettingsError, match=r"prefill: stage2_slots has shape \(289,\)"):
+        gpu.prefill(tokens, vision, keep=289)
+    assert PREFILL in session.io
+    gpu.prefill(tokens, vision, keep=288)
+
+
+def test_engines_for_another_gpu(backend: str, engine_bundle: Callable[..., Bundle]) -> None:
+    if backend == "tensorrt":
+        pytest.skip("builds for this machine's GPU only")
+    here = "sm{}{}".format(*cuda.require_device().capability)
+    target = "sm120" if here != "sm120" else "sm89"
+    with pytest.raises(BundleError, match=f"were built for {target}, this GPU is {here}.*--target {here}"):
+        open_session(engine_bundle(backend, "mha", target), backend)
