@@ -115,7 +115,9 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path) -> list[Step]:
     return [
         *steps,
         run_step(f"{backend} check", "check", bundle, "--backend", backend, "--json"),
-        run_step(f"{backend} bench", "bench", bundle, "--image", picture, "--backend", backend, *sides, "--json"),
+        run_step(
+            f"{backend} bench", "bench", bundle, "--image", picture, "--backend", backend, *sides, "--json"
+        ),
     ]
 
 
@@ -155,7 +157,10 @@ def _details(step: Step) -> list[str]:
 
 
 def _bench_table(data: Any) -> list[str]:
-    lines = ["| side | vision ms | prefill ms | decode ms | TTFT ms | GPU memory |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| side | vision ms | prefill ms | decode ms | TTFT ms | GPU memory |",
+        "|---|---|---|---|---|---|",
+    ]
     for side in data["sides"]:
         cells = [
             f"{median:.2f} ({side['speedup'].get(measure, 1):.2f}x)"
@@ -175,14 +180,18 @@ def _check_table(data: Any) -> list[str]:
         before = worst.get(stage["stage"])
         if before is None or stage["error"] > before["error"]:
             worst[stage["stage"]] = stage
-    return lines + [f"| {n} | {s['error']:.2g} | {s['tolerance']:.2g} | {s['status']} |" for n, s in worst.items()]
+    return lines + [
+        f"| {n} | {s['error']:.2g} | {s['tolerance']:.2g} | {s['status']} |" for n, s in worst.items()
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the report; 0 if every step worked, 1 if one did not."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where bundles and the report are written")
-    parser.add_argument("--checkpoint", type=Path, help="a LLaVA checkpoint; by default a random one of 0.5 B")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a LLaVA checkpoint; by default a random one of 0.5 B"
+    )
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)

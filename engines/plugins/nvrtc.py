@@ -132,10 +132,12 @@ def _load() -> Any:
 
 def main(arguments: list[str] | None = None) -> int:
     """Write the kernel's PTX to a file; 0 if that worked, else 1 and one line of reason."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--architecture", default="compute_80", help="virtual architecture, compute_NN")
-    parser.add_argument("output", type=Path)
-    options = parser.parse_args(arguments)
+    argument_parser = argparse.ArgumentParser(description=main.__doc__)
+    argument_parser.add_argument(
+        "--architecture", default="compute_80", help="virtual architecture, compute_NN"
+    )
+    argument_parser.add_argument("output", type=Path)
+    options = argument_parser.parse_args(arguments)
     try:
         options.output.write_bytes(compile_ptx(options.architecture))
     except StarExportError as error:

@@ -16,7 +16,7 @@ from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.engines import check_backend, free_device_memory
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
-from star_export.engines.tensorrt.engines import EngineOptions
+from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import SettingsError
 from star_export.pipeline import load
