@@ -40,6 +40,7 @@ def build(
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = "float32",
+    fp32_layers: opt.Fp32LayersOption = None,
     backend: opt.BackendOption = "onnxruntime",
     overwrite: opt.OverwriteOption = False,
     check: opt.CheckOption = False,
@@ -64,6 +65,7 @@ def build(
         max_text_tokens=max_text_tokens,
         max_new_tokens=max_new_tokens,
         dtype=dtype,
+        fp32_layers=tuple(fp32_layers or ()),
         overwrite=overwrite,
     )
     with step_progress() as progress:
