@@ -5,6 +5,7 @@ while the graph is traced; afterwards every initializer is pointed at its bytes
 in a weights file.
 """
 
+import ast
 import logging
 import re
 import warnings
@@ -83,6 +84,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
     if any(node.domain == STAR_DOMAIN for node in model.graph):
         function = topk_gather_function()
         model.functions[function.identifier()] = function
+    _name_nodes(model)
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "star-export", None
     model.graph.name = graph
@@ -155,6 +157,14 @@ def _attach_weights(model: ir.Model, weights: WeightsFile) -> None:
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             value.const_value = weights.external_tensor(name)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Put the module that a node comes from before its name: ``language_model.layers.0.mlp/node_silu``."""
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if len(scopes) > 2 and scopes[-2] != "rotary":  # from the graph itself to the operator
+            node.name = f"{scopes[-2]}/{node.name}"
 
 
 def _declare(model: ir.Model, borders: GraphSpec) -> None:

@@ -90,7 +90,9 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
     return [
         _rotary(name, tuple(tensor.shape), spec)
         if name.startswith("rotary.")
-        else _stored(name, tuple(tensor.shape), checkpoint, spec.weight_dtype(name), transposed=name in linear)
+        else _stored(
+            name, tuple(tensor.shape), checkpoint, spec.weight_dtype(name), transposed=name in linear
+        )
         for name, tensor in graph.state_dict().items()
     ]
 

@@ -14,6 +14,7 @@ from typing import Any
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
+from star_export.engines.onnxruntime import check_dtype
 from star_export.errors import SettingsError
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
@@ -102,6 +103,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(
             "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
         )
+    check_dtype(bundle)  # before a baseline is built
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
@@ -125,6 +127,7 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path) -> Path:
         max_text_tokens=spec.max_text_tokens,
         max_new_tokens=spec.max_new_tokens,
         dtype=spec.dtype,
+        fp32_layers=spec.fp32_layers,
     )
     return build(options).folder
 
