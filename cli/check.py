@@ -104,6 +104,7 @@ def print_table(report: "ParityReport") -> None:
         table.add_row(name, result, error, tolerance, agreement, f"{case.name}: {stage.detail}")
     out.print(table)
     if report.nonfinite:
-        out.print(f"[red]{report.nonfinite}[/red]")
+        style = "yellow" if report.nonfinite.hidden else "red"
+        out.print(f"[{style}]{report.nonfinite}[/]")
     verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
     out.print(f"{verdict}: {len(report.cases)} cases against {report.reference}")

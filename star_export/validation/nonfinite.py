@@ -3,6 +3,10 @@
 A session that looks at what its graphs return. When that is not finite, the
 graph runs again on the same inputs in ONNX Runtime, a few nodes at a time, and
 the first tensor in the graph's order that is not finite is named.
+
+The first run of a float16 graph is gone through like that in any case: ONNX
+Runtime's CPU provider computes most operators in float32 and rounds only at the
+end, which hides what overflows on a GPU.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +18,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from star_export.bundle import Bundle
-from star_export.contract import PREFILL, cache_pairs, contract
+from star_export.contract import GRAPHS, PREFILL, cache_pairs, contract
 from star_export.dtypes import to_float32
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor
 from star_export.specs import ExportSpec
@@ -41,6 +45,7 @@ class WatchedSession:
     def __init__(self, session: Session, bundle: Bundle) -> None:
         self.session, self.bundle, self.spec = session, bundle, session.spec
         self.found: NonFinite | None = None
+        self._unseen = set(GRAPHS) if self.spec.dtype == "float16" else set()
 
     def allocate_caches(self, batch: int = 1) -> Caches:
         """Caches of the session itself."""
@@ -51,12 +56,19 @@ class WatchedSession:
     ) -> dict[str, DeviceArray]:
         """Run one graph and look at its outputs, after prefill at the caches too."""
         outputs = self.session.run(graph, feeds, caches)
-        if self.found is None and not self._finite(graph, outputs, caches):
-            arrays = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}
-            if caches is not None:
-                arrays |= {past: caches.numpy(past) for past, _ in cache_pairs(self.spec)}
-            self.found = first_nonfinite(self.bundle, graph, arrays)
+        if self.found is None:
+            finite = self._finite(graph, outputs, caches)
+            if not finite or graph in self._unseen:
+                self._unseen.discard(graph)
+                self.found = first_nonfinite(self.bundle, graph, self._arrays(feeds, caches), hidden=finite)
         return outputs
+
+    def _arrays(self, feeds: Mapping[str, Tensor], caches: Caches | None) -> dict[str, HostArray]:
+        """Every input of a graph. The caches were written since, with what this run writes again."""
+        arrays = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}
+        if caches is not None:
+            arrays |= {past: caches.numpy(past) for past, _ in cache_pairs(self.spec)}
+        return arrays
 
     def _finite(self, graph: str, outputs: Mapping[str, DeviceArray], caches: Caches | None) -> bool:
         dtypes = {tensor.name: tensor.dtype for tensor in contract(self.spec)[graph].outputs}
@@ -68,7 +80,9 @@ class WatchedSession:
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
 
-def first_nonfinite(bundle: Bundle, graph: str, feeds: Mapping[str, HostArray]) -> NonFinite:
+def first_nonfinite(
+    bundle: Bundle, graph: str, feeds: Mapping[str, HostArray], *, hidden: bool = False
+) -> NonFinite | None:
     """Run a graph a few nodes at a time and name the first tensor with inf or NaN.
 
     Memory holds what a few nodes give and what later ones still need. Masks of
@@ -79,6 +93,7 @@ def first_nonfinite(bundle: Bundle, graph: str, feeds: Mapping[str, HostArray]) 
         bundle: The bundle.
         graph: ``vision``, ``prefill`` or ``decode``.
         feeds: Every input, finite, caches included.
+        hidden: The graph's outputs are finite all the same: None if every tensor is.
     """
     if bundle.spec.dtype == "bfloat16":
         return NonFinite(graph, "", "", "", "ONNX Runtime cannot run bfloat16 to say where")
@@ -87,7 +102,10 @@ def first_nonfinite(bundle: Bundle, graph: str, feeds: Mapping[str, HostArray]) 
         module = node.name.rpartition("/")[0] or module  # a sum belongs to what it adds
         for name, array in outputs.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                return NonFinite(graph, name, node.op_type, module, _remedy(bundle.spec, node, module))
+                remedy = _remedy(bundle.spec, node, module)
+                return NonFinite(graph, name, node.op_type, module, remedy, hidden)
+    if hidden:
+        return None
     return NonFinite(graph, "", "", "", "in ONNX Runtime every tensor is finite, node by node")
 
 
@@ -117,14 +135,16 @@ def _run_segment(
     made = [name for node in segment for name in node.output if name]
     types = {info.name: info for info in (*model.graph.value_info, *model.graph.output)}
     feeds = {name: values[name] for name in sorted(reads & values.keys())}
-    part = onnx.ModelProto()
-    part.CopyFrom(model)
-    part.ClearField("graph")
-    part.graph.name = model.graph.name
-    part.graph.node.extend(segment)
-    part.graph.initializer.extend(i for i in model.graph.initializer if i.name in reads)
-    part.graph.input.extend(_info(name, array) for name, array in feeds.items())
-    part.graph.output.extend(types.get(name, onnx.ValueInfoProto(name=name)) for name in made)
+    graph = helper.make_graph(
+        segment,
+        model.graph.name,
+        [_info(name, array) for name, array in feeds.items()],
+        [types.get(name, onnx.ValueInfoProto(name=name)) for name in made],
+        [tensor for tensor in model.graph.initializer if tensor.name in reads],
+    )
+    part = helper.make_model(
+        graph, functions=model.functions, opset_imports=model.opset_import, ir_version=model.ir_version
+    )
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
