@@ -87,7 +87,7 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
         CheckpointError: If a tensor is missing or has another shape.
     """
     linear = {f"{name}.weight" for name, module in graph.named_modules() if isinstance(module, Linear)}
-    return [
+    weights = [
         _rotary(name, tuple(tensor.shape), spec)
         if name.startswith("rotary.")
         else _stored(
@@ -95,6 +95,8 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
         )
         for name, tensor in graph.state_dict().items()
     ]
+    # Wide ones first: whatever the sizes, each tensor lies at a multiple of its element's size.
+    return sorted(weights, key=lambda weight: -DTYPE_BYTES[weight.dtype])
 
 
 def _stored(
@@ -204,6 +206,6 @@ def _blocks(weight: Weight, rows: int = 1024) -> Iterator[bytes]:
         if weight.dtype != "float32" and not torch.isfinite(block).all():
             raise CheckpointError(
                 f"{weight.name} has values that {weight.dtype} cannot hold; "
-                f"give --fp32-layers {weight.name.rpartition('.')[0]}, or use --dtype float32"
+                f"give --fp32-layers {weight.name.rpartition('.')[0]}, or another --dtype"
             )
         yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16

@@ -137,8 +137,9 @@ class ParityReport:
                 else:
                     ElementTree.SubElement(test, "system-out").text = f"{stage.status}: {summary}"
         if self.nonfinite:
-            failures = str(int(not self.nonfinite.hidden))
-            suite = ElementTree.SubElement(root, "testsuite", name="values", tests="1", failures=failures)
+            suite = ElementTree.SubElement(
+                root, "testsuite", name="values", tests="1", failures=str(int(not self.nonfinite.hidden))
+            )
             test = ElementTree.SubElement(suite, "testcase", classname="values", name="finite")
             if self.nonfinite.hidden:
                 ElementTree.SubElement(test, "system-out").text = str(self.nonfinite)
