@@ -31,6 +31,7 @@ class Overflow:
 
 
 MLP = "language_model.layers.2.mlp"
+ATTENTION = "language_model.layers.1.self_attn"
 OVERFLOWS = {
     # Each projection fits, their product does not; the CPU multiplies in float32.
     "gated product": Overflow(
@@ -47,8 +48,8 @@ OVERFLOWS = {
     ),
     # The caches hold the keys in the bundle's type: no layer in float32 helps.
     "keys": Overflow(
-        {"layers.1.self_attn.k_proj": 40_000, "layers.1.self_attn.q_proj": 1 / 40_000},
-        "prefill", "MatMul", "language_model.layers.1.self_attn.k_proj", None, False,
+        {f"{ATTENTION}.k_proj": 40_000, f"{ATTENTION}.q_proj": 1 / 40_000},
+        "prefill", "MatMul", f"{ATTENTION}.k_proj", None, False,
     ),
 }  # fmt: skip
 
