@@ -45,6 +45,7 @@ _EXPORT_ONLY = (
     "max_text_tokens",
     "max_new_tokens",
     "dtype",
+    "fp32_layers",
     "overwrite",
 )
 
@@ -77,6 +78,7 @@ def build(
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = None,
+    fp32_layers: opt.Fp32LayersOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
     max_batch: opt.MaxBatchOption = 8,
@@ -141,6 +143,7 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
     suffix = "-star" if given["prune"] else "-full"
     given["output"] = given["output"] or Path(Path(given["model"]).resolve().name + suffix)
     given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
+    given["fp32_layers"] = tuple(given["fp32_layers"] or ())
     return BuildOptions(**given, engines=engines)
 
 
