@@ -16,8 +16,7 @@ from star_export.aliases import ALIASES
 from star_export.bundle import open_bundle, write_engines, write_manifest
 from star_export.checkpoint import Checkpoint, canonical_module, open_checkpoint
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
-from star_export.engines.tensorrt.bindings import load_bindings
-from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options
+from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import staging_folder, write_json
@@ -171,7 +170,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     spec = resolve_spec(options, checkpoint)
     if options.engines is not None:  # before minutes of work
         check_options(options.engines, spec)
-        load_bindings(options.engines.backend)
+        load_builder(options.engines.backend)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = _Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, steps)

@@ -1,6 +1,7 @@
 """All three engines of a bundle, each built in a process of its own."""
 
 import difflib
+import importlib.util
 import json
 import logging
 import subprocess
@@ -13,11 +14,11 @@ from typing import Any
 
 from star_export.contract import GRAPHS
 from star_export.engines.plugins import PLUGIN_CHOICES
-from star_export.engines.tensorrt.bindings import TENSORRT_RTX, Bindings, load_bindings, log
+from star_export.engines.tensorrt.bindings import EXTRA, TENSORRT_RTX, Bindings, load_bindings, log
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
-from star_export.engines.tensorrt.worker import LENGTH_ONLY, EngineRequest
+from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
 from star_export.errors import BundleError, PlatformError, SettingsError
 from star_export.specs import ExportSpec
 
@@ -56,7 +57,7 @@ def build_engines(
         PlatformError: If TensorRT or a GPU is missing, or a build fails.
     """
     check_options(options, spec)
-    bindings = load_bindings(options.backend)
+    bindings = load_builder(options.backend)
     profiles = engine_profiles(spec, max_batch=options.max_batch)
     files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
     facts = _facts(bindings, options, files=files, profiles=profiles)
@@ -78,6 +79,17 @@ def build_engines(
         with step(f"{options.backend} {graph} engine"):
             build_apart(request, graph)
     return facts
+
+
+def load_builder(backend: str) -> Bindings:
+    """TensorRT with all that building needs.
+
+    Raises:
+        PlatformError: If it, or onnx, is not installed.
+    """
+    if importlib.util.find_spec("onnx") is None:
+        raise PlatformError(f"building engines needs onnx; run: pip install 'star-export[{EXTRA[backend]}]'")
+    return load_bindings(backend)
 
 
 def check_options(options: EngineOptions, spec: ExportSpec) -> None:

@@ -78,12 +78,13 @@ def errors(bindings: Bindings, since: int) -> list[str]:
 def describe(engine: Any, trt: Any) -> dict[str, EngineTensor]:
     """Inputs and outputs of an ``ICudaEngine``, by name."""
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    inputs = {name: engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
     return {
         name: EngineTensor(
-            is_input=engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT,
+            is_input=inputs[name],
             dtype=engine.get_tensor_dtype(name).name,
             shape=tuple(engine.get_tensor_shape(name)),
-            alias=engine.get_aliased_input_tensor(name) or None,
+            alias=None if inputs[name] else engine.get_aliased_input_tensor(name),
             on_host=engine.get_tensor_location(name) == trt.TensorLocation.HOST,
         )
         for name in names
@@ -181,7 +182,11 @@ class Execution:
         for name, shape in shapes.items():
             if old_shapes.get(name) != shape:
                 self._demand(context.set_input_shape(name, shape), f"shape {shape} of {name}")
-        self._demand(not context.infer_shapes(), f"shapes {dict(shapes)}")
+        try:
+            unknown = context.infer_shapes()
+        except RuntimeError:  # it says why in its log
+            unknown = list(shapes)
+        self._demand(not unknown, f"the shapes of {', '.join(unknown)}")
         for name, shape in outputs.items():  # a longer output would overwrite what lies behind its buffer
             found = tuple(context.get_tensor_shape(name))
             self._demand(found == shape, f"{shape} for output {name} and wants {found}")

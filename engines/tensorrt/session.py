@@ -98,6 +98,10 @@ class TensorRTCaches:
         sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
         self.memory = _Tensors(sizes, f"the KV caches of {batch} sequences")
         session.stream.zero(self.memory.buffer.pointer, self.memory.buffer.size)
+        # An engine writes in place: one address for what it reads and what it writes.
+        self.addresses = {
+            name: self.memory.address(pair[0]) for pair in cache_pairs(session.spec) for name in pair
+        }
         self.execution = session.decode_execution()
 
     def numpy(self, name: str) -> HostArray:
@@ -175,13 +179,12 @@ class TensorRTSession:
         assert caches is None or isinstance(caches, TensorRTCaches)
         own = self._graphs[graph]
         local = {name: self._localise(tensor) for name, tensor in feeds.items()}
-        shapes = {name: tensor.shape for name, tensor in local.items()}
+        shapes: dict[str, Shape] = {name: tensor.shape for name, tensor in local.items()}
         addresses = {name: own.outputs.address(name) for name in own.outputs.offsets}
         if caches is not None:
             shapes |= caches.shapes
-            for past, present in cache_pairs(self.spec):  # one address: written in place
-                addresses[past] = addresses[present] = caches.memory.address(past)
-        outputs = own.rules.output_shapes(own.rules.check(shapes))
+            addresses |= caches.addresses
+        outputs = own.output_shapes(shapes)
         addresses |= own.feed(local)
         own.runs += 1  # from here on, results of earlier runs are gone
         execution = self._executions[graph] if caches is None or graph != DECODE else caches.execution
@@ -240,6 +243,16 @@ class _Graph:
         self._staging = cuda.PinnedBuffer(self._inputs.buffer.size)
         self._copied = cuda.Event()
         self._on_host = {name for name in inputs if loaded.tensors[name].on_host}
+        self._checked: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
+
+    def output_shapes(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
+        """Shape of every output; refuses input shapes outside the profile.
+
+        Checking a hundred caches takes long next to a decode step, whose shapes stay as they are.
+        """
+        if shapes != self._checked[0]:
+            self._checked = (shapes, self.rules.output_shapes(self.rules.check(shapes)))
+        return self._checked[1]
 
     def feed(self, feeds: Mapping[str, "HostArray | TensorRTArray"]) -> dict[str, int]:
         """Bring every input to the GPU, without waiting; where each one lies."""

@@ -19,7 +19,8 @@ from star_export.contract import GRAPHS
 from star_export.engines.tensorrt.builder import EngineOptions, build_apart, build_engines
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.profiles import engine_profiles
-from star_export.engines.tensorrt.worker import EngineRequest, build_engine
+from star_export.engines.tensorrt.request import EngineRequest
+from star_export.engines.tensorrt.worker import build_engine
 from star_export.errors import BundleError, PlatformError, SettingsError
 
 BundleOf = Callable[..., Path]

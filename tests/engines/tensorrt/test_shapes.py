@@ -8,7 +8,7 @@ import pytest
 
 from star_export.checkpoint import open_checkpoint
 from star_export.contract import DECODE, PREFILL, VISION, cache_pairs, contract
-from star_export.engines.tensorrt.facts import Shape
+from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.shapes import TENSORRT_DTYPES, EngineTensor, ShapeRules, check_engine
 from star_export.errors import BundleError, SettingsError
@@ -90,6 +90,15 @@ def test_largest_buffers(spec: ExportSpec) -> None:
     assert vision.largest(slots) == 8 * VISUAL
     logits = contract(spec)[DECODE].outputs[0]
     assert rules(spec, DECODE).largest(logits) == 4 * BATCH * spec.model.text.vocab_size
+
+
+def test_what_is_subtracted_counts_at_its_smallest(spec: ExportSpec) -> None:
+    """A picture of 100 to 518 tokens: the longest output belongs to the smallest."""
+    prefill, kept = rules(spec, PREFILL), contract(spec)[PREFILL].outputs[1]
+    wide = Profile((1, 100), (1, VISUAL), (1, VISUAL))
+    profiles = {**prefill.profiles, "image_positions": wide}
+    del profiles["image_features"]
+    assert replace(prefill, profiles=profiles).largest(kept) == 8 * (VISUAL + TEXT - 100 + KEEP)
 
 
 def test_a_range_that_the_manifest_lacks(spec: ExportSpec) -> None:
