@@ -10,7 +10,8 @@ from star_export.specs import DEFAULT_KEEP
 # Shared by several commands.
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle made by `star-export build`.")]
 BackendOption = Annotated[
-    str, typer.Option("--backend", help="What runs the graphs: onnxruntime, tensorrt or tensorrt-rtx.")
+    str,
+    typer.Option("--backend", help="What runs it: onnxruntime, onnxruntime-cuda, tensorrt or tensorrt-rtx."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ThreadsOption = Annotated[

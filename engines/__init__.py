@@ -7,7 +7,7 @@ from star_export.bundle import Bundle
 from star_export.engines.session import Caches, DeviceArray, Session
 from star_export.errors import SettingsError
 
-BACKENDS = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+BACKENDS = ("onnxruntime", "onnxruntime-cuda", "tensorrt", "tensorrt-rtx")
 
 __all__ = ["BACKENDS", "Caches", "DeviceArray", "Session", "free_device_memory", "open_session"]
 
@@ -33,10 +33,11 @@ def open_session(
         PlatformError: If this machine lacks what the backend needs.
     """
     check_backend(backend)
-    if backend == "onnxruntime":
+    if backend.startswith("onnxruntime"):
         from star_export.engines.onnxruntime import OnnxRuntimeSession
 
-        return OnnxRuntimeSession(bundle, threads=threads)
+        device = "cuda" if backend == "onnxruntime-cuda" else "cpu"
+        return OnnxRuntimeSession(bundle, device=device, threads=threads)
     from star_export.engines.tensorrt.session import TensorRTSession
 
     return TensorRTSession(bundle, backend, plugin_library=plugin_library)

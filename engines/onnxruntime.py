@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend.
+"""The ONNX Runtime backends: on the CPU, and on an NVIDIA GPU.
 
 KV caches are OrtValues that are bound as input and as output of the same run,
 which makes ``TensorScatter`` write in place instead of copying the cache.
@@ -13,9 +13,13 @@ import onnxruntime as ort
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, cache_pairs, contract, past_names
 from star_export.engines.session import Caches, DeviceArray, HostArray, Int64, Tensor
-from star_export.errors import BundleError
+from star_export.errors import BundleError, PlatformError
 
-_DEVICE = "cpu"
+#: Execution providers of each device; what CUDA has no kernel for runs on the CPU.
+PROVIDERS = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+}
 
 #: Graphs whose weights are copied into ONNX Runtime's packed layout at load. Decode
 #: multiplies one row by every weight and gains much from it; vision and prefill have
@@ -48,8 +52,21 @@ def check_dtype(bundle: Bundle) -> None:
     """
     if bundle.spec.dtype == "bfloat16":
         raise BundleError(
-            f"{bundle.folder} is bfloat16, which ONNX Runtime's CPU provider cannot run; "
+            f"{bundle.folder} is bfloat16, which ONNX Runtime cannot run; "
             "build with --dtype float32, or run it on TensorRT"
+        )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that this ONNX Runtime was not built for.
+
+    Raises:
+        PlatformError: With the package that has it.
+    """
+    if PROVIDERS[device][0] not in ort.get_available_providers():
+        raise PlatformError(
+            f"onnxruntime {ort.__version__} has no {PROVIDERS[device][0]}; "
+            "run: pip uninstall onnxruntime; pip install onnxruntime-gpu"
         )
 
 
@@ -66,22 +83,30 @@ class OnnxRuntimeCaches:
 
 
 class OnnxRuntimeSession:
-    """The three graphs of a bundle in ONNX Runtime, on the CPU.
+    """The three graphs of a bundle in ONNX Runtime.
 
     Args:
         bundle: An opened bundle.
+        device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load.
 
     Raises:
         BundleError: If ONNX Runtime cannot load a graph, or the bundle is bfloat16.
+        PlatformError: If this ONNX Runtime, or this machine, has no such device.
     """
 
     def __init__(
-        self, bundle: Bundle, *, threads: int | None = None, prepacked: Collection[str] = PREPACKED
+        self,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int | None = None,
+        prepacked: Collection[str] = PREPACKED,
     ) -> None:
         check_dtype(bundle)
-        self.bundle, self.spec = bundle, bundle.spec
+        check_device(device)
+        self.bundle, self.spec, self.device = bundle, bundle.spec, device
         self._threads, self._prepacked = threads, prepacked
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
@@ -96,7 +121,9 @@ class OnnxRuntimeSession:
         for layer in range(text.num_layers):
             shape = (batch, text.num_kv_heads, self.spec.cache_capacity(layer), text.head_dim)
             for name in past_names(layer):
-                values[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, self.spec.dtype))
+                values[name] = ort.OrtValue.ortvalue_from_numpy(
+                    np.zeros(shape, self.spec.dtype), self.device, 0
+                )
         return OnnxRuntimeCaches(values)
 
     def run(
@@ -112,8 +139,9 @@ class OnnxRuntimeSession:
                 binding.bind_cpu_input(name, np.ascontiguousarray(tensor))
         names = self._plain_outputs[graph]
         for name in names:  # anew at every run: sizes change, and old results stay valid
-            binding.bind_output(name, _DEVICE)
+            binding.bind_output(name, self.device)
         self._sessions[graph].run_with_iobinding(binding)
+        binding.synchronize_outputs()
         outputs = binding.get_outputs()  # plain ones first
         return {name: OnnxRuntimeArray(value) for name, value in zip(names, outputs, strict=False)}
 
@@ -126,9 +154,15 @@ class OnnxRuntimeSession:
             options.intra_op_num_threads = self._threads
         path = self.bundle.graph_path(graph)
         try:
-            return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(path, options, providers=PROVIDERS[self.device])
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
+        if session.get_providers()[0] != PROVIDERS[self.device][0]:  # it falls back without an error
+            raise PlatformError(
+                f"onnxruntime-gpu {ort.__version__} cannot use the GPU: CUDA or cuDNN does not load; "
+                "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
+            )
+        return session
 
     def _binding(self, graph: str, caches: OnnxRuntimeCaches | None) -> ort.IOBinding:
         """A binding with the caches in place; plain outputs come first, in contract order."""
@@ -136,7 +170,7 @@ class OnnxRuntimeSession:
             return caches.bindings[graph]
         binding = ort.IOBinding(self._sessions[graph])
         for name in self._plain_outputs[graph]:
-            binding.bind_output(name, _DEVICE)
+            binding.bind_output(name, self.device)
         if caches is not None:
             for past, present in cache_pairs(self.spec):
                 binding.bind_ortvalue_input(past, caches.values[past])

@@ -16,9 +16,10 @@ from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.engines import check_backend, free_device_memory
 from star_export.engines.onnxruntime import check_dtype
+from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from star_export.engines.tensorrt.builder import EngineOptions
-from star_export.engines.tensorrt.facts import read_facts
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
 from star_export.errors import SettingsError
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
@@ -120,17 +121,11 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(
             "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
         )
-    if options.backend == "onnxruntime":
-        check_dtype(bundle)  # before a baseline is built
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
         raise SettingsError(f"{options.baseline} prunes too; --baseline takes a bundle built with --no-prune")
-    check_backend(options.backend)
-    engines = None
-    if options.backend != "onnxruntime":  # before minutes of building
-        engines = _baseline_engines(bundle, options.backend)
-        free_device_memory()
+    engines = _check_backend(bundle, options.backend)
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
     checkpoint = open_checkpoint(source)
@@ -142,6 +137,17 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         return _bench(options, bundle.spec, baseline or Path(), checkpoint.folder, progress)
 
 
+def _check_backend(bundle: Bundle, backend: str) -> EngineOptions | None:
+    """Refuse a backend that cannot run here, before minutes of building; engines for the baseline."""
+    check_backend(backend)
+    if backend not in TENSORRT_BACKENDS:
+        check_dtype(bundle)
+    engines = _baseline_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None
+    if backend != "onnxruntime":
+        free_device_memory()
+    return engines
+
+
 def _baseline_engines(bundle: Bundle, backend: str) -> EngineOptions:
     """Engines for the baseline like those of ``bundle``; it has no tokens to gather, so no plugin."""
     facts = read_facts(bundle, backend)
@@ -150,6 +156,8 @@ def _baseline_engines(bundle: Bundle, backend: str) -> EngineOptions:
         targets=facts.targets if backend == TENSORRT_RTX else (),
         max_batch=facts.max_batch,
         plugins="none",
+        hardware_compatible=AMPERE_PLUS in facts.targets,
+        version_compatible=facts.version_compatible,
         weight_streaming=facts.weight_streaming,
     )
 

@@ -11,7 +11,7 @@ from star_export import contract as names
 from star_export.bundle import open_bundle
 from star_export.engines import open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
-from star_export.errors import SettingsError
+from star_export.errors import PlatformError, SettingsError
 from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import load_image, pixel_values
 
@@ -124,5 +124,12 @@ def test_threads_do_not_change_the_answer(folder: Path, picture: Path) -> None:
 def test_unknown_backend(folder: Path) -> None:
     with pytest.raises(SettingsError, match="unknown backend tensorr; did you mean tensorrt"):
         star_export.load(folder, backend="tensorr")
-    with pytest.raises(SettingsError, match="backends are onnxruntime, tensorrt, tensorrt-rtx"):
+    with pytest.raises(
+        SettingsError, match="backends are onnxruntime, onnxruntime-cuda, tensorrt, tensorrt-rtx"
+    ):
         star_export.load(folder, backend="mlx")
+
+
+def test_without_cuda_the_package_that_has_it_is_named(folder: Path) -> None:
+    with pytest.raises(PlatformError, match="has no CUDAExecutionProvider; run: .*onnxruntime-gpu"):
+        open_session(open_bundle(folder), "onnxruntime-cuda")
