@@ -6,7 +6,7 @@ OUT    := build/demo
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow lint docs bench bench-prepacking clean
+.PHONY: demo test test-slow test-gpu gpu lint docs bench bench-prepacking bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
@@ -14,6 +14,8 @@ demo: $(READY)
 	$(BIN)/star-export run $(OUT)/bundle --image docs/shapes.png --prompt "What is in the picture?" --max-new-tokens 24
 	$(BIN)/star-export check $(OUT)/bundle --image docs/shapes.png
 	$(BIN)/star-export bench $(OUT)/bundle --image docs/shapes.png --repeats 3
+	$(BIN)/star-export build --model $(OUT)/checkpoint --keep 64 --output $(OUT)/engines --overwrite --backend tensorrt-rtx
+	$(BIN)/star-export check $(OUT)/engines --polygraphy
 
 test: $(READY)
 	$(BIN)/pytest
@@ -21,6 +23,14 @@ test: $(READY)
 # A build of a 3 GB checkpoint under a memory limit.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# Needs an NVIDIA GPU, its driver and star-export[tensorrt].
+test-gpu: $(READY)
+	$(BIN)/pytest -m gpu
+
+# Everything that this machine's GPU can be asked, in build/gpu/report.md.
+gpu: $(READY)
+	$(BIN)/python .ci/gpu_report.py build/gpu
 
 # mypy and import-linter see only one of the four source folders: they look at an installed copy.
 lint: $(READY)
@@ -46,9 +56,13 @@ bench: $(READY)
 bench-prepacking: $(READY)
 	$(BIN)/python docs/prepacking.py build/bench/bundle docs/shapes.png
 
+# The table of docs/kernels.md, on a GPU.
+bench-kernel: $(READY)
+	$(BIN)/python -m star_export.validation.kernel_bench
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt --editable '.[export,dev]'
+	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,dev]'
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 import star_export
+from star_export.cli.output import show_log
 
 app = typer.Typer(
     name="star-export",
@@ -26,12 +27,16 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show what TensorRT says, on stderr.")
+    ] = False,
 ) -> None:
     """Export LLaVA with STAR visual-token pruning, prove that it matches PyTorch, run it.
 
     Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.
     """
     del version
+    show_log(verbose=verbose)
 
 
 from star_export.cli import bench, build, check, doctor, inspect, run  # noqa: E402, F401 (they register)

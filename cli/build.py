@@ -15,7 +15,7 @@ from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
-    from star_export.engines.tensorrt.engines import EngineOptions
+    from star_export.engines.tensorrt.builder import EngineOptions
     from star_export.validation.report import ParityReport
 
 EPILOG = """
@@ -45,6 +45,7 @@ _EXPORT_ONLY = (
     "max_text_tokens",
     "max_new_tokens",
     "dtype",
+    "fp32_layers",
     "overwrite",
 )
 
@@ -77,6 +78,7 @@ def build(
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = None,
+    fp32_layers: opt.Fp32LayersOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
     max_batch: opt.MaxBatchOption = 8,
@@ -122,7 +124,7 @@ def _engine_options(context: typer.Context) -> "EngineOptions | None":
     """The engine options that were given; None for a backend that runs the graphs themselves."""
     from star_export.engines import check_backend
     from star_export.engines.tensorrt.bindings import BACKENDS
-    from star_export.engines.tensorrt.engines import EngineOptions
+    from star_export.engines.tensorrt.builder import EngineOptions
 
     check_backend(context.params["backend"])
     if context.params["backend"] not in BACKENDS:
@@ -141,6 +143,7 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
     suffix = "-star" if given["prune"] else "-full"
     given["output"] = given["output"] or Path(Path(given["model"]).resolve().name + suffix)
     given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
+    given["fp32_layers"] = tuple(given["fp32_layers"] or ())
     return BuildOptions(**given, engines=engines)
 
 

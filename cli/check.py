@@ -83,7 +83,13 @@ _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "red"}
 def print_table(report: "ParityReport") -> None:
     """One row per stage with its worst case, then the verdict."""
     table = Table(
-        "stage", "result", "error", "tolerance", "worst case", title=f"{report.bundle} ({report.dtype})"
+        "stage",
+        "result",
+        "error",
+        "tolerance",
+        "agreement",
+        "worst case",
+        title=f"{report.bundle} ({report.dtype})",
     )
     stages = {stage.stage: None for case in report.cases for stage in case.stages}
     for name in stages:
@@ -92,9 +98,13 @@ def print_table(report: "ParityReport") -> None:
         result = f"[{_STYLES[stage.status]}]{stage.status}[/]"
         if sum(row[1].status == "ambiguous" for row in rows):
             result += f" ({sum(row[1].status == 'ambiguous' for row in rows)} ambiguous)"
-        table.add_row(
-            name, result, f"{stage.error:.2g}", f"{stage.tolerance:.2g}", f"{case.name}: {stage.detail}"
-        )
+        shares = report.agreement(name)
+        agreement = f"{shares[0]:.2%}, worst {shares[1]:.2%}" if shares else ""
+        error, tolerance = f"{stage.error:.2g}", f"{stage.tolerance:.2g}"
+        table.add_row(name, result, error, tolerance, agreement, f"{case.name}: {stage.detail}")
     out.print(table)
+    if report.nonfinite:
+        style = "yellow" if report.nonfinite.hidden else "red"
+        out.print(f"[{style}]{report.nonfinite}[/]")
     verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
     out.print(f"{verdict}: {len(report.cases)} cases against {report.reference}")

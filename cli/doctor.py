@@ -1,5 +1,6 @@
 """``star-export doctor``."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from star_export.cli.app import app
@@ -26,5 +27,5 @@ def doctor(json: JsonOption = False) -> None:
     table = Table("part", "", "found", "to add it")
     for part in parts:
         verdict = "[green]ok[/green]" if part.works else "[red]no[/red]"
-        table.add_row(part.name, verdict, part.found, part.remedy)
+        table.add_row(part.name, verdict, escape(part.found), escape(part.remedy))
     out.print(table)

@@ -43,7 +43,9 @@ def _print_facts(bundle: "Bundle") -> None:
         f"{model.vision.patch_size} px in {model.vision.image_size} px",
         "decoder": f"{model.text.num_layers} layers, {model.text.num_heads} heads, "
         f"{model.text.num_kv_heads} KV heads, hidden size {model.text.hidden_size}",
-        "dtype": spec.dtype,
+        "dtype": f"{spec.dtype}, float32 in {', '.join(spec.fp32_layers)}"
+        if spec.fp32_layers
+        else spec.dtype,
         "pruning": "none",
     }
     if star := spec.star:

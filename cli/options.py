@@ -69,10 +69,19 @@ MaxNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", help="Tokens that can be generated; sizes the KV caches.")
 ]
 DTypeOption = Annotated[
-    Literal["float32", "float16"] | None,
+    Literal["float32", "float16", "bfloat16"] | None,
     typer.Option(
         "--dtype",
-        help="float32 for CPUs, float16 for GPUs.  [default: float32; float16 with a tensorrt backend]",
+        help="float32 for CPUs, float16 or bfloat16 for GPUs.  [default: float32; float16 for engines]",
+    ),
+]
+Fp32LayersOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fp32-layers",
+        metavar="NAME",
+        help="Keep this module in float32, such as lm_head or 'language_model.layers.*.mlp'; repeat for "
+        "more. Attention and KV caches keep --dtype: TensorRT has no float32 attention kernel.",
     ),
 ]
 BuildBackendOption = Annotated[

@@ -26,6 +26,16 @@ def quiet_libraries() -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
 
 
+def show_log(*, verbose: bool) -> None:
+    """Print our own log on stderr: warnings, or everything. Errors reach the user as exceptions."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: verbose or record.levelno == logging.WARNING)
+    log = logging.getLogger("star_export")
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
+
+
 def megabytes(size: int) -> str:
     """A size for people."""
     return f"{size / 1e6:,.1f} MB"

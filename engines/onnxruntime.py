@@ -40,6 +40,19 @@ class OnnxRuntimeArray:
         return best
 
 
+def check_dtype(bundle: Bundle) -> None:
+    """Refuse a bundle whose element type the CPU has no kernels for.
+
+    Raises:
+        BundleError: If it is bfloat16.
+    """
+    if bundle.spec.dtype == "bfloat16":
+        raise BundleError(
+            f"{bundle.folder} is bfloat16, which ONNX Runtime's CPU provider cannot run; "
+            "build with --dtype float32, or run it on TensorRT"
+        )
+
+
 class OnnxRuntimeCaches:
     """KV caches as OrtValues, with one binding per graph that stays valid."""
 
@@ -61,12 +74,13 @@ class OnnxRuntimeSession:
         prepacked: Graphs whose weights are packed at load.
 
     Raises:
-        BundleError: If ONNX Runtime cannot load a graph.
+        BundleError: If ONNX Runtime cannot load a graph, or the bundle is bfloat16.
     """
 
     def __init__(
         self, bundle: Bundle, *, threads: int | None = None, prepacked: Collection[str] = PREPACKED
     ) -> None:
+        check_dtype(bundle)
         self.bundle, self.spec = bundle, bundle.spec
         self._threads, self._prepacked = threads, prepacked
         self._plain_outputs = {

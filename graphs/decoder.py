@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_export.graphs.layers import ACTIVATIONS, Linear, attention_map, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, attention_map, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
 from star_export.specs import ExportSpec, TextSpec
 
@@ -21,18 +21,6 @@ KVCache = tuple[Tensor, Tensor]
 
 #: Score of every token that is not visual: above any attention probability, so it always stays.
 ALWAYS_KEPT = 1e30
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm, computed in float32 by the runtime."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.empty(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
 class RotaryTables(nn.Module):
@@ -61,10 +49,11 @@ class DecoderAttention(nn.Module):
         self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=bias)
 
     def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``."""
-        q = rotary(split_heads(self.q_proj(x), self.heads), position_ids)
-        k = rotary(split_heads(self.k_proj(x), self.kv_heads), position_ids)
-        return q, k, split_heads(self.v_proj(x), self.kv_heads)
+        """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``, as the caches' type."""
+        q, k, v = (f(x).to(rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q = rotary(split_heads(q, self.heads), position_ids)
+        k = rotary(split_heads(k, self.kv_heads), position_ids)
+        return q, k, split_heads(v, self.kv_heads)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
         """Fused attention, causal when no mask is given; ``[B, S, C]`` after the output projection."""
@@ -167,7 +156,7 @@ class PrefillGraph(Decoder):
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)
         rows = image_positions[..., None].expand_as(image_features)
-        x = x.scatter(1, rows, image_features)  # [1, S, C]
+        x = x.scatter(1, rows, image_features.to(x.dtype))  # [1, S, C]
         positions = torch.arange(x.shape[1])[None]  # [1, S]
         kept: tuple[Tensor, ...] = ()
         presents: list[Tensor] = []

@@ -5,6 +5,7 @@ while the graph is traced; afterwards every initializer is pointed at its bytes
 in a weights file.
 """
 
+import ast
 import logging
 import re
 import warnings
@@ -44,13 +45,24 @@ MODULES: dict[str, Callable[[ExportSpec], nn.Module]] = {
     DECODE: DecodeGraph,
 }
 
-_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
+_TORCH_DTYPE = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+}
 
 
 def fake_module(graph: str, spec: ExportSpec) -> nn.Module:
     """The module of ``graph`` with parameters that have shapes and no memory."""
     with _fake(spec):
-        return MODULES[graph](spec)
+        return _module(graph, spec)
+
+
+def layer_names(spec: ExportSpec) -> list[str]:
+    """Name of every module of the three graphs that has weights, as in a checkpoint."""
+    modules = [fake_module(graph, spec) for graph in (VISION, DECODE)]
+    return [name.rpartition(".")[0] for module in modules for name, _ in module.named_parameters()]
 
 
 def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path) -> None:
@@ -74,6 +86,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
     if any(node.domain == STAR_DOMAIN for node in model.graph):
         function = topk_gather_function()
         model.functions[function.identifier()] = function
+    _name_nodes(model)
     ClearMetadataAndDocStringPass()(model)
     model.producer_name, model.producer_version = "star-export", None
     model.graph.name = graph
@@ -83,7 +96,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
 def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
     with _fake(spec), _quiet():
         program = torch.onnx.export(
-            MODULES[graph](spec).eval(),
+            _module(graph, spec).eval(),
             kwargs=_forward_arguments(borders, lambda tensor: _example(tensor, spec)),
             dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
             input_names=[tensor.name for tensor in borders.inputs],
@@ -95,6 +108,14 @@ def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
         )
     assert program is not None
     return program.model
+
+
+def _module(graph: str, spec: ExportSpec) -> nn.Module:
+    """The module of ``graph``, its parameters in the element types of ``spec``."""
+    module = MODULES[graph](spec)
+    for name, parameter in module.named_parameters():
+        parameter.data = parameter.to(_TORCH_DTYPE[spec.weight_dtype(name)])
+    return module
 
 
 def _forward_arguments(borders: GraphSpec, make: Callable[[TensorSpec], Any]) -> dict[str, Any]:
@@ -162,6 +183,14 @@ def _attach_weights(model: ir.Model, weights: WeightsFile) -> None:
     for name, value in model.graph.initializers.items():
         if value.const_value is None:
             value.const_value = weights.external_tensor(name)
+
+
+def _name_nodes(model: ir.Model) -> None:
+    """Put the module that a node comes from before its name: ``language_model.layers.0.mlp/node_silu``."""
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+        if len(scopes) > 2 and scopes[-2] != "rotary":  # from the graph itself to the operator
+            node.name = f"{scopes[-2]}/{node.name}"
 
 
 def _declare(model: ir.Model, borders: GraphSpec) -> None:

@@ -2,6 +2,10 @@
 
 Parameters carry the names they have in a Hugging Face checkpoint, so weights
 can be attached by name after export.
+
+Every module computes in the element type of its weights, whatever its input
+has: `ExportSpec.fp32_layers` keeps some in float32. Sums take the wider type,
+so a residual stream that a float32 module has widened stays wide.
 """
 
 from collections.abc import Callable
@@ -31,8 +35,34 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight
+        y = x.to(self.weight.dtype) @ self.weight
         return y if self.bias is None else y + self.bias
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer norm; the runtime computes its statistics in float32.
+
+    A wide input is narrowed after the norm, not before: it may be out of range.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; otherwise like :class:`LayerNorm`."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = torch.promote_types(x.dtype, self.weight.dtype)
+        normed = F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
+        return normed.to(self.weight.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_export.graphs.layers import ACTIVATIONS, Linear, attention_map, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, LayerNorm, Linear, attention_map, merge_heads, split_heads
 from star_export.graphs.ops import topk_gather
 from star_export.specs import ExportSpec, ModelSpec, VisionSpec
 
@@ -25,8 +25,12 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches + 1, width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [1, P, W]
-        cls = self.class_embedding.expand(patches.shape[0], 1, -1)
+        patches = (
+            self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
+            .flatten(2)
+            .transpose(1, 2)
+        )  # [1, P, W]
+        cls = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [1, 1+P, W]
 
 
@@ -36,12 +40,14 @@ class VisionAttention(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.heads = spec.num_heads
+        self.dtype = torch.get_default_dtype()  # of the fused attention, also where weights are float32
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             Linear(spec.hidden_size, spec.hidden_size, bias=True) for _ in range(4)
         )
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        q, k, v = (split_heads(f(x), self.heads) for f in (self.q_proj, self.k_proj, self.v_proj))
+        projected = (f(x).to(self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (split_heads(part, self.heads) for part in projected)
         if want_map:
             weights = attention_map(q, k)  # [1, H, 1+P, 1+P]
             attended = weights.to(v.dtype) @ v
@@ -68,9 +74,9 @@ class VisionLayer(nn.Module):
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.self_attn = VisionAttention(spec)
-        self.layer_norm2 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.mlp = VisionMLP(spec)
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +105,7 @@ class VisionTower(nn.Module):
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
         self.embeddings = VisionEmbeddings(spec)
-        self.pre_layrnorm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.pre_layrnorm = LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
         self.encoder = VisionEncoder(spec)
 
     def forward(self, pixel_values: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
@@ -137,8 +143,8 @@ class VisionGraph(nn.Module):
         hidden, weights = self.vision_tower(pixel_values, want_map=self.pruned)
         patches = hidden[:, 1:]  # CLS is no candidate
         if weights is None or stage1_slots is None:
-            return (self.multi_modal_projector(patches),)
+            return (self.multi_modal_projector(patches).to(pixel_values.dtype),)
         # Attention received: mean over heads and patch rows, CLS row left out (STAR stage 1).
         scores = weights[:, :, 1:, 1:].mean(dim=(1, 2))  # [1, P]
         kept, indices = topk_gather(patches, scores, stage1_slots)
-        return self.multi_modal_projector(kept), indices
+        return self.multi_modal_projector(kept).to(pixel_values.dtype), indices

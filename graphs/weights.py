@@ -7,7 +7,7 @@ copy on disk, and no tensor passes through memory with more than itself.
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -19,19 +19,29 @@ from star_export.errors import CheckpointError
 from star_export.graphs.layers import Linear
 from star_export.specs import DTYPE_BYTES, DType, ExportSpec
 
-_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16"}
-_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16}
-_IR_DTYPE = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16}
+_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_IR_DTYPE = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "bfloat16": ir.DataType.BFLOAT16,
+}
 _ALIGNMENT = 4096  # a page, so that runtimes can map the data
 
 
 @dataclass(frozen=True)
 class Weight:
-    """One tensor of a weights file, and how to get it."""
+    """One tensor of a weights file, its element type there, and how to get it."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: DType
     load: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its data in the file."""
+        return torch.Size(self.shape).numel() * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,7 @@ class Slice:
     offset: int
     length: int
     shape: tuple[int, ...]
+    dtype: DType
 
 
 @dataclass(frozen=True)
@@ -48,7 +59,6 @@ class WeightsFile:
     """A written weights file."""
 
     path: Path
-    dtype: DType
     slices: dict[str, Slice]
 
     def external_tensor(self, name: str) -> ir.ExternalTensor:
@@ -58,7 +68,7 @@ class WeightsFile:
             self.path.name,
             where.offset,
             where.length,
-            _IR_DTYPE[self.dtype],
+            _IR_DTYPE[where.dtype],
             shape=ir.Shape(where.shape),
             name=name,
             base_dir=self.path.parent,
@@ -71,21 +81,27 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
     Args:
         graph: A graph module whose parameters carry checkpoint names.
         checkpoint: Where the values come from.
-        spec: Sizes of the computed rotary tables.
+        spec: Element types, and the sizes of the computed rotary tables.
 
     Raises:
         CheckpointError: If a tensor is missing or has another shape.
     """
     linear = {f"{name}.weight" for name, module in graph.named_modules() if isinstance(module, Linear)}
-    return [
+    weights = [
         _rotary(name, tuple(tensor.shape), spec)
         if name.startswith("rotary.")
-        else _stored(name, tuple(tensor.shape), checkpoint, transposed=name in linear)
+        else _stored(
+            name, tuple(tensor.shape), checkpoint, spec.weight_dtype(name), transposed=name in linear
+        )
         for name, tensor in graph.state_dict().items()
     ]
+    # Wide ones first: whatever the sizes, each tensor lies at a multiple of its element's size.
+    return sorted(weights, key=lambda weight: -DTYPE_BYTES[weight.dtype])
 
 
-def _stored(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, *, transposed: bool) -> Weight:
+def _stored(
+    name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: DType, *, transposed: bool
+) -> Weight:
     source = name
     if name == "lm_head.weight" and checkpoint.model.text.tie_word_embeddings:
         source = "language_model.embed_tokens.weight"
@@ -102,7 +118,7 @@ def _stored(name: str, shape: tuple[int, ...], checkpoint: Checkpoint, *, transp
         tensor = checkpoint.tensor(source)
         return tensor.T if transposed else tensor
 
-    return Weight(name, shape, load)
+    return Weight(name, shape, dtype, load)
 
 
 def _rotary(name: str, shape: tuple[int, ...], spec: ExportSpec) -> Weight:
@@ -111,7 +127,7 @@ def _rotary(name: str, shape: tuple[int, ...], spec: ExportSpec) -> Weight:
         angles = torch.arange(shape[0], dtype=torch.float32)[:, None] * inverse
         return (angles.cos() if name == "rotary.cos" else angles.sin()) * scaling
 
-    return Weight(name, shape, load)
+    return Weight(name, shape, spec.dtype, load)
 
 
 def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
@@ -135,62 +151,61 @@ def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
     return inverse, float(scaling)
 
 
-def weights_bytes(weights: list[Weight], dtype: DType) -> int:
+def weights_bytes(weights: list[Weight]) -> int:
     """Size of the tensors' data in a weights file."""
-    return sum(torch.Size(w.shape).numel() for w in weights) * DTYPE_BYTES[dtype]
+    return sum(weight.nbytes for weight in weights)
 
 
-def write_weights(
-    path: Path, weights: list[Weight], dtype: DType, progress: Callable[[int], None]
-) -> WeightsFile:
+def write_weights(path: Path, weights: list[Weight], progress: Callable[[int], None]) -> WeightsFile:
     """Write a safetensors file, one tensor in memory at a time.
 
     Args:
         path: File to write.
         weights: Its tensors, in order.
-        dtype: Element type to convert to.
         progress: Called with the number of bytes after each tensor.
 
     Raises:
         OSError: If the disk is full.
-        CheckpointError: If a value does not fit into float16.
+        CheckpointError: If a value does not fit into its element type.
     """
-    layout, header = _layout(weights, dtype)
+    layout, header = _layout(weights)
     with path.open("wb") as file:
         file.write(header)
         for weight in weights:
-            for block in _blocks(weight, dtype):
+            for block in _blocks(weight):
                 file.write(block)
             progress(layout[weight.name].length)
-    return WeightsFile(path, dtype, layout)
+    return WeightsFile(path, layout)
 
 
-def _layout(weights: list[Weight], dtype: DType) -> tuple[dict[str, Slice], bytes]:
+def _layout(weights: list[Weight]) -> tuple[dict[str, Slice], bytes]:
     """Byte ranges in the file, and the safetensors header padded to a whole page."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     slices: dict[str, Slice] = {}
     for weight in weights:
-        length = torch.Size(weight.shape).numel() * DTYPE_BYTES[dtype]
-        slices[weight.name] = Slice(begin, length, weight.shape)
+        slices[weight.name] = Slice(begin, weight.nbytes, weight.shape, weight.dtype)
         entries[weight.name] = {
-            "dtype": _SAFETENSORS_DTYPE[dtype],
+            "dtype": _SAFETENSORS_DTYPE[weight.dtype],
             "shape": list(weight.shape),
-            "data_offsets": [begin, begin + length],
+            "data_offsets": [begin, begin + weight.nbytes],
         }
-        begin += length
+        begin += weight.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = len(text) + 8
-    placed = {name: Slice(s.offset + start, s.length, s.shape) for name, s in slices.items()}
+    placed = {name: replace(s, offset=s.offset + start) for name, s in slices.items()}
     return placed, len(text).to_bytes(8, "little") + text
 
 
-def _blocks(weight: Weight, dtype: DType, rows: int = 1024) -> Iterator[bytes]:
+def _blocks(weight: Weight, rows: int = 1024) -> Iterator[bytes]:
     """The tensor's bytes, converted ``rows`` rows at a time."""
     tensor = weight.load()
     for begin in range(0, len(tensor), rows):
-        block = tensor[begin : begin + rows].to(_TORCH_DTYPE[dtype]).contiguous()
-        if dtype == "float16" and not torch.isfinite(block).all():
-            raise CheckpointError(f"{weight.name} has values that float16 cannot hold; use --dtype float32")
-        yield block.numpy().tobytes()
+        block = tensor[begin : begin + rows].to(_TORCH_DTYPE[weight.dtype]).contiguous()
+        if weight.dtype != "float32" and not torch.isfinite(block).all():
+            raise CheckpointError(
+                f"{weight.name} has values that {weight.dtype} cannot hold; "
+                f"give --fp32-layers {weight.name.rpartition('.')[0]}, or another --dtype"
+            )
+        yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16

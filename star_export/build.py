@@ -14,14 +14,21 @@ from typing import Any, Protocol
 from star_export import bundle as layout
 from star_export.aliases import ALIASES
 from star_export.bundle import open_bundle, write_engines, write_manifest
-from star_export.checkpoint import Checkpoint, open_checkpoint
+from star_export.checkpoint import Checkpoint, canonical_module, open_checkpoint
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.bindings import load_bindings
-from star_export.engines.tensorrt.engines import EngineOptions, build_engines, check_options
+from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import staging_folder, write_json
-from star_export.specs import DEFAULT_DROP_RATIO, DType, ExportSpec, check_capacities, resolve_star
+from star_export.specs import (
+    DEFAULT_DROP_RATIO,
+    DType,
+    ExportSpec,
+    check_capacities,
+    check_fp32_layers,
+    resolve_star,
+)
 
 #: Weights file of each graph; prefill and decode share one.
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
@@ -91,6 +98,7 @@ class BuildOptions:
     max_text_tokens: int = 512
     max_new_tokens: int = 512
     dtype: DType = "float32"
+    fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
     overwrite: bool = False
 
@@ -122,8 +130,13 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
         dtype=options.dtype,
+        fp32_layers=tuple(canonical_module(name) for name in options.fp32_layers),
     )
     check_capacities(spec)
+    if spec.fp32_layers:
+        from star_export.graphs.export import layer_names
+
+        check_fp32_layers(spec, layer_names(spec))
     return spec
 
 
@@ -262,13 +275,13 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps:
     plans = {
         WEIGHTS[graph]: plan_weights(fake_module(graph, spec), checkpoint, spec) for graph in (VISION, DECODE)
     }
-    sizes = {name: weights_bytes(plan, spec.dtype) for name, plan in plans.items()}
+    sizes = {name: weights_bytes(plan) for name, plan in plans.items()}
     _check_disk(graphs, sum(sizes.values()))
     written = {}
     for name, plan in plans.items():
         path = graphs / f"{name}.safetensors"
         with steps.step(f"{name} weights", sizes[name]):
-            written[name] = write_weights(path, plan, spec.dtype, steps.progress.advance)
+            written[name] = write_weights(path, plan, steps.progress.advance)
     for graph in GRAPHS:
         with steps.step(f"{graph} graph"):
             export_graph(graph, spec, written[WEIGHTS[graph]], graphs / f"{graph}.onnx")

@@ -238,6 +238,11 @@ def canonical_name(name: str) -> str:
     return name
 
 
+def canonical_module(name: str) -> str:
+    """The module name used here for any spelling of any transformers version."""
+    return canonical_name(f"{name}.").removesuffix(".")
+
+
 def _index_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...]]]]:
     from safetensors import SafetensorError, safe_open
 

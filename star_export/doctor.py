@@ -3,15 +3,27 @@
 import importlib
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from star_export.engines.tensorrt.bindings import BACKENDS, EXTRA, load_bindings
+from star_export.engines.tensorrt.cuda import require_device
+from star_export.engines.tensorrt.facts import RTX_TARGETS
+from star_export.errors import PlatformError
+
 RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "jinja2", "rich", "typer")
 EXPORT = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "huggingface_hub")
-_MODULES = {"pillow": "PIL", "onnx-ir": "onnx_ir"}
+_MODULES = {
+    "pillow": "PIL",
+    "onnx-ir": "onnx_ir",
+    "cuda-bindings": "cuda.bindings.nvrtc",
+    "nvidia-cuda-nvrtc": "cuda.bindings.nvrtc",
+}
+_EXTRA = "pip install 'star-export[{}]'"
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,13 @@ def examine() -> list[Part]:
         _packages("run bundles", RUNTIME, "pip install star-export"),
         _packages("build and check", EXPORT, "pip install 'star-export[export]'"),
         _onnxruntime(),
+        _gpu(),
+        *(part for backend in BACKENDS for part in _tensorrt(backend)),
+        _packages(
+            "compile the plugin kernel", ("cuda-bindings", "nvidia-cuda-nvrtc"), _EXTRA.format("tensorrt")
+        ),
+        _plugin_library(),
+        _packages("check --polygraphy", ("polygraphy",), _EXTRA.format("polygraphy")),
     ]
 
 
@@ -75,3 +94,41 @@ def _onnxruntime() -> Part:
     works = bool(providers) and (major, minor) >= (1, 24)
     remedy = "" if works else "pip install 'onnxruntime>=1.24'"
     return Part(name, works, f"{ort.__version__}: {', '.join(providers)}", remedy)
+
+
+def _gpu() -> Part:
+    try:
+        device = require_device()
+    except PlatformError as error:
+        return Part("GPU", False, str(error), "")
+    memory = f"{device.free_memory / 1e9:.1f} of {device.total_memory / 1e9:.1f} GB free"
+    capability = "sm{}{}".format(*device.capability)
+    return Part("GPU", True, f"{device.name}, {capability}, driver for CUDA {device.driver}, {memory}", "")
+
+
+def _tensorrt(backend: str) -> list[Part]:
+    """Building and running engines: TensorRT needs a GPU for both, TensorRT-RTX for running only."""
+    build, run = f"build {backend} engines", f"backend {backend}"
+    remedy = _EXTRA.format(EXTRA[backend])
+    try:
+        bindings = load_bindings(backend)
+        importlib.import_module("onnx")
+    except (PlatformError, ImportError) as error:
+        return [Part(name, False, str(error), remedy) for name in (build, run)]
+    gpu = _gpu()
+    runs = Part(run, gpu.works, f"{bindings.version}, {gpu.found}", "")
+    if bindings.is_rtx:
+        return [
+            Part(build, True, f"{bindings.version}, without a GPU, for {', '.join(RTX_TARGETS)}", ""),
+            runs,
+        ]
+    return [Part(build, gpu.works, f"{bindings.version}, {gpu.found}", ""), runs]
+
+
+def _plugin_library() -> Part:
+    """The C++ library needs a compiler and TensorRT's headers, wherever they are."""
+    name, remedy = "compile the plugin library", "install CMake and a C++ compiler; docs/kernels.md"
+    tools = {tool: shutil.which(tool) for tool in ("cmake", "c++")}
+    if missing := [tool for tool, path in tools.items() if path is None]:
+        return Part(name, False, f"missing: {', '.join(missing)}", remedy)
+    return Part(name, True, f"{', '.join(map(str, tools.values()))}; give TensorRT with -DTENSORRT_ROOT", "")

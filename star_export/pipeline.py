@@ -20,6 +20,7 @@ from tokenizers.decoders import DecodeStream
 from star_export import contract as names
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
 from star_export.contract import DECODE, PREFILL, VISION
+from star_export.dtypes import to_device_dtype
 from star_export.engines import open_session
 from star_export.engines.session import Caches, DeviceArray, Session
 from star_export.errors import BundleError, InputError, SettingsError
@@ -233,7 +234,7 @@ class Pipeline:
 
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> VisionOutput:
         """Run the vision graph on ``pixels [1, 3, H, W]``."""
-        feeds = {names.PIXEL_VALUES: pixels.astype(self.spec.dtype, copy=False)}
+        feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
         if self.spec.star is None:
             output = self.session.run(VISION, feeds)
             return VisionOutput(output[names.IMAGE_FEATURES], np.arange(self.spec.image_tokens))

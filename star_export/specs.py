@@ -4,16 +4,19 @@ Frozen dataclasses of plain numbers, written to and read from the manifest as
 JSON. All arithmetic of the STAR budgets (arXiv 2505.12359, section 3) is here.
 """
 
+import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from star_export.errors import SettingsError
 
-DType = Literal["float32", "float16"]
+DType = Literal["float32", "float16", "bfloat16"]
 
 #: Bytes of one element.
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "int64": 8}
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 DEFAULT_KEEP = 64
 DEFAULT_DROP_RATIO = 0.1
@@ -104,6 +107,7 @@ class ExportSpec:
         max_text_tokens: Prompt tokens that are not image tokens, at most.
         max_new_tokens: Tokens generated after the prompt, at most.
         dtype: Element type of weights, activations and KV caches.
+        fp32_layers: Names and patterns of modules that stay in float32; see :meth:`weight_dtype`.
     """
 
     model: ModelSpec
@@ -111,6 +115,7 @@ class ExportSpec:
     max_text_tokens: int
     max_new_tokens: int
     dtype: DType
+    fp32_layers: tuple[str, ...] = ()
 
     @property
     def image_tokens(self) -> int:
@@ -143,6 +148,15 @@ class ExportSpec:
         text = self.model.text
         return 2 * tokens * layers * text.num_kv_heads * text.head_dim * DTYPE_BYTES[self.dtype]
 
+    def weight_dtype(self, tensor: str) -> DType:
+        """Element type in which the weight called ``tensor`` is stored and used.
+
+        A name in ``fp32_layers`` stands for a module with all below it, a pattern for every
+        module whose whole name matches; ``*`` matches dots too.
+        """
+        module, _, _ = tensor.rpartition(".")
+        return "float32" if _named(module, self.fp32_layers) else self.dtype
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, the inverse of :meth:`from_dict`."""
         return asdict(self)
@@ -159,7 +173,39 @@ class ExportSpec:
         model["text"] = TextSpec(**model["text"])
         model["eos_token_ids"] = tuple(model["eos_token_ids"])
         star = StarSpec(**data["star"]) if data["star"] is not None else None
-        return cls(**{**data, "model": ModelSpec(**model), "star": star})
+        layers = tuple(data.get("fp32_layers", ()))  # absent before there was bfloat16
+        return cls(**{**data, "model": ModelSpec(**model), "star": star, "fp32_layers": layers})
+
+
+def _named(module: str, patterns: Iterable[str]) -> bool:
+    """Whether a pattern matches ``module`` or a module it is in."""
+    parts = module.split(".")
+    names = [".".join(parts[: count + 1]) for count in range(len(parts))]
+    return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
+
+
+def check_fp32_layers(spec: ExportSpec, modules: Iterable[str]) -> None:
+    """Refuse names that are no part of the exported model.
+
+    Args:
+        spec: Settings with ``fp32_layers``.
+        modules: Name of every module that has weights.
+
+    Raises:
+        SettingsError: With the nearest name, or if the whole bundle is float32.
+    """
+    if spec.fp32_layers and spec.dtype == "float32":
+        raise SettingsError("--fp32-layers has no meaning with --dtype float32; leave one of them out")
+    names = sorted({".".join(m.split(".")[: n + 1]) for m in modules for n in range(m.count(".") + 1)})
+    for pattern in spec.fp32_layers:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = difflib.get_close_matches(pattern, names, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            tops = ", ".join(name for name in names if "." not in name)
+            raise SettingsError(
+                f"--fp32-layers {pattern} names nothing in this bundle; {hint}"
+                f"names are those of the checkpoint's modules and begin with {tops}"
+            )
 
 
 def stage1_count(*, patches: int, drop_ratio: float) -> int:

@@ -41,8 +41,10 @@ def bundle(
     """``bundle("mha", prune=False, dtype="float16")``: folder of a built bundle. Do not write into it."""
     root = tmp_path_factory.mktemp("bundles")
 
-    def get(preset: str, *, prune: bool = True, dtype: str = "float32") -> Path:
-        folder = root / f"{preset}-{'star' if prune else 'full'}-{dtype}"
+    def get(
+        preset: str, *, prune: bool = True, dtype: str = "float32", fp32_layers: tuple[str, ...] = ()
+    ) -> Path:
+        folder = root / "-".join((preset, "star" if prune else "full", dtype, *fp32_layers))
         if not folder.exists():
             options = BuildOptions(
                 model=str(checkpoint(preset)),
@@ -53,6 +55,7 @@ def bundle(
                 max_text_tokens=128,
                 max_new_tokens=32,
                 dtype=dtype,
+                fp32_layers=fp32_layers,
             )
             build(options)
         return folder

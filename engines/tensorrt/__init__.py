@@ -1,7 +1,9 @@
 """TensorRT and TensorRT-RTX: one code path, two sets of bindings.
 
-``bindings`` loads either; ``network`` parses a graph and refuses what the parser
-would get wrong in silence; ``profiles`` gives every dynamic size its range;
-``builder`` makes the engines; ``facts`` is what the manifest says about them and
-what a machine must have to run them; ``session`` runs them on a GPU.
+Building: ``builder`` makes a bundle's engines, each by a ``worker`` process;
+``review`` and ``network`` refuse what the ONNX parser would get wrong in silence;
+``profiles`` gives every dynamic size its range. ``facts`` is what the manifest says
+about engines, and what a machine needs to run them. Running: ``session`` is the
+backend, ``engine`` one loaded engine, ``shapes`` what it takes and gives, ``argmax``
+greedy sampling, ``cuda`` the GPU. ``bindings`` loads either TensorRT.
 """

@@ -1,203 +1,210 @@
-"""One engine, built in this process.
+"""All three engines of a bundle, each built in a process of its own."""
 
-Run as ``python -m star_export.engines.tensorrt.builder REQUEST``, which is what
-`star_export.engines.tensorrt.engines` does: a builder that dies takes only its
-own process with it, and its memory is given back before the next one starts.
-Prints one JSON object per line: what TensorRT says, then the outcome.
-"""
-
+import difflib
 import json
 import logging
-import re
+import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.contract import STAGE1_SLOTS, STAGE2_SLOTS
-from star_export.engines.tensorrt.bindings import Bindings, load_bindings, log
-from star_export.engines.tensorrt.facts import Profile
-from star_export.engines.tensorrt.network import parse
-from star_export.errors import BundleError, PlatformError, StarExportError
-from star_export.files import atomic_open
-
-#: Inputs of which only the length is read; TensorRT says so, and rightly.
-LENGTH_ONLY = frozenset({STAGE1_SLOTS, STAGE2_SLOTS})
-
-_UNUSED_INPUT = re.compile(r"Unused Input: (\S+)")
+from star_export.contract import GRAPHS
+from star_export.engines.plugins import PLUGIN_CHOICES
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX, Bindings, load_bindings, log
+from star_export.engines.tensorrt.cuda import require_device
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
+from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
+from star_export.engines.tensorrt.worker import LENGTH_ONLY, EngineRequest
+from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.specs import ExportSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineRequest:
-    """Everything one build needs; plain values, so that it can cross to another process.
-
-    Attributes:
-        backend: ``tensorrt`` or ``tensorrt-rtx``.
-        graph: The ONNX file.
-        output: The engine file to write.
-        profiles: ``[min, opt, max]`` shapes per dynamic input.
-        targets: ``sm89``, ... for TensorRT-RTX; empty for TensorRT, which builds for its own GPU.
-        plugins: ``aot``, ``library`` or ``none``.
-        plugin_library: The shared library, when ``plugins`` is ``library``.
-        timing_cache: File of kernel timings to read and write.
-        hardware_compatible: Run on every GPU from compute capability 8.0.
-        version_compatible: Run on newer versions of the same major number.
-        weight_streaming: Let weights stay in host memory at run time.
-        workspace: Scratch memory a kernel may take, in bytes; no limit by default.
-    """
+class EngineOptions:
+    """What ``star-export build --backend`` was asked for; see its help for each."""
 
     backend: str
-    graph: str
-    output: str
-    profiles: dict[str, Profile]
     targets: tuple[str, ...] = ()
-    plugins: str = "none"
-    plugin_library: str | None = None
-    timing_cache: str | None = None
+    max_batch: int = 8
+    plugins: str | None = None
+    plugin_library: Path | None = None
+    timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
     weight_streaming: bool = False
     workspace: int | None = None
 
-    def to_json(self) -> str:
-        """One line of JSON, the inverse of :meth:`from_json`."""
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, text: str) -> "EngineRequest":
-        """Read what :meth:`to_json` wrote."""
-        data = json.loads(text)
-        profiles = {name: Profile(**profile) for name, profile in data["profiles"].items()}
-        return cls(**{**data, "profiles": profiles, "targets": tuple(data["targets"])})
+def build_engines(
+    folder: Path, spec: ExportSpec, options: EngineOptions, *, output: Path, step: Callable[[str], Any]
+) -> EngineFacts:
+    """Build the engines of ``folder``'s graphs.
 
-
-def build_engine(request: EngineRequest) -> None:
-    """Parse, build and write one engine.
+    Args:
+        folder: A bundle, or one in the making: ``graphs/*.onnx``.
+        spec: What was exported.
+        options: For which backend, GPUs and sizes.
+        output: Folder that gets the three ``*.engine`` files.
+        step: Called with each engine's step name; what it returns is entered while it is built.
 
     Raises:
-        BundleError: If the graph is refused, or loses something on the way.
-        PlatformError: If TensorRT, a plugin or a GPU is missing, or the build fails.
+        SettingsError: If the options contradict the backend or the bundle.
+        BundleError: If a graph is refused.
+        PlatformError: If TensorRT or a GPU is missing, or a build fails.
     """
-    bindings = load_bindings(request.backend)
-    trt, path = bindings.trt, Path(request.graph)
-    _load_plugins(request, bindings)
-    builder = trt.Builder(bindings.logger)
-    if builder is None:
-        raise PlatformError(f"{bindings.backend} cannot start: {_last_error(bindings)}")
-    network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
-    config = _configure(request, bindings, builder)
-    cache = _open_timing_cache(request, config)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {_last_error(bindings)}")
-    _refuse_unused_inputs(path, bindings)
-    with atomic_open(Path(request.output)) as file:
-        file.write(memoryview(plan))
-    if cache is not None and request.timing_cache:
-        with atomic_open(Path(request.timing_cache)) as file:
-            file.write(memoryview(cache.serialize()))
-
-
-def _load_plugins(request: EngineRequest, bindings: Bindings) -> None:
-    """Make ``TopKGather`` known to the parser. Never for TensorRT-RTX, whose parser then aborts."""
-    if request.plugins == "none":
-        return
-    from star_export.engines.plugins import aot, library
-
-    if request.plugins == "aot":
-        aot.register(bindings.trt, architecture=_architecture(request))
-    else:
-        library.load(bindings.trt, Path(request.plugin_library or ""), bindings.logger)
-
-
-def _architecture(request: EngineRequest) -> str:
-    """What the kernel is compiled for: the GPU here, or the oldest one that may run it."""
-    if request.hardware_compatible:
-        return "compute_80"
-    from star_export.engines.tensorrt.cuda import require_device
-
-    return "compute_{}{}".format(*require_device().capability)
-
-
-def _configure(request: EngineRequest, bindings: Bindings, builder: Any) -> Any:
-    trt = bindings.trt
-    config = builder.create_builder_config()
-    profile = builder.create_optimization_profile()
-    for name, shapes in request.profiles.items():
-        profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-    config.add_optimization_profile(profile)
-    if request.targets:
-        config.num_compute_capabilities = len(request.targets)
-        for index, target in enumerate(request.targets):
-            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
-    if request.hardware_compatible:
-        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if request.version_compatible:
-        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # The lean runtime inside the plan is code that a loader would have to trust.
-        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
-    if request.weight_streaming:
-        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
-    if request.workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
-    return config
-
-
-def _open_timing_cache(request: EngineRequest, config: Any) -> Any:
-    """The timing cache in use, or None without one."""
-    if request.timing_cache is None:
-        return None
-    path = Path(request.timing_cache)
-    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
-    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        raise PlatformError(
-            f"{path} is no timing cache of this TensorRT and GPU; name another file or remove it"
+    check_options(options, spec)
+    bindings = load_bindings(options.backend)
+    profiles = engine_profiles(spec, max_batch=options.max_batch)
+    files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
+    facts = _facts(bindings, options, files=files, profiles=profiles)
+    for graph in GRAPHS:
+        request = EngineRequest(
+            backend=options.backend,
+            graph=str(folder / "graphs" / f"{graph}.onnx"),
+            output=str(output / Path(files[graph]).name),
+            profiles=profiles[graph],
+            targets=facts.targets if bindings.is_rtx else (),
+            plugins=facts.plugins,
+            plugin_library=str(options.plugin_library) if options.plugin_library else None,
+            timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
+            hardware_compatible=options.hardware_compatible,
+            version_compatible=options.version_compatible,
+            weight_streaming=options.weight_streaming,
+            workspace=options.workspace << 20 if options.workspace else None,
         )
-    return cache
+        with step(f"{options.backend} {graph} engine"):
+            build_apart(request, graph)
+    return facts
 
 
-def _refuse_unused_inputs(path: Path, bindings: Bindings) -> None:
-    for message in bindings.messages:
-        match = _UNUSED_INPUT.search(message.text)
-        if match and match[1] not in LENGTH_ONLY:
-            raise BundleError(
-                f"{path}: {bindings.backend} {bindings.version} made an engine that ignores the input "
-                f"{match[1]}; it would compute something else, so it was not kept"
-            )
+def check_options(options: EngineOptions, spec: ExportSpec) -> None:
+    """Refuse options that the backend or the bundle does not allow.
+
+    Raises:
+        SettingsError: With what to type instead.
+    """
+    if spec.dtype == "float32":
+        raise SettingsError(
+            "TensorRT has no float32 attention kernel, and this bundle is float32; "
+            "build it with --dtype float16"
+        )
+    if options.backend == TENSORRT_RTX:
+        _check_rtx_options(options)
+    elif options.targets:
+        raise SettingsError(
+            "--target is for --backend tensorrt-rtx; tensorrt builds for the GPU of this machine "
+            "(--hardware-compatible: for every one from sm80)"
+        )
+    if options.plugins == "library" and options.plugin_library is None:
+        raise SettingsError(
+            "--plugins library needs --plugin-library PATH; docs/kernels.md says how to make it"
+        )
+    if options.plugin_library is not None and not options.plugin_library.is_file():
+        raise SettingsError(f"--plugin-library {options.plugin_library} does not exist; see docs/kernels.md")
+    if options.plugins not in (None, *PLUGIN_CHOICES):
+        raise SettingsError(f"--plugins must be {', '.join(PLUGIN_CHOICES)}, got {options.plugins}")
+    if plugins_of(options) == "none":
+        check_topk(spec)
 
 
-def _last_error(bindings: Bindings) -> str:
-    errors = [message.text for message in bindings.messages if message.level >= logging.ERROR]
-    return " ".join(errors[-1].split()) if errors else "the build failed without a message"
+def _check_rtx_options(options: EngineOptions) -> None:
+    for target in options.targets:
+        if target not in RTX_TARGETS:
+            near = difflib.get_close_matches(target, RTX_TARGETS, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise SettingsError(f"unknown target {target}; {hint}targets are {', '.join(RTX_TARGETS)}")
+    refused = {
+        "--plugins": options.plugins not in (None, "none"),
+        "--timing-cache": options.timing_cache is not None,
+        "--hardware-compatible": options.hardware_compatible,
+        "--version-compatible": options.version_compatible,
+    }
+    if names := [name for name, given in refused.items() if given]:
+        raise SettingsError(
+            f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use --backend tensorrt"
+        )
 
 
-class _JsonLines(logging.Handler):
-    """Hands every message to the parent process."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        _say({"level": record.levelno, "text": record.getMessage()})
-
-
-def _say(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+def plugins_of(options: EngineOptions) -> str:
+    """Where ``TopKGather`` comes from: baked in by default, the function body for TensorRT-RTX."""
+    if options.plugins is not None:
+        return options.plugins
+    return "none" if options.backend == TENSORRT_RTX else "aot"
 
 
-def _peak_memory() -> int:
-    """Peak resident bytes of this process (Linux)."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+def _facts(
+    bindings: Bindings, options: EngineOptions, *, files: dict[str, str], profiles: Any
+) -> EngineFacts:
+    driver, targets = None, options.targets or RTX_TARGETS
+    if not bindings.is_rtx:
+        device = require_device()
+        driver = device.driver
+        targets = (AMPERE_PLUS,) if options.hardware_compatible else ("sm{}{}".format(*device.capability),)
+    return EngineFacts(
+        backend=options.backend,
+        version=bindings.version,
+        targets=tuple(dict.fromkeys(targets)),
+        plugins=plugins_of(options),
+        version_compatible=options.version_compatible,
+        weight_streaming=options.weight_streaming,
+        driver=driver,
+        profiles=profiles,
+        files=files,
+    )
 
 
-def _main(text: str) -> None:
-    log.addHandler(_JsonLines())
-    log.setLevel(logging.INFO)
-    try:
-        build_engine(EngineRequest.from_json(text))
-    except (StarExportError, OSError, MemoryError) as error:
-        _say({"error": type(error).__name__, "reason": str(error)})
-    else:
-        _say({"peak_memory": _peak_memory()})
+def build_apart(request: EngineRequest, graph: str) -> None:
+    """Build one engine in a process of its own, and pass on what TensorRT says.
+
+    Raises:
+        BundleError, SettingsError, PlatformError: What the build raised; PlatformError if it died.
+    """
+    command = [sys.executable, "-m", "star_export.engines.tensorrt.worker", request.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        complaints: list[str] = []
+        drain = threading.Thread(target=complaints.extend, args=(process.stderr,))  # a full pipe would block
+        drain.start()
+        try:
+            outcome = _relay(process.stdout)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            drain.join()
+    if outcome is None:
+        reason = (complaints or ["no message"])[-1].strip()
+        raise PlatformError(
+            f"the {request.backend} builder died on the {graph} graph (exit {process.returncode}: {reason}); "
+            "nothing was kept: free memory or lower --max-text-tokens, and report it if it goes on"
+        )
+    if "error" in outcome:
+        kinds = {error.__name__: error for error in (BundleError, SettingsError)}
+        raise kinds.get(outcome["error"], PlatformError)(outcome["reason"])
+    log.info("%s engine: builder peak %d MiB", graph, outcome["peak_memory"] >> 20)
 
 
-if __name__ == "__main__":
-    _main(sys.argv[1])
+def _relay(lines: Iterable[str]) -> dict[str, Any] | None:
+    """Log every message; return the outcome, or None when there was none."""
+    outcome = None
+    for line in lines:
+        try:
+            data = json.loads(line)
+        except ValueError:  # a library that prints on its own
+            log.info("%s", line.rstrip())
+            continue
+        if "level" in data:
+            log.log(_demoted(data["level"], data["text"]), "%s", data["text"])
+        else:
+            outcome = data
+    return outcome
+
+
+def _demoted(level: int, text: str) -> int:
+    """Warnings that say what the contract means are no warnings; errors reach the user as the outcome."""
+    expected = "Int64 binding" in text or any(f"Tensor {name} is unused" in text for name in LENGTH_ONLY)
+    return logging.INFO if expected or level >= logging.ERROR else level

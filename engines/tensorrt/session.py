@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, TensorSpec, cache_pairs, contract
+from star_export.dtypes import to_float32
 from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
@@ -199,7 +200,7 @@ class TensorRTSession:
             self.stream.synchronize()
             raw[start : start + size] = self._landing.array[:size]
         host = raw.view(HOST_DTYPES[dtype]).reshape(shape)
-        return widen(host) if dtype == "bfloat16" else host
+        return to_float32(host, dtype) if dtype == "bfloat16" else host
 
     def decode_execution(self) -> Execution:
         """A new context for decode steps."""
@@ -288,11 +289,6 @@ class _Tensors:
 
     def address(self, name: str) -> int:
         return self.buffer.pointer + self.offsets[name]
-
-
-def widen(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-    """The float32 that bfloat16 bits stand for, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def share_budget(total: int, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -15,8 +15,9 @@ from star_export.build import BuildOptions, build
 from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.engines import check_backend, free_device_memory
+from star_export.engines.onnxruntime import check_dtype
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
-from star_export.engines.tensorrt.engines import EngineOptions
+from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import SettingsError
 from star_export.pipeline import load
@@ -119,6 +120,8 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(
             "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
         )
+    if options.backend == "onnxruntime":
+        check_dtype(bundle)  # before a baseline is built
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
@@ -160,6 +163,7 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path, engines: Engine
         max_new_tokens=spec.max_new_tokens,
         dtype=spec.dtype,
         engines=engines,
+        fp32_layers=spec.fp32_layers,
     )
     return build(options).folder
 

@@ -81,14 +81,16 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
         return StageResult(stage, "fail", float("inf"), tolerance, "indices do not ascend or leave the range")
     expected = np.sort(np.argsort(-scores, kind="stable")[: len(found)])
     differing = np.setxor1d(found, expected)
-    agreement = f"{len(found) - len(differing) // 2} of {len(found)} tokens agree"
+    same = len(found) - len(differing) // 2
+    agreement, share = f"{same} of {len(found)} tokens agree", same / len(found)
     if not len(differing):
-        return StageResult(stage, "pass", 0.0, tolerance, agreement)
+        return StageResult(stage, "pass", 0.0, tolerance, agreement, share)
     threshold = scores[expected].min()
     distance = np.abs(scores[differing] - threshold) / max(threshold, _TINY)
     error = float(distance.max())
     detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
-    return StageResult(stage, "ambiguous" if error <= tolerance else "fail", error, tolerance, detail)
+    status: Status = "ambiguous" if error <= tolerance else "fail"
+    return StageResult(stage, status, error, tolerance, detail, share)
 
 
 def compare_tokens(

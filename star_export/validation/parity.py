@@ -5,7 +5,7 @@ preprocessing, vision features, stage-1 set, stage-2 set, prefill logits, KV
 caches of both groups, teacher-forced decode logits, greedy tokens.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +19,6 @@ from star_export.bundle import PARITY, Bundle, open_bundle
 from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import past_names
 from star_export.engines import open_session
-from star_export.engines.session import DeviceArray
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import write_json
 from star_export.pipeline import DecodeState, Pipeline, VisionOutput, stage2_indices
@@ -34,6 +33,7 @@ from star_export.validation.compare import (
     worst,
 )
 from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
+from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.probes import Probe
 from star_export.validation.reference import PrefillReference, Reference
 from star_export.validation.report import CaseReport, ParityReport, StageResult
@@ -44,7 +44,7 @@ class ParityCheck:
 
     Args:
         pipeline: The bundle, loaded by any backend.
-        reference: The Hugging Face model of the same weights.
+        reference: The Hugging Face model, its weights rounded as the bundle's.
         processor: The checkpoint's own ``LlavaProcessor``.
         max_new_tokens: Tokens to decode in the last two stages.
     """
@@ -56,9 +56,25 @@ class ParityCheck:
         self.max_new_tokens = min(max_new_tokens, pipeline.spec.max_new_tokens)
         self.tolerances = Tolerances.load(pipeline.spec.dtype)
 
-    def run(self, probe: Probe, keep: int | None) -> CaseReport:
-        """All stages of one probe at one budget (None for an unpruned bundle)."""
-        return CaseReport(probe.name, probe.prompt, keep, tuple(self._stages(probe, keep)))
+    def run(self, probe: Probe, keep: int | None, agreement: Mapping[str, float] | None = None) -> CaseReport:
+        """All stages of one probe at one budget (None for an unpruned bundle).
+
+        ``agreement`` is what :meth:`agreement` gave before the reference's weights were rounded.
+        """
+        stages = tuple(self._stages(probe, keep))
+        if agreement is not None:
+            stages = tuple(replace(s, agreement=agreement.get(s.stage)) for s in stages)
+        return CaseReport(probe.name, probe.prompt, keep, stages)
+
+    def agreement(self, probe: Probe, keep: int | None) -> dict[str, float]:
+        """Share of kept tokens that the reference keeps too, by stage; stage 2 given the same stage 1."""
+        shares: dict[str, float] = {}
+        for stage in self._stages(probe, keep):
+            if stage.agreement is not None:
+                shares[stage.stage] = stage.agreement
+            if stage.stage == "stage2_set":
+                break  # what follows is not about kept tokens
+        return shares
 
     def _stages(self, probe: Probe, keep: int | None) -> Iterator[StageResult]:
         spec = self.pipeline.spec
@@ -80,7 +96,10 @@ class ParityCheck:
             return
         features = seen.features[torch.from_numpy(vision.indices)]
         yield compare_arrays(
-            "vision_features", _host(vision.features)[0], features.numpy(), self.tolerances.vision_features
+            "vision_features",
+            vision.features.numpy()[0].astype(np.float32, copy=False),
+            features.numpy(),
+            self.tolerances.vision_features,
         )
         if keep is not None:
             yield stage1
@@ -202,22 +221,31 @@ def check_bundle(
         raise SettingsError("a check needs at least one picture")
     if bundle.spec.star is None and keep:
         raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
-    pipeline = Pipeline(bundle, open_session(bundle, backend))
+    session = WatchedSession(open_session(bundle, backend), bundle)
+    pipeline = Pipeline(bundle, session)
     budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.star else [None]
     checkpoint = _source_checkpoint(bundle, model)
-    check = ParityCheck(
-        pipeline,
-        Reference(checkpoint.folder, round_to=getattr(torch, bundle.spec.dtype)),
-        read_processor(checkpoint.folder),
-        max_new_tokens=max_new_tokens,
-    )
+    reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
+    check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
+    wanted = [(probe, budget) for probe in probes for budget in budgets]
+    agreements: list[dict[str, float] | None] = [None] * len(wanted)
+    if bundle.spec.dtype != "float32":
+        if bundle.spec.star is not None:
+            agreements = [check.agreement(*case) for case in wanted]
+        reference.round_weights(bundle.spec.weight_dtype)
     cases: list[CaseReport] = []
-    for probe in probes:
-        for budget in budgets:
-            progress(len(cases), len(probes) * len(budgets))
-            cases.append(check.run(probe, budget))
+    for case, agreement in zip(wanted, agreements, strict=True):
+        progress(len(cases), len(wanted))
+        cases.append(check.run(*case, agreement))
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
-    report = ParityReport(str(folder), str(checkpoint.folder), bundle.spec.dtype, tuple(cases), versions)
+    report = ParityReport(
+        bundle=str(folder),
+        reference=str(checkpoint.folder),
+        dtype=bundle.spec.dtype,
+        cases=tuple(cases),
+        versions=versions,
+        nonfinite=session.found,
+    )
     write_json(bundle.path(PARITY), report.to_dict())
     return report
 
@@ -242,7 +270,3 @@ def _position_fault(wanted: ExpectedInput, kept: npt.NDArray[np.int64]) -> str |
     text = np.setdiff1d(np.arange(length), wanted.image_positions.numpy())
     missing: list[int] = np.setdiff1d(text, kept).tolist()
     return f"text positions {missing[:5]} were pruned" if missing else None
-
-
-def _host(tensor: DeviceArray) -> Array:
-    return tensor.numpy().astype(np.float32, copy=False)

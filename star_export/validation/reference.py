@@ -6,6 +6,7 @@ that are exported, and can be told which tokens to keep, so that one differing
 choice neither hides nor causes later differences.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration
 
+from star_export.checkpoint import canonical_name
 from star_export.errors import CheckpointError
 
 
@@ -50,25 +52,39 @@ class PrefillReference:
 
 
 class Reference:
-    """A LLaVA model with STAR around it.
+    """A LLaVA model in float32 with STAR around it.
 
     Args:
         folder: Hugging Face checkpoint folder.
-        round_to: Round the weights to this dtype first, as the bundle does.
 
     Raises:
         CheckpointError: If transformers cannot load it.
     """
 
-    def __init__(self, folder: Path, *, round_to: torch.dtype = torch.float32) -> None:
+    def __init__(self, folder: Path) -> None:
         try:
             model = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=round_to, attn_implementation="eager", local_files_only=True
+                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             )
         except Exception as error:  # transformers raises many unrelated types
             raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-        self.model = model.float().eval()
+        self.model = model.eval()
         self.decoder = self.model.model.language_model
+
+    @torch.no_grad()
+    def round_weights(self, weight_dtype: Callable[[str], str]) -> None:
+        """Round every weight as a bundle does; arithmetic stays in float32.
+
+        Args:
+            weight_dtype: Element type in the bundle of a tensor, by its name there.
+        """
+        for name, weight in list(self.model.named_parameters(remove_duplicate=False)):
+            dtype = getattr(torch, weight_dtype(canonical_name(name)))
+            if dtype != weight.dtype:
+                module, _, leaf = name.rpartition(".")
+                # A new parameter: tied weights are two in a bundle, and may be rounded differently.
+                rounded = torch.nn.Parameter(weight.to(dtype).float(), requires_grad=False)
+                setattr(self.model.get_submodule(module), leaf, rounded)
 
     @torch.no_grad()
     def encode_image(self, pixel_values: Tensor) -> VisionReference:

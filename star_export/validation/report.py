@@ -18,6 +18,8 @@ class StageResult:
         error: The measured error, in the unit of ``tolerance``.
         tolerance: The largest error that passes.
         detail: What the numbers mean, and where the worst one is.
+        agreement: Of a kept set: the share of its tokens that the checkpoint's own weights keep
+            in float32 too. None for other stages.
     """
 
     stage: str
@@ -25,6 +27,33 @@ class StageResult:
     error: float
     tolerance: float
     detail: str
+    agreement: float | None = None
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first tensor of a graph, in execution order, that holds inf or NaN.
+
+    Attributes:
+        graph: ``vision``, ``prefill`` or ``decode``.
+        tensor: Its name in the graph; empty when none was found or the graph could not be run again.
+        operator: Kind of the node that makes it.
+        module: The checkpoint's module that the node belongs to.
+        remedy: What to do.
+        hidden: This backend computes in a wider type and gives finite results; a GPU will not.
+    """
+
+    graph: str
+    tensor: str
+    operator: str
+    module: str
+    remedy: str
+    hidden: bool = False
+
+    def __str__(self) -> str:
+        where = f"{self.tensor} ({self.operator} in {self.module})" if self.tensor else "its outputs"
+        hidden = " when every tensor is rounded, as on a GPU" if self.hidden else ""
+        return f"inf or NaN in the {self.graph} graph{hidden}, first in {where}; {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +82,8 @@ class ParityReport:
         dtype: Whose tolerances were enforced.
         cases: Every picture at every budget.
         versions: Versions of both sides.
+        nonfinite: Where inf or NaN first came up; None when every value was finite. A hidden
+            one is a warning: it does not fail the check.
     """
 
     bundle: str
@@ -60,6 +91,17 @@ class ParityReport:
     dtype: str
     cases: tuple[CaseReport, ...]
     versions: dict[str, str] = field(default_factory=dict)
+    nonfinite: NonFinite | None = None
+
+    def agreement(self, stage: str) -> tuple[float, float] | None:
+        """Mean and worst agreement of a stage over the cases; None if it has none."""
+        shares = [
+            found.agreement
+            for case in self.cases
+            for found in case.stages
+            if found.stage == stage and found.agreement is not None
+        ]
+        return (sum(shares) / len(shares), min(shares)) if shares else None
 
     @property
     def passed(self) -> bool:
@@ -88,9 +130,20 @@ class ParityReport:
             for stage in case.stages:
                 test = ElementTree.SubElement(suite, "testcase", classname=case.name, name=stage.stage)
                 summary = f"error {stage.error:.3g}, tolerance {stage.tolerance:.3g}: {stage.detail}"
+                if stage.agreement is not None:
+                    summary += f"; agreement with float32 {stage.agreement:.4f}"
                 if stage.status == "fail":
                     ElementTree.SubElement(test, "failure", message=summary)
                 else:
                     ElementTree.SubElement(test, "system-out").text = f"{stage.status}: {summary}"
+        if self.nonfinite:
+            suite = ElementTree.SubElement(
+                root, "testsuite", name="values", tests="1", failures=str(int(not self.nonfinite.hidden))
+            )
+            test = ElementTree.SubElement(suite, "testcase", classname="values", name="finite")
+            if self.nonfinite.hidden:
+                ElementTree.SubElement(test, "system-out").text = str(self.nonfinite)
+            else:
+                ElementTree.SubElement(test, "failure", message=str(self.nonfinite))
         ElementTree.indent(root)
         return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))

@@ -43,6 +43,12 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--prune-layer", 0), "--prune-layer must be from 1 to 5"),
         (("--max-text-tokens", 0), "--max-text-tokens must be at least 1, got 0"),
         (("--max-new-tokens", 5000), "over the model's 2048 positions"),
+        (("--fp32-layers", "lm_head"), "--fp32-layers has no meaning with --dtype float32"),
+        (
+            ("--dtype", "float16", "--fp32-layers", "language_model.layers.6"),  # of 6 layers
+            "names nothing in this bundle; did you mean language_model.layers.5?",
+        ),
+        (("--dtype", "bfloat16", "--fp32-layers", "vision_tower.encoder.layers.3"), "names nothing"),
         (("--no-prune", "--keep", 64), "--keep has no meaning with --no-prune"),
         (("--backend", "onnxruntim"), "unknown backend onnxruntim; did you mean onnxruntime?"),
     ],

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from .conftest import refused
+
 BundleOf = Callable[..., Path]
 
 
@@ -101,6 +103,30 @@ def test_inspect(cli: Any, bundle: BundleOf) -> None:
         assert fact in outcome.out
     manifest = json.loads(cli("inspect", bundle("gqa"), "--json").out)
     assert manifest["spec"]["star"]["keep"] == 64
+
+
+@pytest.mark.parametrize("command", ["run", "check", "bench"])
+def test_a_bfloat16_bundle_on_the_cpu(cli: Any, bundle: BundleOf, picture: Path, command: str) -> None:
+    options = () if command == "check" else ("-i", picture, "-p", "Why?")
+    folder = bundle("mha", dtype="bfloat16")
+    refused(
+        cli(command, folder, *options),
+        "is bfloat16, which ONNX Runtime's CPU provider cannot run; build with --dtype float32, "
+        "or run it on TensorRT",
+    )
+
+
+def test_inspect_names_layers_in_float32(cli: Any, bundle: BundleOf) -> None:
+    kept = ("language_model.layers.1.mlp", "lm_head")
+    outcome = cli("inspect", bundle("mha", dtype="float16", fp32_layers=kept))
+    assert "float16, float32 in language_model.layers.1.mlp, lm_head" in outcome.out
+
+
+def test_check_shows_the_agreement(cli: Any, bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    outcome = cli("check", bundle("mha", dtype="float16"), "--probes", 1, "--max-new-tokens", 1)
+    [row] = [line for line in outcome.out.splitlines() if "stage1_set" in line]
+    assert re.search(r"(100|99)\.\d\d%, worst (100|99)\.\d\d%", row)
 
 
 def test_doctor(cli: Any) -> None:

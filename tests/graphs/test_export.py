@@ -311,3 +311,46 @@ def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> N
             feeds[f"past_key_values.{layer}.{kind}"][:, :, written[0] + 1 :] = 7  # free slots
     again = dict(zip(names, session.run(None, feeds), strict=True))
     np.testing.assert_array_equal(again["logits"], first["logits"])
+
+
+MIXED = ("language_model.layers.1", "language_model.layers.4.mlp", "vision_tower.encoder.layers.0", "lm_head")
+
+
+@pytest.mark.parametrize("layers", [(), MIXED])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_what_is_computed_in_float32(
+    bundle: Callable[..., Path], graph: str, dtype: str, layers: tuple[str, ...]
+) -> None:
+    folder = bundle("mha", dtype=dtype, fp32_layers=layers)
+    model = onnx.load(folder / "graphs" / f"{graph}.onnx", load_external_data=False)
+    spec = open_bundle(folder).spec
+    assert declared(model.graph.output) == contract(spec)[graph].outputs
+    infos = (*model.graph.value_info, *model.graph.input, *model.graph.output)
+    types = {info.name: info.type.tensor_type.elem_type for info in infos}
+    types |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    narrow = TensorProto.DataType.Value(dtype.upper())
+    for node in model.graph.node:
+        kept = any(f"{layer}." in node.name or f"{layer}/" in node.name for layer in layers)
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type in ("RMSNormalization", "LayerNormalization"):
+            assert attributes["stash_type"] == TensorProto.FLOAT
+        elif node.op_type in ("Softmax", "ReduceMean"):  # maps and scores
+            assert types[node.output[0]] == TensorProto.FLOAT
+        elif node.op_type in ("Attention", "RotaryEmbedding", "TensorScatter"):
+            assert {types[name] for name in node.input[:2]} == {narrow}
+            assert "softmax_precision" not in attributes  # TensorRT refuses it
+        elif node.op_type == "MatMul" and node.input[1] in weight_names(model):
+            assert types[node.output[0]] == (TensorProto.FLOAT if kept else narrow), node.name
+
+
+def weight_names(model: onnx.ModelProto) -> set[str]:
+    return {tensor.name for tensor in model.graph.initializer}
+
+
+def test_nodes_are_named_after_their_module(exported: Exported) -> None:
+    for graph in GRAPHS:
+        for node in exported.models[graph].graph.node:
+            module, _, _ = node.name.rpartition("/")
+            weights = [name for name in node.input if name.endswith(".weight")]
+            assert all(name.startswith(f"{module}.") for name in weights)
+            assert module or not weights

@@ -28,15 +28,15 @@ TENSORS = {
 }
 
 
-def planned(**tensors: torch.Tensor) -> list[Weight]:
-    return [Weight(name, tuple(t.shape), lambda t=t: t) for name, t in tensors.items()]
+def planned(dtype: DType, **tensors: torch.Tensor) -> list[Weight]:
+    return [Weight(name, tuple(t.shape), dtype, lambda t=t: t) for name, t in tensors.items()]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_written_files_are_safetensors(tmp_path: Path, dtype: DType) -> None:
     path, done = tmp_path / "w.safetensors", []
-    plan = planned(**TENSORS)
-    written = write_weights(path, plan, dtype, done.append)
+    plan = planned(dtype, **TENSORS)
+    written = write_weights(path, plan, done.append)
     expected = {name: tensor.to(getattr(torch, dtype)) for name, tensor in TENSORS.items()}
     found = load_file(path)
     assert list(written.slices) == list(TENSORS)
@@ -45,18 +45,21 @@ def test_written_files_are_safetensors(tmp_path: Path, dtype: DType) -> None:
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
     assert done == [tensor.nbytes for tensor in expected.values()]
-    assert weights_bytes(plan, dtype) == sum(done)
+    assert weights_bytes(plan) == sum(done)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 def test_slices_hold_the_tensors_bytes(tmp_path: Path, dtype: DType) -> None:
     path = tmp_path / "w.safetensors"
-    written = write_weights(path, planned(**TENSORS), dtype, lambda _: None)
+    written = write_weights(path, planned(dtype, **TENSORS), lambda _: None)
     content = path.read_bytes()
     assert min(s.offset for s in written.slices.values()) % 4096 == 0
     for name, where in written.slices.items():
         expected = TENSORS[name].to(getattr(torch, dtype)).contiguous()
-        assert content[where.offset : where.offset + where.length] == expected.numpy().tobytes()
+        assert (
+            content[where.offset : where.offset + where.length]
+            == expected.view(torch.uint8).numpy().tobytes()
+        )
         assert where.shape == tuple(expected.shape)
     assert len(content) == max(s.offset + s.length for s in written.slices.values())
 
@@ -64,7 +67,7 @@ def test_slices_hold_the_tensors_bytes(tmp_path: Path, dtype: DType) -> None:
 def test_the_data_starts_at_a_page_for_any_header_length(tmp_path: Path) -> None:
     for length in (1, 2, 3, 4000, 4090, 9000):
         path = tmp_path / str(length)
-        written = write_weights(path, planned(**{"n" * length: torch.ones(3)}), "float32", lambda _: None)
+        written = write_weights(path, planned("float32", **{"n" * length: torch.ones(3)}), lambda _: None)
         assert written.slices["n" * length].offset % 4096 == 0
         assert torch.equal(load_file(path)["n" * length], torch.ones(3))
 
@@ -74,9 +77,10 @@ def test_the_data_starts_at_a_page_for_any_header_length(tmp_path: Path) -> None
 def test_values_that_float16_cannot_hold(tmp_path: Path, value: float, row: int) -> None:
     tensor = torch.zeros(2001, 2)
     tensor[row, 1] = value
-    with pytest.raises(CheckpointError, match="w has values that float16 cannot hold; use --dtype float32"):
-        write_weights(tmp_path / "half", planned(w=tensor), "float16", lambda _: None)
-    write_weights(tmp_path / "full", planned(w=tensor), "float32", lambda _: None)
+    message = "a.w has values that float16 cannot hold; give --fp32-layers a, or another --dtype"
+    with pytest.raises(CheckpointError, match=message):
+        write_weights(tmp_path / "half", planned("float16", **{"a.w": tensor}), lambda _: None)
+    write_weights(tmp_path / "full", planned("float32", w=tensor), lambda _: None)
     assert torch.equal(load_file(tmp_path / "full")["w"].nan_to_num(), tensor.nan_to_num())
 
 
@@ -119,6 +123,28 @@ def test_rotary_tables_are_transformers(
     tables = {w.name: w.load() for w in plan_weights(fake_module(DECODE, spec), source, spec)[-2:]}
     torch.testing.assert_close(tables["rotary.cos"], cos[0, :, :half], rtol=0, atol=1e-6)
     torch.testing.assert_close(tables["rotary.sin"], sin[0, :, :half], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_layers_kept_in_float32_are_exact(
+    bundle: Callable[..., Path], checkpoint: Callable[[str], Path], dtype: DType
+) -> None:
+    kept = ("language_model.layers.1.mlp", "lm_head")
+    stored = load_file(bundle("mha", dtype=dtype, fp32_layers=kept) / "graphs" / "decoder.safetensors")
+    source = open_checkpoint(str(checkpoint("mha")))
+    wide = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
+    assert wide == {f"{kept[0]}.{part}_proj.weight" for part in ("gate", "up", "down")} | {"lm_head.weight"}
+    for name in wide:
+        assert torch.equal(stored[name].T, source.tensor(name))
+    assert {t.dtype for n, t in stored.items() if n not in wide} == {getattr(torch, dtype)}
+
+
+def test_wide_weights_lie_at_multiples_of_their_size(bundle: Callable[..., Path]) -> None:
+    folder = bundle("mha", dtype="float16", fp32_layers=("language_model.layers.1.mlp", "lm_head"))
+    content = (folder / "graphs" / "decoder.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    del header["__metadata__"]
+    assert {entry["data_offsets"][0] % 4 for entry in header.values() if entry["dtype"] == "F32"} == {0}
 
 
 @pytest.mark.parametrize("graph", [VISION, DECODE])

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from star_export.build import BuildOptions, resolve_spec
-from star_export.checkpoint import canonical_name, open_checkpoint
+from star_export.checkpoint import canonical_module, canonical_name, open_checkpoint
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError
 from star_export.graphs.export import fake_module
@@ -101,6 +101,22 @@ def run_offline(model: str, home: Path) -> str:
 )
 def test_canonical_name(stored: str, canonical: str) -> None:
     assert canonical_name(stored) == canonical
+
+
+@pytest.mark.parametrize(
+    ("spelled", "canonical"),
+    [
+        ("model.language_model.layers.3", "language_model.layers.3"),
+        ("language_model.model.layers.*.mlp", "language_model.layers.*.mlp"),
+        ("vision_tower.vision_model.encoder.layers.2", "vision_tower.encoder.layers.2"),
+        ("model.multi_modal_projector", "multi_modal_projector"),
+        ("language_model.lm_head", "lm_head"),
+        ("lm_head", "lm_head"),
+        ("*.mlp", "*.mlp"),
+    ],
+)
+def test_canonical_module(spelled: str, canonical: str) -> None:
+    assert canonical_module(spelled) == canonical
 
 
 @pytest.mark.parametrize("preset", ["mha", "gqa"])

@@ -14,6 +14,7 @@ from star_export.specs import (
     TextSpec,
     VisionSpec,
     check_capacities,
+    check_fp32_layers,
     check_keep,
     default_prune_layer,
     resolve_star,
@@ -135,6 +136,50 @@ def test_check_keep_of_a_request() -> None:
         check_keep(star, keep)
     with pytest.raises(SettingsError, match="--keep 289 is over this bundle's maximum of 288"):
         check_keep(star, 289)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "kept"),
+    [
+        ("language_model.layers.1", {"layers.1.mlp.up_proj", "layers.1.self_attn.q_proj"}),
+        ("language_model.layers.1.mlp", {"layers.1.mlp.up_proj"}),
+        ("language_model.layers.*.mlp", {"layers.1.mlp.up_proj", "layers.11.mlp.up_proj"}),
+        ("*.q_proj", {"layers.1.self_attn.q_proj"}),
+        ("language_model", {"layers.1.mlp.up_proj", "layers.1.self_attn.q_proj", "layers.11.mlp.up_proj"}),
+        ("language_model.layers.1.mlp.up_proj.weight", set()),  # names are of modules
+    ],
+)
+def test_fp32_layers(pattern: str, kept: set[str]) -> None:
+    spec = replace(export_spec(llava(), None), fp32_layers=(pattern,))
+    names = ("layers.1.mlp.up_proj", "layers.1.self_attn.q_proj", "layers.11.mlp.up_proj")
+    found = {name: spec.weight_dtype(f"language_model.{name}.weight") for name in names}
+    assert found == {name: "float32" if name in kept else "float16" for name in names}
+    assert spec.weight_dtype("lm_head.weight") == "float16"
+
+
+MODULES = ["language_model.layers.0.mlp.up_proj", "lm_head", "multi_modal_projector.linear_1"]
+
+
+def test_fp32_layers_are_names_of_the_model() -> None:
+    spec = replace(export_spec(llava(), None), fp32_layers=("language_model.layers.0", "lm_*", "*.mlp"))
+    check_fp32_layers(spec, MODULES)
+    with pytest.raises(SettingsError, match="no meaning with --dtype float32"):
+        check_fp32_layers(replace(spec, dtype="float32"), MODULES)
+    check_fp32_layers(replace(spec, dtype="float32", fp32_layers=()), MODULES)
+    message = (
+        r"--fp32-layers language_model.layer.0 names nothing in this bundle; did you mean "
+        r"language_model.layers.0\? .* begin with language_model, lm_head, multi_modal_projector$"
+    )
+    with pytest.raises(SettingsError, match=message):
+        check_fp32_layers(replace(spec, fp32_layers=("lm_head", "language_model.layer.0")), MODULES)
+
+
+def test_specs_of_old_manifests_keep_no_layers() -> None:
+    spec = replace(export_spec(llava(), None), fp32_layers=("lm_head",))
+    data = json.loads(json.dumps(spec.to_dict()))
+    assert ExportSpec.from_dict(data) == spec
+    del data["fp32_layers"]
+    assert ExportSpec.from_dict(data) == replace(spec, fp32_layers=())
 
 
 def test_capacities_of_both_groups() -> None:

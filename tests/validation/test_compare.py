@@ -97,6 +97,7 @@ def test_sets_that_agree(found: list[int], scores: list[float]) -> None:
     result = sets(found, scores)
     assert (result.status, result.error) == ("pass", 0.0)
     assert result.detail == f"{len(found)} of {len(found)} tokens agree"
+    assert result.agreement == 1.0
 
 
 @pytest.mark.parametrize(
@@ -120,6 +121,7 @@ def test_sets_that_differ(found: list[int], scores: list[float], error: float, s
 def test_sets_name_the_worst_token() -> None:
     result = sets([1, 2, 3], [9.0, 0.4, 0.5, 0.3])
     assert result.detail == "2 of 3 tokens agree; farthest from the last kept score: token 0"
+    assert result.agreement == 2 / 3
 
 
 @pytest.mark.parametrize("found", [[2, 0], [0, 0], [0, 2, 2], [-1, 0], [0, 6], [4, 5, 6]])
@@ -165,10 +167,10 @@ def test_tokens_only_the_first_difference_counts() -> None:
     assert compare_tokens("stage", [2, 1], [0, 2], logits, 1e-3).status == "ambiguous"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_declared_tolerances(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 3e-4), ("float16", 0.2), ("bfloat16", 0.8)])
+def test_declared_tolerances(dtype: str, limit: float) -> None:
     tolerances = Tolerances.load(dtype)
-    assert all(0 < value < 0.2 for value in astuple(tolerances))
+    assert all(0 < value < limit for value in astuple(tolerances))
     assert tolerances.token_margin <= tolerances.decode_logits
 
 
@@ -178,9 +180,14 @@ def test_float32_is_held_tighter_than_float16() -> None:
     assert max(single) <= 2e-4
 
 
+def test_float16_is_held_tighter_than_bfloat16() -> None:
+    half, brain = (astuple(Tolerances.load(dtype)) for dtype in ("float16", "bfloat16"))
+    assert all(3 * a <= b for a, b in zip(half, brain, strict=True))
+
+
 def test_tolerances_of_an_unknown_dtype() -> None:
-    with pytest.raises(FileNotFoundError, match=r"bfloat16\.toml"):
-        Tolerances.load("bfloat16")
+    with pytest.raises(FileNotFoundError, match=r"int8\.toml"):
+        Tolerances.load("int8")
 
 
 def test_sets_of_another_size_fail() -> None:

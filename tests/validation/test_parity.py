@@ -66,6 +66,37 @@ def test_unpruned_bundles_pass(copy: Copy, preset: str) -> None:
     assert [stage.stage for stage in report.cases[0].stages] == UNPRUNED_STAGES
 
 
+def test_agreement_is_with_the_weights_of_the_checkpoint(copy: Copy) -> None:
+    report = check(copy("mha", dtype="float16"), probes=2, keep=(64, 5))
+    for case in report.cases:
+        shares = {s.stage: s.agreement for s in case.stages if s.agreement is not None}
+        assert shares.keys() == {"stage1_set", "stage2_set"}
+        assert all(0.7 < share <= 1 for share in shares.values())
+    mean, worst = report.agreement("stage1_set")
+    assert 0.99 < worst <= mean <= 1
+
+
+def test_agreement_falls_when_other_tokens_are_kept(copy: Copy, tmp_path: Path) -> None:
+    other = make_checkpoint(tmp_path / "other", "mha", seed=1)
+    report = check(copy("mha", dtype="float16"), model=str(other))
+    assert report.agreement("stage1_set")[1] < 0.95
+
+
+@pytest.mark.parametrize("dtype", ["float16"])
+def test_layers_in_float32(copy: Copy, dtype: str) -> None:
+    everything = ("language_model", "vision_tower", "multi_modal_projector", "lm_head")
+    mixed = ("language_model.layers.*.mlp", "vision_tower.encoder.layers.1", "language_model.layers.4")
+    errors = []
+    for layers in ((), mixed, everything):
+        folder = copy("mha", dtype=dtype, fp32_layers=layers)
+        report = check(folder)
+        assert report.passed
+        errors.append({s.stage: s.error for s in report.cases[0].stages})
+        shutil.rmtree(folder)
+    assert errors[2]["vision_features"] < errors[0]["vision_features"] / 2
+    assert errors[2]["prefill_logits"] < errors[0]["prefill_logits"]
+
+
 def test_every_probe_at_every_budget(copy: Copy) -> None:
     calls: list[tuple[int, int]] = []
     report = check(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from star_export.checkpoint import canonical_name
 from star_export.errors import CheckpointError
 from star_export.validation.reference import PrefillReference, Reference
 
@@ -168,10 +169,26 @@ def test_pruning_equals_masking_the_dropped_keys(sides: Sides) -> None:
 
 
 def test_weights_are_rounded_first(checkpoint: Callable[[str], Path]) -> None:
-    exact, rounded = (Reference(checkpoint("mha"), round_to=d) for d in (torch.float32, torch.float16))
-    for a, b in zip(exact.model.parameters(), rounded.model.parameters(), strict=True):
-        assert b.dtype == torch.float32
-        assert torch.equal(a.half().float(), b)
+    exact, rounded = (Reference(checkpoint("mha")) for _ in range(2))
+    kept = ("language_model.layers.1.", "vision_tower.encoder.layers.0.", "lm_head.")
+    rounded.round_weights(lambda name: "float32" if name.startswith(kept) else "bfloat16")
+    weights = dict(rounded.model.named_parameters())
+    left = [name for name, weight in exact.model.named_parameters() if torch.equal(weight, weights[name])]
+    for name, weight in exact.model.named_parameters():
+        assert weights[name].dtype == torch.float32
+        expected = weight if name in left else weight.bfloat16().float()
+        assert torch.equal(weights[name], expected)
+    assert {canonical_name(name).startswith(kept) for name in left} == {True}
+    assert len(left) == 9 + 16 + 1
+
+
+def test_tied_weights_are_rounded_apart(checkpoint: Callable[[str], Path]) -> None:
+    reference = Reference(checkpoint("gqa"))
+    embedding = reference.decoder.embed_tokens.weight
+    assert reference.model.lm_head.weight is embedding
+    reference.round_weights(lambda name: "float32" if name == "lm_head.weight" else "float16")
+    assert torch.equal(reference.model.lm_head.weight, embedding)
+    assert torch.equal(reference.decoder.embed_tokens.weight, embedding.half().float())
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from star_export.validation.report import CaseReport, ParityReport, StageResult, Status
+from star_export.validation.report import CaseReport, NonFinite, ParityReport, StageResult, Status
 
 
 def stage(name: str, status: Status, detail: str = "max |difference| / rms") -> StageResult:
@@ -15,6 +15,31 @@ def stage(name: str, status: Status, detail: str = "max |difference| / rms") -> 
 
 GOOD = CaseReport("probe 0", "What?", 64, (stage("a", "pass"), stage("b", "ambiguous"), stage("c", "pass")))
 BAD = CaseReport("probe 1", "Who?", None, (stage("a", "pass"), stage("b", "fail"), stage("c", "fail")))
+
+
+def test_agreement_of_a_stage() -> None:
+    kept = [
+        replace(GOOD, stages=(replace(stage("s", "pass"), agreement=a), BAD.stages[0])) for a in (1.0, 0.5)
+    ]
+    assert report(*kept).agreement("s") == (0.75, 0.5)
+    assert report(*kept).agreement("a") is None
+    texts = [out.text for out in ElementTree.fromstring(report(*kept).to_junit()).iter("system-out")]
+    assert [text.partition("; ")[2] for text in texts] == [
+        "agreement with float32 1.0000", "", "agreement with float32 0.5000", "",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_where_inf_or_nan_came_up(hidden: bool) -> None:
+    found = NonFinite("prefill", "mul_3", "Mul", "layers.1.mlp", "build with --dtype bfloat16", hidden)
+    written = replace(report(GOOD), nonfinite=found)
+    assert json.loads(json.dumps(written.to_dict()))["nonfinite"]["tensor"] == "mul_3"
+    root = ElementTree.fromstring(written.to_junit())
+    messages = [f.get("message") for f in root.iter("failure")]
+    texts = [out.text for out in root.iter("system-out")]
+    assert "first in mul_3 (Mul in layers.1.mlp); build with --dtype" in (texts if hidden else messages)[-1]
+    assert len(messages) == (not hidden)
+    assert written.passed  # whether values match is for the stages to say
 
 
 def report(*cases: CaseReport) -> ParityReport:

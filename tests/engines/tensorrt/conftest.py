@@ -8,7 +8,7 @@ import pytest
 
 from star_export.build import add_engines
 from star_export.bundle import Bundle, open_bundle
-from star_export.engines.tensorrt.engines import EngineOptions
+from star_export.engines.tensorrt.builder import EngineOptions
 
 
 @pytest.fixture(scope="session")

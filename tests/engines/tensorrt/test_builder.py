@@ -16,10 +16,10 @@ from onnx import TensorProto, helper
 from star_export.build import add_engines
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines.tensorrt.builder import EngineRequest, build_engine
-from star_export.engines.tensorrt.engines import EngineOptions, build_apart, build_engines
+from star_export.engines.tensorrt.builder import EngineOptions, build_apart, build_engines
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.profiles import engine_profiles
+from star_export.engines.tensorrt.worker import EngineRequest, build_engine
 from star_export.errors import BundleError, PlatformError, SettingsError
 
 BundleOf = Callable[..., Path]

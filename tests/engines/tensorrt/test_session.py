@@ -14,12 +14,13 @@ import torch
 
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
+from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings, Message, load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize, last_error
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.engines.tensorrt.session import _load_plugins, share_budget, widen
+from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
 from star_export.validation.bench import _baseline_engines, _build_baseline
 
@@ -142,7 +143,7 @@ def test_widening_bfloat16_is_exact() -> None:
         [0.0, -0.0, 1.0, -3.140625, 1e-40, 3e38, torch.inf, torch.nan], dtype=torch.bfloat16
     )
     bits = values.view(torch.uint16).numpy()
-    wide = widen(bits)
+    wide = to_float32(bits, "bfloat16")
     assert wide.dtype == np.float32
     np.testing.assert_array_equal(wide, values.float().numpy())
     assert np.signbit(wide[1])

@@ -1,0 +1,207 @@
+"""``make gpu``: everything this machine's GPU can be asked, as one Markdown report.
+
+Every step is a command of its own, so that one that fails or dies leaves its exact
+reason in the report and the others run on. Nothing here needs a GPU to be listed:
+on a machine without one the report says so, step by step.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX
+from star_export.engines.tensorrt.cuda import require_device
+from star_export.engines.tensorrt.facts import RTX_TARGETS
+from star_export.errors import PlatformError
+from star_export.files import atomic_open
+
+ROOT = Path(__file__).parents[1]
+
+#: Longest a step may take, in seconds.
+STEP_SECONDS = 1800
+
+_CLI = (sys.executable, "-m", "star_export.cli")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command that was run.
+
+    Attributes:
+        title: What it is for.
+        command: Its words, as a user would type them.
+        seconds: How long it took.
+        code: Its exit code; None when it ran out of time.
+        output: What it printed: JSON when it was asked for it.
+        reason: Why it failed, in one line; empty when it did not.
+    """
+
+    title: str
+    command: str
+    seconds: float
+    code: int | None
+    output: str
+    reason: str
+
+    @property
+    def data(self) -> Any:
+        """Its output as JSON, or None when it is not."""
+        try:
+            return json.loads(self.output)
+        except ValueError:
+            return None
+
+
+def run_step(title: str, *words: object, cli: bool = True) -> Step:
+    """Run one command and keep what it said."""
+    arguments = [*(_CLI if cli else (sys.executable, "-m")), *map(str, words)]
+    shown = " ".join(("star-export" if cli else "python -m", *map(str, words)))
+    print(f"{title}: {shown}", file=sys.stderr, flush=True)
+    begin = time.perf_counter()
+    try:
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=STEP_SECONDS, cwd=ROOT)
+    except subprocess.TimeoutExpired:
+        return Step(title, shown, STEP_SECONDS, None, "", f"still running after {STEP_SECONDS} s")
+    lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
+    reason = "" if done.returncode == 0 else f"exit {done.returncode}: {lines[-1].strip()}"
+    return Step(title, shown, time.perf_counter() - begin, done.returncode, done.stdout, reason)
+
+
+def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
+    """Every step, in order: kernels first, then a bundle on each backend.
+
+    Args:
+        folder: Where bundles may be written.
+        checkpoint: A model in Hugging Face layout; a small random one is made when it is missing.
+    """
+    steps = [
+        run_step("GPU tests", "pytest", "-m", "gpu", "-q", cli=False),
+        run_step("TopKGather against torch", "star_export.validation.kernel_bench", "--json", cli=False),
+    ]
+    if not checkpoint.exists():
+        steps.append(
+            run_step("checkpoint", "star_export.validation.checkpoints", "bench", checkpoint, cli=False)
+        )
+    bundle, baseline = folder / "bundle", folder / "baseline"
+    common = ("--model", checkpoint, "--dtype", "float16", "--overwrite")
+    steps += [
+        run_step("bundle", "build", *common, "--keep", 64, "-o", bundle),
+        run_step("baseline", "build", *common, "--no-prune", "-o", baseline),
+    ]
+    for backend in (*TENSORRT_BACKENDS, "onnxruntime-cuda"):
+        steps += _backend_steps(backend, bundle, baseline)
+    return steps
+
+
+def _backend_steps(backend: str, bundle: Path, baseline: Path) -> list[Step]:
+    """Build, check and measure on one backend; a failed build leaves the rest out."""
+    steps = []
+    if backend in TENSORRT_BACKENDS:
+        for name, folder in (("engines", bundle), ("baseline engines", baseline)):
+            options = ("--from-bundle", folder, "--backend", backend, *_target(backend))
+            steps.append(run_step(f"{backend} {name}", "build", *options, "--json"))
+        if any(step.code for step in steps):
+            return steps
+    picture = ROOT / "docs" / "shapes.png"
+    sides = ("--side", "star", "--side", "unpruned", "--baseline", baseline)
+    return [
+        *steps,
+        run_step(f"{backend} check", "check", bundle, "--backend", backend, "--json"),
+        run_step(
+            f"{backend} bench", "bench", bundle, "--image", picture, "--backend", backend, *sides, "--json"
+        ),
+    ]
+
+
+def _target(backend: str) -> tuple[str, ...]:
+    """TensorRT-RTX builds for named GPUs: for the one here, if it can."""
+    try:
+        target = "sm{}{}".format(*require_device().capability)
+    except PlatformError:
+        return ()
+    return ("--target", target) if backend == TENSORRT_RTX and target in RTX_TARGETS else ()
+
+
+def render(steps: Sequence[Step], doctor: Any) -> str:
+    """The report in Markdown."""
+    lines = ["# What this machine's GPU does", "", f"{time.strftime('%Y-%m-%d')}, {platform.platform()}", ""]
+    lines += ["| part | works | found |", "|---|---|---|"]
+    lines += [f"| {p['name']} | {'yes' if p['works'] else 'no'} | {p['found']} |" for p in doctor["parts"]]
+    lines += ["", "| step | result | seconds |", "|---|---|---|"]
+    lines += [f"| {s.title} | {s.reason or 'done'} | {s.seconds:.0f} |".replace("\n", " ") for s in steps]
+    for step in steps:
+        lines += ["", f"## {step.title}", "", f"`{step.command}`", "", *_details(step)]
+    return "\n".join(lines) + "\n"
+
+
+def _details(step: Step) -> list[str]:
+    """What a reader wants of one step."""
+    if step.reason:
+        return [step.reason]
+    data = step.data
+    if data is None:
+        return ["```", *step.output.strip().splitlines()[-25:], "```"]
+    if "sides" in data:
+        return _bench_table(data)
+    if "cases" in data:
+        return _check_table(data)
+    return ["```json", json.dumps(data, indent=1), "```"]
+
+
+def _bench_table(data: Any) -> list[str]:
+    lines = [
+        "| side | vision ms | prefill ms | decode ms | TTFT ms | GPU memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for side in data["sides"]:
+        cells = [
+            f"{median:.2f} ({side['speedup'].get(measure, 1):.2f}x)"
+            for measure, median in side["median_ms"].items()
+        ]
+        memory = side["device_memory"]
+        cells.append("" if memory is None else f"{memory / 1e6:.0f} MB")
+        lines.append(f"| {side['name']} | {' | '.join(cells)} |")
+    return [*lines, "", "In brackets: that side's time divided by star's."]
+
+
+def _check_table(data: Any) -> list[str]:
+    lines = [f"{'pass' if data['passed'] else 'FAIL'} against {data['reference']}", ""]
+    lines += ["| stage | worst error | tolerance | result |", "|---|---|---|---|"]
+    worst: dict[str, Any] = {}
+    for stage in (stage for case in data["cases"] for stage in case["stages"]):
+        before = worst.get(stage["stage"])
+        if before is None or stage["error"] > before["error"]:
+            worst[stage["stage"]] = stage
+    return lines + [
+        f"| {n} | {s['error']:.2g} | {s['tolerance']:.2g} | {s['status']} |" for n, s in worst.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the report; 0 if every step worked, 1 if one did not."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="where bundles and the report are written")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="a LLaVA checkpoint; by default a random one of 0.5 B"
+    )
+    options = parser.parse_args(arguments)
+    folder = options.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    doctor = run_step("doctor", "doctor", "--json").data
+    steps = run_steps(folder, (options.checkpoint or folder / "checkpoint").resolve())
+    with atomic_open(folder / "report.md") as file:
+        file.write(render(steps, doctor).encode())
+    print(f"{folder / 'report.md'}: {sum(not s.reason for s in steps)} of {len(steps)} steps worked")
+    return int(any(step.reason for step in steps))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,213 @@
+"""One engine, built in this process.
+
+Run as ``python -m star_export.engines.tensorrt.worker REQUEST``, which is what
+`star_export.engines.tensorrt.builder` does: a builder that dies takes only its
+own process with it, and its memory is given back before the next one starts.
+Prints one JSON object per line: what TensorRT says, then the outcome.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.contract import STAGE1_SLOTS, STAGE2_SLOTS
+from star_export.engines.tensorrt.bindings import Bindings, load_bindings, log
+from star_export.engines.tensorrt.cuda import require_device
+from star_export.engines.tensorrt.facts import Profile
+from star_export.engines.tensorrt.network import parse
+from star_export.errors import BundleError, PlatformError, StarExportError
+from star_export.files import atomic_open
+
+#: Inputs of which only the length is read; TensorRT says so, and rightly.
+LENGTH_ONLY = frozenset({STAGE1_SLOTS, STAGE2_SLOTS})
+
+_UNUSED_INPUT = re.compile(r"Unused Input: (\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """Everything one build needs; plain values, so that it can cross to another process.
+
+    Attributes:
+        backend: ``tensorrt`` or ``tensorrt-rtx``.
+        graph: The ONNX file.
+        output: The engine file to write.
+        profiles: ``[min, opt, max]`` shapes per dynamic input.
+        targets: ``sm89``, ... for TensorRT-RTX; empty for TensorRT, which builds for its own GPU.
+        plugins: ``aot``, ``library`` or ``none``.
+        plugin_library: The shared library, when ``plugins`` is ``library``.
+        timing_cache: File of kernel timings to read and write.
+        hardware_compatible: Run on every GPU from compute capability 8.0.
+        version_compatible: Run on newer versions of the same major number.
+        weight_streaming: Let weights stay in host memory at run time.
+        workspace: Scratch memory a kernel may take, in bytes; no limit by default.
+    """
+
+    backend: str
+    graph: str
+    output: str
+    profiles: dict[str, Profile]
+    targets: tuple[str, ...] = ()
+    plugins: str = "none"
+    plugin_library: str | None = None
+    timing_cache: str | None = None
+    hardware_compatible: bool = False
+    version_compatible: bool = False
+    weight_streaming: bool = False
+    workspace: int | None = None
+
+    def to_json(self) -> str:
+        """One line of JSON, the inverse of :meth:`from_json`."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "EngineRequest":
+        """Read what :meth:`to_json` wrote."""
+        data = json.loads(text)
+        profiles = {name: Profile(**profile) for name, profile in data["profiles"].items()}
+        return cls(**{**data, "profiles": profiles, "targets": tuple(data["targets"])})
+
+
+def build_engine(request: EngineRequest) -> None:
+    """Parse, build and write one engine.
+
+    Raises:
+        BundleError: If the graph is refused, or loses something on the way.
+        PlatformError: If TensorRT, a plugin or a GPU is missing, or the build fails.
+    """
+    bindings = load_bindings(request.backend)
+    trt, path = bindings.trt, Path(request.graph)
+    _load_plugins(request, bindings)
+    builder = trt.Builder(bindings.logger)
+    if builder is None:
+        raise PlatformError(f"{bindings.backend} cannot start: {_last_error(bindings)}")
+    network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
+    config = _configure(request, bindings, builder)
+    cache = _open_timing_cache(request, config)
+    _log_memory("before")
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {_last_error(bindings)}")
+    _log_memory("after")
+    _refuse_unused_inputs(path, bindings)
+    with atomic_open(Path(request.output)) as file:
+        file.write(memoryview(plan))
+    if cache is not None and request.timing_cache:
+        with atomic_open(Path(request.timing_cache)) as file:
+            file.write(memoryview(cache.serialize()))
+
+
+def _load_plugins(request: EngineRequest, bindings: Bindings) -> None:
+    """Make ``TopKGather`` known to the parser. Never for TensorRT-RTX, whose parser then aborts."""
+    if request.plugins == "none":
+        return
+    from star_export.engines.plugins import aot, library
+
+    if request.plugins == "aot":
+        aot.register(bindings.trt, architecture=_architecture(request))
+    else:
+        library.load(bindings.trt, Path(request.plugin_library or ""), bindings.logger)
+
+
+def _architecture(request: EngineRequest) -> str:
+    """What the kernel is compiled for: the GPU here, or the oldest one that may run it."""
+    if request.hardware_compatible:
+        return "compute_80"
+    return "compute_{}{}".format(*require_device().capability)
+
+
+def _configure(request: EngineRequest, bindings: Bindings, builder: Any) -> Any:
+    trt = bindings.trt
+    config = builder.create_builder_config()
+    profile = builder.create_optimization_profile()
+    for name, shapes in request.profiles.items():
+        profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+    config.add_optimization_profile(profile)
+    if request.targets:
+        config.num_compute_capabilities = len(request.targets)
+        for index, target in enumerate(request.targets):
+            config.set_compute_capability(getattr(trt.ComputeCapability, target.upper()), index)
+    if request.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if request.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+        # The lean runtime inside the plan is code that a loader would have to trust.
+        config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
+    if request.weight_streaming:
+        config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
+    if request.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
+    return config
+
+
+def _open_timing_cache(request: EngineRequest, config: Any) -> Any:
+    """The timing cache in use, or None without one."""
+    if request.timing_cache is None:
+        return None
+    path = Path(request.timing_cache)
+    cache = config.create_timing_cache(path.read_bytes() if path.exists() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise PlatformError(
+            f"{path} is no timing cache of this TensorRT and GPU; name another file or remove it"
+        )
+    return cache
+
+
+def _refuse_unused_inputs(path: Path, bindings: Bindings) -> None:
+    for message in bindings.messages:
+        match = _UNUSED_INPUT.search(message.text)
+        if match and match[1] not in LENGTH_ONLY:
+            raise BundleError(
+                f"{path}: {bindings.backend} {bindings.version} made an engine that ignores the input "
+                f"{match[1]}; it would compute something else, so it was not kept"
+            )
+
+
+def _last_error(bindings: Bindings) -> str:
+    errors = [message.text for message in bindings.messages if message.level >= logging.ERROR]
+    return " ".join(errors[-1].split()) if errors else "the build failed without a message"
+
+
+class _JsonLines(logging.Handler):
+    """Hands every message to the parent process."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        _say({"level": record.levelno, "text": record.getMessage()})
+
+
+def _say(line: dict[str, Any]) -> None:
+    print(json.dumps(line), flush=True)
+
+
+def _log_memory(moment: str) -> None:
+    """Say how much host and GPU memory is in use."""
+    text = f"memory {moment} the build: {_resident('VmRSS') >> 20} MiB resident"
+    with contextlib.suppress(PlatformError):  # TensorRT-RTX builds without a GPU
+        text += f", {require_device().free_memory >> 20} MiB free on the GPU"
+    log.info("%s", text)
+
+
+def _resident(field: str) -> int:
+    """Bytes that Linux reports of this process: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+
+
+def _main(text: str) -> None:
+    log.addHandler(_JsonLines())
+    log.setLevel(logging.INFO)
+    try:
+        build_engine(EngineRequest.from_json(text))
+    except (StarExportError, OSError, MemoryError) as error:
+        _say({"error": type(error).__name__, "reason": str(error)})
+    else:
+        _say({"peak_memory": _resident("VmHWM")})
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -1,0 +1,41 @@
+"""Conversion between float32 and a bundle's element type, against torch's."""
+
+import numpy as np
+import pytest
+import torch
+
+from star_export.dtypes import to_device_dtype, to_float32
+from star_export.specs import DType
+
+RANDOM = np.random.default_rng(0)
+ODD = [0.0, -0.0, np.inf, -np.inf, 3.4028235e38, 1.17549435e-38, 1e-45, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_rounding_is_torchs(dtype: DType) -> None:
+    bits = RANDOM.integers(0, 1 << 32, 200_000, dtype=np.uint32).view(np.float32)
+    values = np.concatenate([np.float32(ODD), bits[np.isfinite(bits)]])
+    with np.errstate(over="ignore"):
+        found = to_device_dtype(values, dtype)
+    expected = torch.from_numpy(values).to(getattr(torch, dtype))
+    assert found.tobytes() == expected.view(torch.uint8).numpy().tobytes()
+    np.testing.assert_array_equal(to_float32(found, dtype), expected.float().numpy())
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7F800001, 0x7FFFFFFF, 0xFFFFFFFF, 0xFF800001])
+def test_nan_stays_nan(bits: int) -> None:
+    value = np.array([bits], np.uint32).view(np.float32)
+    assert np.isnan(to_float32(to_device_dtype(value, "bfloat16"), "bfloat16")).all()
+
+
+def test_shapes_and_strides() -> None:
+    values = RANDOM.standard_normal((3, 4, 5)).astype(np.float32).transpose(2, 0, 1)
+    found = to_device_dtype(values, "bfloat16")
+    assert (found.shape, found.dtype) == (values.shape, np.uint16)
+    np.testing.assert_allclose(to_float32(found, "bfloat16"), values, rtol=2**-8)
+
+
+def test_float32_is_not_copied() -> None:
+    values = np.ones(3, np.float32)
+    assert to_device_dtype(values, "float32") is values
+    assert to_float32(values, "float32") is values
