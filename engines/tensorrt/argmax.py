@@ -5,15 +5,15 @@ not to PTX: a driver refuses PTX of a newer toolkit than its own.
 """
 
 import ctypes
-from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from star_export.engines.plugins.nvrtc import compile_cubin
 from star_export.engines.tensorrt.cuda import DeviceBuffer, PinnedBuffer, Stream, check, library
-from star_export.errors import PlatformError
 
-SOURCE = "argmax.cu"
+SOURCE = Path(__file__).with_name("argmax.cu")
 KERNEL = b"star_argmax"
 
 #: Threads of a block, as in the source.
@@ -67,23 +67,4 @@ def compile_kernel(capability: tuple[int, int]) -> bytes:
     Raises:
         PlatformError: If NVRTC is missing or does not know the GPU.
     """
-    nvrtc = library("nvrtc")
-    source = files("star_export.engines.tensorrt").joinpath(SOURCE).read_bytes()
-    target = "sm_{}{}".format(*capability)
-    try:
-        created = nvrtc.nvrtcCreateProgram(source, SOURCE.encode(), 0, [], [])
-    except RuntimeError as error:  # cuda-bindings looks for the library at the first call
-        raise PlatformError(
-            "NVRTC, CUDA's compiler library, is missing; run: pip install nvidia-cuda-nvrtc"
-        ) from error
-    program = check(created, f"compiling {SOURCE}")
-    options = [f"--gpu-architecture={target}".encode()]
-    if int(nvrtc.nvrtcCompileProgram(program, len(options), options)[0]):
-        log = bytes(check(nvrtc.nvrtcGetProgramLogSize(program), f"compiling {SOURCE}"))
-        check(nvrtc.nvrtcGetProgramLog(program, log), f"compiling {SOURCE}")
-        reason = log.rstrip(b"\0 \n").decode().replace("\n", " ")
-        raise PlatformError(f"NVRTC cannot compile {SOURCE} for {target}: {reason}")
-    code = bytes(check(nvrtc.nvrtcGetCUBINSize(program), f"compiling {SOURCE}"))
-    check(nvrtc.nvrtcGetCUBIN(program, code), f"compiling {SOURCE}")
-    check(nvrtc.nvrtcDestroyProgram(program), f"compiling {SOURCE}")
-    return code
+    return compile_cubin("sm_{}{}".format(*capability), source=SOURCE)

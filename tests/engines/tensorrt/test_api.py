@@ -178,7 +178,7 @@ def test_the_checker_sees_the_calls() -> None:
         ("driver", "cuLaunchKernel"),
         ("engine", "get_aliased_input_tensor"),
         ("engine", "weight_streaming_budget_v2"),
-        ("nvrtc", "nvrtcGetCUBIN"),
+        ("nvrtc", "nvrtcCompileProgram"),
         ("properties", "major"),
         ("runtime", "get_engine_validity"),
         ("trt", "TensorLocation"),
@@ -208,11 +208,11 @@ def test_the_checker_sees_the_calls() -> None:
         ("cuda", "cudart.cudaMemcpyKind.cudaMemcpyHostToDevice", "cudart.cudaMemcpyKind.HostToDevice"),
         ("cuda", "cudaMemsetAsync(pointer, 0, size, self._stream)", "cudaMemsetAsync(pointer, size)"),
         ("cuda", "properties.major", "properties.compute_major"),
-        ("argmax", "nvrtc.nvrtcGetCUBIN(program, code)", "nvrtc.nvrtcGetCubin(program, code)"),
+        ("plugins/nvrtc", "nvrtc.nvrtcGetProgramLog(program, log)", "nvrtc.nvrtcGetLog(program, log)"),
         ("argmax", "THREADS, 1, 1, 0, stream", "THREADS, 1, 0, stream"),
     ],
 )
 def test_a_planted_fault_is_found(file: str, right: str, wrong: str) -> None:
-    source = FOLDER.joinpath("tensorrt", f"{file}.py").read_text()
+    source = FOLDER.joinpath(f"{file}.py" if "/" in file else f"tensorrt/{file}.py").read_text()
     assert right in source
     assert len(faults(source.replace(right, wrong))) == 1

@@ -8,7 +8,6 @@ import ctypes
 import shutil
 import subprocess
 from collections.abc import Callable
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     compiler = shutil.which("g++") or pytest.skip("needs g++")
     folder = tmp_path_factory.mktemp("argmax")
     source = folder / "main.cpp"
-    source.write_text(MAIN.format(source=files("star_export.engines.tensorrt") / SOURCE))
+    source.write_text(MAIN.format(source=SOURCE))
     options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{Path(__file__).parent}"]
     subprocess.run([compiler, *options, source, "-o", folder / "argmax.so"], check=True)
     run = ctypes.CDLL(str(folder / "argmax.so")).run
@@ -102,7 +101,7 @@ def test_compiles_for_every_supported_gpu(capability: tuple[int, int]) -> None:
 
 
 def test_an_unknown_gpu_is_named() -> None:
-    with pytest.raises(PlatformError, match=r"^NVRTC cannot compile argmax.cu for sm_35: .*architecture"):
+    with pytest.raises(PlatformError, match=r"^NVRTC .* cannot compile argmax.cu for sm_35: .*architecture"):
         nvrtc_compile((3, 5))
 
 
@@ -111,6 +110,6 @@ def nvrtc_compile(capability: tuple[int, int]) -> bytes:
     try:
         return compile_kernel(capability)
     except PlatformError as error:
-        if "is missing" in str(error):
+        if "needs NVRTC" in str(error):
             pytest.skip(str(error))
         raise
