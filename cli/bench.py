@@ -30,6 +30,7 @@ def bench(
     keep: opt.RunKeepOption = None,
     side: opt.SidesOption = None,
     backend: opt.BackendOption = "onnxruntime",
+    plugin_library: opt.PluginLibraryOption = None,
     repeats: opt.RepeatsOption = 5,
     warmup: opt.WarmupOption = 1,
     max_new_tokens: opt.BenchNewTokensOption = 16,
@@ -58,6 +59,7 @@ def bench(
         new_tokens=max_new_tokens,
         threads=threads,
         backend=backend,
+        plugin_library=plugin_library,
     )
     with err.status("starting") as status:
         report = run_bench(options, status.update)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from star_export.cli import options as opt
@@ -12,6 +13,7 @@ from star_export.cli.output import err, out, print_json, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
+    from star_export.validation.probes import Probe
     from star_export.validation.report import ParityReport
 
 EPILOG = """
@@ -20,6 +22,8 @@ EPILOG = """
 `star-export check llava-7b`
 
 `star-export check llava-7b --keep 288 --keep 115 --keep 58 --keep 29 --junit parity.xml`
+
+`star-export check llava-7b --polygraphy`
 """
 
 
@@ -34,6 +38,8 @@ def check(
     max_new_tokens: opt.CheckNewTokensOption = 8,
     junit: opt.JUnitOption = None,
     backend: opt.BackendOption = "onnxruntime",
+    plugin_library: opt.PluginLibraryOption = None,
+    polygraphy: opt.PolygraphyOption = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Prove that a bundle matches PyTorch, stage by stage.
@@ -41,18 +47,23 @@ def check(
     Exit code 0: it does. 1: it does not. 2: the check could not run.
     """
     quiet_libraries()
-    from star_export.build import require_export_extra
-
-    require_export_extra()
     from star_export.preprocessing import load_image
     from star_export.validation.probes import Probe, make_probes
 
+    chosen = [Probe(path.name, load_image(path), prompt) for path in image or ()] or make_probes(probes)
+    if polygraphy:
+        compare_with_polygraphy(folder, chosen[0], plugin_library=plugin_library, json=json)
+        return
+    from star_export.build import require_export_extra
+
+    require_export_extra()
     report = check_with_progress(
         folder,
         model=model,
         backend=backend,
+        plugin_library=plugin_library,
         keep=keep or (),
-        probes=[Probe(path.name, load_image(path), prompt) for path in image or ()] or make_probes(probes),
+        probes=chosen,
         max_new_tokens=max_new_tokens,
     )
     if junit is not None:
@@ -75,6 +86,31 @@ def check_with_progress(folder: Path, **options: Any) -> "ParityReport":
             progress=lambda done, total: status.update(f"case {done + 1} of {total}"),
             **options,
         )
+
+
+def compare_with_polygraphy(folder: Path, probe: "Probe", *, plugin_library: Path | None, json: bool) -> None:
+    """Compare the runtimes on one request; one row per graph and runtime with its worst output."""
+    from star_export.validation.comparator import compare_runtimes
+
+    with err.status("comparing runtimes"):
+        report = compare_runtimes(folder, probe, plugin_library=plugin_library)
+    if json:
+        print_json(report.to_dict())
+    else:
+        table = Table("graph", "runtime", "result", "outputs", "error", "tolerance", "worst output")
+        for graph, runtime in dict.fromkeys((o.graph, o.runtime) for o in report.outputs):
+            rows = [o for o in report.outputs if (o.graph, o.runtime) == (graph, runtime)]
+            worst = max(rows, key=lambda output: (not output.passed, output.error))
+            result = "[green]pass[/]" if worst.passed else "[red]fail[/]"
+            error, tolerance = f"{worst.error:.2g}", f"{worst.tolerance:.2g}"
+            table.add_row(graph, runtime, result, str(len(rows)), error, tolerance, worst.output)
+        out.print(table)
+        for backend, reason in report.not_run.items():
+            out.print(f"not run: {backend}: {escape(reason)}")
+        verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
+        out.print(f"{verdict}: against Polygraphy {report.polygraphy}'s ONNX Runtime runner")
+    if not report.passed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
 
 
 _STYLES = {"pass": "green", "ambiguous": "yellow", "fail": "red"}

@@ -59,6 +59,8 @@ def _print_facts(bundle: "Bundle") -> None:
         + megabytes(spec.kv_bytes(spec.early_capacity, early) + spec.kv_bytes(spec.late_capacity, late))
     )
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
+    for backend, engines in bundle.manifest.get("engines", {}).items():
+        facts[backend] = f"{engines['version']} engines for {', '.join(engines['targets'])}"
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)

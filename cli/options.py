@@ -11,7 +11,11 @@ from star_export.specs import DEFAULT_KEEP
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle made by `star-export build`.")]
 BackendOption = Annotated[
     str,
-    typer.Option("--backend", help="What runs it: onnxruntime, onnxruntime-cuda, tensorrt or tensorrt-rtx."),
+    typer.Option("--backend", help="What runs it: onnxruntime[-cuda], tensorrt or tensorrt-rtx."),
+]
+PluginLibraryOption = Annotated[
+    Path | None,
+    typer.Option("--plugin-library", help="The shared library, for engines with `--plugins library`."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on stdout.")]
 ThreadsOption = Annotated[
@@ -110,9 +114,6 @@ PluginsOption = Annotated[
         "[default: aot; none for tensorrt-rtx, which has no plugins]",
     ),
 ]
-PluginLibraryOption = Annotated[
-    Path | None, typer.Option("--plugin-library", help="The shared library of --plugins library.")
-]
 TimingCacheOption = Annotated[
     Path | None,
     typer.Option(
@@ -178,6 +179,12 @@ ProbesOption = Annotated[
 ]
 CheckNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Tokens to decode and compare.")
+]
+PolygraphyOption = Annotated[
+    bool,
+    typer.Option(
+        "--polygraphy", help="Compare the runtimes with each other in Polygraphy, instead of with PyTorch."
+    ),
 ]
 JUnitOption = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")]
 

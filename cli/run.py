@@ -24,6 +24,7 @@ def run(
     top_p: opt.TopPOption = 1.0,
     seed: opt.SeedOption = None,
     backend: opt.BackendOption = "onnxruntime",
+    plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
     verify: opt.VerifyOption = False,
     json: opt.JsonOption = False,
@@ -33,7 +34,7 @@ def run(
     from star_export.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    pipeline = load(folder, backend=backend, threads=threads, verify=verify)
+    pipeline = load(folder, backend=backend, threads=threads, plugin_library=plugin_library, verify=verify)
     generation = pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling)
     if json:
         print_json(generation.result().to_dict())

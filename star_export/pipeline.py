@@ -336,6 +336,7 @@ def load(
     *,
     backend: str = "onnxruntime",
     threads: int | None = None,
+    plugin_library: Path | None = None,
     verify: bool = False,
 ) -> Pipeline:
     """Open a bundle, ready to answer.
@@ -344,14 +345,17 @@ def load(
         folder: A bundle made by ``star-export build``.
         backend: What runs the graphs.
         threads: CPU threads; all cores by default.
+        plugin_library: The plugin library of TensorRT engines that were built with one.
         verify: Hash every file first, the weights too.
 
     Raises:
         BundleError: If the bundle is missing, damaged, unsafe or too new.
         SettingsError: If the backend is unknown.
+        PlatformError: If this machine lacks what the backend needs.
     """
     bundle = open_bundle(folder, verify=verify)
-    return Pipeline(bundle, open_session(bundle, backend, threads=threads))
+    session = open_session(bundle, backend, threads=threads, plugin_library=plugin_library)
+    return Pipeline(bundle, session)
 
 
 def _only(image: ImageInput | Sequence[ImageInput]) -> ImageInput:

@@ -101,6 +101,7 @@ class BenchOptions:
     new_tokens: int = 16
     threads: int | None = None
     backend: str = "onnxruntime"
+    plugin_library: Path | None = None
 
 
 def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
@@ -179,7 +180,12 @@ def _build_baseline(source: str, spec: ExportSpec, folder: Path, engines: Engine
 def _bench(
     options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
 ) -> BenchReport:
-    pipeline = load(options.bundle, backend=options.backend, threads=options.threads)
+    pipeline = load(
+        options.bundle,
+        backend=options.backend,
+        threads=options.threads,
+        plugin_library=options.plugin_library,
+    )
     keep = pipeline.budget(options.keep)
     workload = Workload(
         bundle=options.bundle,
@@ -191,6 +197,7 @@ def _bench(
         new_tokens=min(options.new_tokens, spec.max_new_tokens),
         threads=options.threads,
         backend=options.backend,
+        plugin_library=options.plugin_library,
     )
     tokens = pipeline.tokenize(workload.text)
     text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]

@@ -81,12 +81,13 @@ class ComparatorReport:
         return {"passed": self.passed, **asdict(self)}
 
 
-def compare_runtimes(folder: Path, probe: Probe) -> ComparatorReport:
+def compare_runtimes(folder: Path, probe: Probe, *, plugin_library: Path | None = None) -> ComparatorReport:
     """Run one request through every runtime that works here, and compare every output.
 
     Args:
         folder: A float32 or float16 bundle; every file is hashed first.
         probe: Picture and prompt.
+        plugin_library: The plugin library of TensorRT engines that were built with one.
 
     Raises:
         PlatformError: If Polygraphy is not installed.
@@ -110,7 +111,7 @@ def compare_runtimes(folder: Path, probe: Probe) -> ComparatorReport:
     not_run: dict[str, str] = {}
     for backend in bundle.manifest.get("engines", {}):
         try:
-            sessions[backend] = open_session(bundle, backend)
+            sessions[backend] = open_session(bundle, backend, plugin_library=plugin_library)
         except StarExportError as error:
             not_run[backend] = str(error)
     outputs = [

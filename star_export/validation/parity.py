@@ -197,6 +197,7 @@ def check_bundle(
     *,
     model: str | None = None,
     backend: str = "onnxruntime",
+    plugin_library: Path | None = None,
     keep: Sequence[int] = (),
     probes: Sequence[Probe],
     max_new_tokens: int = 8,
@@ -208,6 +209,7 @@ def check_bundle(
         folder: The bundle; every file is hashed first.
         model: Where the checkpoint is now; by default where the manifest says it was.
         backend: What runs the graphs.
+        plugin_library: The plugin library of TensorRT engines that were built with one.
         keep: Budgets to check; the bundle's own by default.
         probes: Pictures and prompts to check with.
         max_new_tokens: Tokens to decode.
@@ -221,7 +223,7 @@ def check_bundle(
         raise SettingsError("a check needs at least one picture")
     if bundle.spec.star is None and keep:
         raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
-    session = WatchedSession(open_session(bundle, backend), bundle)
+    session = WatchedSession(open_session(bundle, backend, plugin_library=plugin_library), bundle)
     pipeline = Pipeline(bundle, session)
     budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.star else [None]
     checkpoint = _source_checkpoint(bundle, model)

@@ -15,7 +15,7 @@ from star_export.preprocessing import load_image, pixel_values
 
 STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
 
-_PATHS = ("bundle", "baseline", "checkpoint", "picture")
+_PATHS = ("bundle", "baseline", "checkpoint", "picture", "plugin_library")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Workload:
         new_tokens: Tokens to decode after the first.
         threads: CPU threads; all cores when None.
         backend: What runs the bundles.
+        plugin_library: The plugin library of TensorRT engines that were built with one.
     """
 
     bundle: Path
@@ -43,6 +44,7 @@ class Workload:
     new_tokens: int
     threads: int | None
     backend: str = "onnxruntime"
+    plugin_library: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,13 @@ class Side(Protocol):
 class BundleSide:
     """A bundle, through the pipeline users run."""
 
-    def __init__(self, folder: Path, *, keep: int | None, backend: str, threads: int | None) -> None:
-        self.pipeline: Pipeline = load(folder, backend=backend, threads=threads)
+    def __init__(self, folder: Path, workload: Workload, *, keep: int | None) -> None:
+        self.pipeline: Pipeline = load(
+            folder,
+            backend=workload.backend,
+            threads=workload.threads,
+            plugin_library=workload.plugin_library,
+        )
         self.keep = self.pipeline.budget(keep)
 
     def measure(self, workload: Workload) -> Sample:
@@ -108,7 +115,7 @@ def open_side(name: str, workload: Workload) -> Side:
     """Load one of :data:`SIDES`."""
     if name in (STAR, UNPRUNED):
         folder, keep = (workload.bundle, workload.keep) if name == STAR else (workload.baseline, None)
-        return BundleSide(folder, keep=keep, backend=workload.backend, threads=workload.threads)
+        return BundleSide(folder, workload, keep=keep)
     # Only here: a process that measures a bundle's memory must not carry torch.
     from star_export.validation.huggingface import HuggingFaceSide
 
@@ -147,7 +154,7 @@ def _main(request: str) -> None:
     fields: dict[str, Any] = json.loads(request)
     name = fields.pop("name")
     for field in _PATHS:
-        fields[field] = Path(fields[field])
+        fields[field] = Path(fields[field]) if fields[field] is not None else None
     workload = Workload(**fields)
     on_gpu = name in (STAR, UNPRUNED) and workload.backend != "onnxruntime"
     before = free_device_memory() if on_gpu else 0
