@@ -177,5 +177,8 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
         patches = spec.model.vision.num_patches
         budget = f"{patches} -> {spec.star.stage1_keep} -> {spec.star.keep} visual tokens"
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
+    if spec.dtype == "bfloat16" and engines is None:  # nothing but TensorRT runs it
+        err.print(f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx")
+        return
     backend = f" --backend {engines.backend}" if engines else ""
     err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT{backend}")

@@ -1,5 +1,6 @@
 """What the documentation shows works as shown."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -36,3 +37,24 @@ def test_named_files_exist() -> None:
             r"`((?:star_export|graphs|engines|cli|tests)/[\w./]+\.\w+)`", page.read_text()
         ):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+def test_polygraphy_commands(bundle: Callable[..., Path], tmp_path: Path) -> None:
+    """They run on a bundle's own files as shown, with TensorRT-RTX's switch."""
+    text = (ROOT / "docs/tensorrt.md").read_text()
+    [block] = re.findall(r"```sh\n(export POLYGRAPHY.*?)```", text, re.DOTALL)
+    (tmp_path / "build" / "demo").mkdir(parents=True)
+    (tmp_path / "build" / "demo" / "engines").symlink_to(bundle("gqa", dtype="float16"))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": path},
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert block.count("polygraphy ") == 4
+    assert "Graph is fully supported by TensorRT" in done.stdout + done.stderr
+    assert "PASSED" in done.stdout + done.stderr
+    assert (tmp_path / "vision.engine").stat().st_size > 1000

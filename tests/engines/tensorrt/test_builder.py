@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,18 +31,26 @@ RTX = EngineOptions(backend="tensorrt-rtx", targets=("sm89", "sm120"))
 @pytest.fixture
 def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
     """``copy("mha", ...)``: a float16 bundle that a test may change."""
-    return lambda name, **options: Path(
-        shutil.copytree(bundle(name, dtype="float16", **options), tmp_path / name)
+    return lambda name, dtype="float16", **options: Path(
+        shutil.copytree(bundle(name, dtype=dtype, **options), tmp_path / name)
     )
 
 
 @pytest.mark.parametrize(
-    ("name", "prune"), [("mha", True), ("gqa", True), ("deep", True), ("gqa", False), ("mha", False)]
+    ("name", "options"),
+    [
+        ("mha", {}),
+        ("gqa", {}),
+        ("deep", {}),
+        ("gqa", {"prune": False}),
+        ("gqa", {"dtype": "bfloat16"}),
+        ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
+    ],
 )
 def test_every_engine_builds(
-    copy: Callable[..., Path], name: str, prune: bool, caplog: pytest.LogCaptureFixture
+    copy: Callable[..., Path], name: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = copy(name, prune=prune)
+    folder = copy(name, **options)
     with caplog.at_level(logging.INFO, "star_export.tensorrt"):
         report = add_engines(folder, RTX)
     assert [step.step for step in report.steps] == [f"tensorrt-rtx {graph} engine" for graph in GRAPHS]
