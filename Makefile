@@ -18,7 +18,7 @@ demo: $(READY)
 	$(BIN)/star-export check $(OUT)/engines --polygraphy
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 # A build of a 3 GB checkpoint under a memory limit.
 test-slow: $(READY)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 from star_export.build import BuildOptions, build
@@ -23,41 +24,48 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder that all processes of this test run share."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared: Path) -> Callable[[str], Path]:
     """``checkpoint("mha")``: folder of a small random checkpoint. Do not write into it."""
-    root = tmp_path_factory.mktemp("checkpoints")
 
     def get(preset: str) -> Path:
-        folder = root / preset
-        return folder if folder.exists() else make_checkpoint(folder, preset)
+        folder = shared / preset
+        with FileLock(f"{folder}.lock"):
+            return folder if folder.exists() else make_checkpoint(folder, preset)
 
     return get
 
 
 @pytest.fixture(scope="session")
-def bundle(
-    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Path]:
+def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Path]:
     """``bundle("mha", prune=False, dtype="float16")``: folder of a built bundle. Do not write into it."""
-    root = tmp_path_factory.mktemp("bundles")
 
     def get(
         preset: str, *, prune: bool = True, dtype: str = "float32", fp32_layers: tuple[str, ...] = ()
     ) -> Path:
-        folder = root / "-".join((preset, "star" if prune else "full", dtype, *fp32_layers))
-        if not folder.exists():
-            options = BuildOptions(
-                model=str(checkpoint(preset)),
-                output=folder,
-                keep=64 if prune else None,
-                max_keep=MAX_KEEP[preset] if prune else None,
-                prune=prune,
-                max_text_tokens=128,
-                max_new_tokens=32,
-                dtype=dtype,
-                fp32_layers=fp32_layers,
-            )
-            build(options)
+        folder = shared / "-".join((preset, "star" if prune else "full", dtype, *fp32_layers))
+        options = BuildOptions(
+            model=str(checkpoint(preset)),
+            output=folder,
+            keep=64 if prune else None,
+            max_keep=MAX_KEEP[preset] if prune else None,
+            prune=prune,
+            max_text_tokens=128,
+            max_new_tokens=32,
+            dtype=dtype,
+            fp32_layers=fp32_layers,
+        )
+        with FileLock(f"{folder}.lock"):
+            if not folder.exists():
+                build(options)
         return folder
 
     return get

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
+from star_export.cli import output
+
 from .conftest import refused
 
 BundleOf = Callable[..., Path]
@@ -122,7 +124,7 @@ def test_inspect_names_layers_in_float32(cli: Any, bundle: BundleOf) -> None:
 
 
 def test_check_shows_the_agreement(cli: Any, bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(output.out, "_width", 200)
     outcome = cli("check", bundle("mha", dtype="float16"), "--probes", 1, "--max-new-tokens", 1)
     [row] = [line for line in outcome.out.splitlines() if "stage1_set" in line]
     assert re.search(r"(100|99)\.\d\d%, worst (100|99)\.\d\d%", row)

@@ -18,10 +18,9 @@ from onnx import helper, numpy_helper
 
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines import open_session
-from star_export.pipeline import Pipeline
+from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.convert import read_processor
-from star_export.sampling import Sampler
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import Probe, make_probes
 from star_export.validation.reference import Reference
@@ -316,7 +315,7 @@ def test_an_input_off_by_one(
 
 
 def test_the_second_best_token(mha: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sampler, "next_token", lambda _, logits: int(np.argsort(logits)[-2]))
+    monkeypatch.setattr(DecodeState, "best_token", lambda state: int(np.argsort(state.logits)[-2]))
     assert mha.failed() == ["greedy_tokens"]
 
 
