@@ -1,9 +1,11 @@
 """One engine file: deserialised, compared with the contract, and run."""
 
+import importlib
 import logging
 import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +17,58 @@ from star_export.errors import BundleError, PlatformError
 
 log = logging.getLogger("star_export.tensorrt")
 
-#: Runtimes that could not start. TensorRT's bindings wrap a null pointer then, and using or
-#: deleting it ends the process.
-_DEAD: list[Any] = []
+#: Runtimes that must not be deleted. One that could not start wraps a null pointer, whose use or
+#: deletion ends the process; one that loaded a lean runtime must outlive it.
+_KEPT: list[Any] = []
 
 
-def create_runtime(bindings: Bindings) -> Any:
-    """What loads engines.
+def create_runtime(bindings: Bindings, built_by: str) -> Any:
+    """What loads engines of the TensorRT version ``built_by``.
 
     Raises:
-        PlatformError: If TensorRT cannot start, on a driver that is too old for it say.
+        PlatformError: If TensorRT cannot start, on a driver that is too old for it say, or if
+            version-compatible engines lack the lean runtime that they need here.
     """
     heard = len(bindings.messages)
     runtime = bindings.trt.Runtime(bindings.logger)
     if errors(bindings, heard):
-        _DEAD.append(runtime)
+        _KEPT.append(runtime)
         raise PlatformError(
             f"{bindings.backend} {bindings.version} cannot start: {last_error(bindings, heard)}"
         )
-    return runtime
+    if built_by == bindings.version:
+        return runtime
+    _KEPT.append(runtime)
+    lean = runtime.load_runtime(str(lean_library(built_by)))
+    if lean is None:
+        raise PlatformError(f"the lean runtime {built_by} does not load: {last_error(bindings, heard)}")
+    return lean
+
+
+def lean_library(version: str) -> Path:
+    """The lean runtime that version-compatible engines of another TensorRT run on.
+
+    It comes from its own package rather than out of the engine: a plan that brings its runtime
+    along is code, which a loader would have to trust.
+
+    Args:
+        version: The TensorRT that built them.
+
+    Raises:
+        PlatformError: If it is not installed, or another version is.
+    """
+    try:
+        found = metadata.version("tensorrt-lean")
+        folder = Path(str(importlib.import_module("tensorrt_lean_libs").__file__)).parent
+    except (metadata.PackageNotFoundError, ImportError):
+        found, folder = "none", Path()
+    libraries = sorted(folder.glob("libnvinfer_lean.so*")) if found == version else []
+    if not libraries:
+        raise PlatformError(
+            f"engines of tensorrt {version} need its lean runtime here, found {found}; "
+            f"run: pip install tensorrt-lean=={version}"
+        )
+    return libraries[0]
 
 
 def deserialize(bindings: Bindings, runtime: Any, path: Path, *, command: str) -> Any:

@@ -317,7 +317,7 @@ def _load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) 
 def _load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
     """Deserialise every engine and compare it with the contract."""
     trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
-    runtime = create_runtime(bindings)
+    runtime = create_runtime(bindings, facts.version)
     aliases = {present: past for past, present in cache_pairs(bundle.spec)}
     loaded = {}
     for graph, io in contract(bundle.spec).items():

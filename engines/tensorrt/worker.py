@@ -87,7 +87,7 @@ def _configure(request: EngineRequest, bindings: Bindings, builder: Any) -> Any:
         config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
     if request.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
-        # The lean runtime inside the plan is code that a loader would have to trust.
+        # A lean runtime inside the plan is code that a loader would have to trust; see lean_library.
         config.set_flag(trt.BuilderFlag.EXCLUDE_LEAN_RUNTIME)
     if request.weight_streaming:
         config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)

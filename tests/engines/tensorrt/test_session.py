@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings, Message, load_bindings
-from star_export.engines.tensorrt.engine import create_runtime, deserialize, last_error
+from star_export.engines.tensorrt.engine import create_runtime, deserialize, last_error, lean_library
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
@@ -81,7 +82,7 @@ def test_a_backend_that_is_not_installed(engines: Bundle) -> None:
 def test_an_engine_file_that_is_none(rtx: Bindings, tmp_path: Path) -> None:
     path = tmp_path / "vision.engine"
     path.write_bytes(b"no engine at all" * 64)
-    runtime = create_runtime(rtx)
+    runtime = create_runtime(rtx, rtx.version)
     with pytest.raises(BundleError, match=r"vision.engine does not fit .*\(MALFORMED_ENGINE\); .*: rebuild$"):
         deserialize(rtx, runtime, path, command="rebuild")
 
@@ -101,7 +102,7 @@ def test_a_tensorrt_that_cannot_start_says_why() -> None:
 
     bindings = Bindings("tensorrt", lean, Logger(), messages)
     with pytest.raises(PlatformError, match=r"^tensorrt .* cannot start: .*CUDA") as caught:
-        create_runtime(bindings)
+        create_runtime(bindings, bindings.version)
     assert "\n" not in str(caught.value)
 
 
@@ -168,3 +169,10 @@ def test_decode_gets_its_weights_first(total: int, vision: int, prefill: int, de
     budgets = share_budget(total, {VISION: 10, PREFILL: 100, DECODE: 100})
     assert budgets == {VISION: vision, PREFILL: prefill, DECODE: decode}
     assert set(budgets) == set(GRAPHS)
+
+
+def test_the_lean_runtime_of_the_building_version() -> None:
+    installed = version("tensorrt-lean")
+    assert lean_library(installed).name.startswith("libnvinfer_lean.so")
+    with pytest.raises(PlatformError, match=r"found 11\..*; run: pip install tensorrt-lean==10\.16\.1\.11"):
+        lean_library("10.16.1.11")
