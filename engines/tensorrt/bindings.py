@@ -70,6 +70,17 @@ def load_bindings(backend: str) -> Bindings:
     return Bindings(backend, trt, _make_logger(trt, messages), messages)
 
 
+def last_error(bindings: Bindings, since: int = 0) -> str:
+    """The last error that TensorRT logged after its first ``since`` messages."""
+    found = errors(bindings, since)
+    return " ".join(found[-1].split()) if found else "it gave no reason"
+
+
+def errors(bindings: Bindings, since: int = 0) -> list[str]:
+    """The errors that TensorRT logged after its first ``since`` messages."""
+    return [message.text for message in bindings.messages[since:] if message.level >= logging.ERROR]
+
+
 def _make_logger(trt: Any, messages: list[Message]) -> Any:
     levels = {
         trt.ILogger.INTERNAL_ERROR: logging.ERROR,

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from star_export.engines.tensorrt.bindings import Bindings
+from star_export.engines.tensorrt.bindings import Bindings, errors, last_error
 from star_export.engines.tensorrt.cuda import DeviceBuffer, Graph, Stream
 from star_export.engines.tensorrt.facts import Shape
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
@@ -97,17 +97,6 @@ def deserialize(bindings: Bindings, runtime: Any, path: Path, *, command: str) -
             f"{bindings.backend} {bindings.version} cannot load {path}: {reason}; run: {command}"
         )
     return engine
-
-
-def last_error(bindings: Bindings, since: int) -> str:
-    """The last error that TensorRT logged after its first ``since`` messages."""
-    found = errors(bindings, since)
-    return " ".join(found[-1].split()) if found else "it gave no reason"
-
-
-def errors(bindings: Bindings, since: int) -> list[str]:
-    """The errors that TensorRT logged after its first ``since`` messages."""
-    return [message.text for message in bindings.messages[since:] if message.level >= logging.ERROR]
 
 
 def describe(engine: Any, trt: Any) -> dict[str, EngineTensor]:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from star_export.engines.tensorrt.bindings import Bindings, load_bindings, log
+from star_export.engines.tensorrt.bindings import Bindings, errors, last_error, load_bindings, log
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.network import parse
 from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
@@ -35,15 +35,15 @@ def build_engine(request: EngineRequest) -> None:
     trt, path = bindings.trt, Path(request.graph)
     _load_plugins(request, bindings)
     builder = trt.Builder(bindings.logger)
-    if builder is None:
-        raise PlatformError(f"{bindings.backend} cannot start: {_last_error(bindings)}")
+    if errors(bindings):  # the bindings wrap a null pointer then
+        raise PlatformError(f"{bindings.backend} cannot start: {last_error(bindings)}")
     network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
     config = _configure(request, bindings, builder)
     cache = _open_timing_cache(request, config)
     _log_memory("before")
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {_last_error(bindings)}")
+        raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {last_error(bindings)}")
     _log_memory("after")
     _refuse_unused_inputs(path, bindings)
     with atomic_open(Path(request.output)) as file:
@@ -117,11 +117,6 @@ def _refuse_unused_inputs(path: Path, bindings: Bindings) -> None:
                 f"{path}: {bindings.backend} {bindings.version} made an engine that ignores the input "
                 f"{match[1]}; it would compute something else, so it was not kept"
             )
-
-
-def _last_error(bindings: Bindings) -> str:
-    errors = [message.text for message in bindings.messages if message.level >= logging.ERROR]
-    return " ".join(errors[-1].split()) if errors else "the build failed without a message"
 
 
 class _JsonLines(logging.Handler):

@@ -18,8 +18,8 @@ from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
-from star_export.engines.tensorrt.bindings import Bindings, Message, load_bindings
-from star_export.engines.tensorrt.engine import create_runtime, deserialize, last_error, lean_library
+from star_export.engines.tensorrt.bindings import Bindings, Message, last_error, load_bindings
+from star_export.engines.tensorrt.engine import create_runtime, deserialize, lean_library
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
