@@ -84,9 +84,7 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
     """
     steps = [
         run_step("GPU tests", "-m", "pytest", "-m", "gpu", "-q", cli=False),
-        run_step(
-            "TopKGather against torch", "-m", "star_export.validation.kernel_bench", "--json", cli=False
-        ),
+        run_step("TopKGather", "-m", "star_export.validation.kernel_bench", "--json", cli=False),
     ]
     if not checkpoint.exists():
         steps.append(
@@ -150,7 +148,8 @@ def render(steps: Sequence[Step], doctor: Any) -> str:
 def _details(step: Step) -> list[str]:
     """What a reader wants of one step."""
     if step.reason:
-        return [step.reason, "", "```", *step.output.strip().splitlines()[-15:], "```"]
+        lines = step.output.strip().splitlines()[-15:]
+        return [step.reason, *(["", "```", *lines, "```"] if lines else [])]
     data = step.data
     if data is None:
         return ["```", *step.output.strip().splitlines()[-25:], "```"]
