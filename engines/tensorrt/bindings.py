@@ -70,10 +70,10 @@ def load_bindings(backend: str) -> Bindings:
     return Bindings(backend, trt, _make_logger(trt, messages), messages)
 
 
-def last_error(bindings: Bindings, since: int = 0) -> str:
-    """The last error that TensorRT logged after its first ``since`` messages."""
+def first_error(bindings: Bindings, since: int = 0) -> str:
+    """The first error that TensorRT logged after its first ``since`` messages; others follow from it."""
     found = errors(bindings, since)
-    return " ".join(found[-1].split()) if found else "it gave no reason"
+    return " ".join(found[0].split()) if found else "it gave no reason"
 
 
 def errors(bindings: Bindings, since: int = 0) -> list[str]:

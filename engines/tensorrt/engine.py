@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from star_export.engines.tensorrt.bindings import Bindings, errors, last_error
+from star_export.engines.tensorrt.bindings import Bindings, errors, first_error
 from star_export.engines.tensorrt.cuda import DeviceBuffer, Graph, Stream
 from star_export.engines.tensorrt.facts import Shape
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
@@ -34,14 +34,14 @@ def create_runtime(bindings: Bindings, built_by: str) -> Any:
     if errors(bindings, heard):
         _KEPT.append(runtime)
         raise PlatformError(
-            f"{bindings.backend} {bindings.version} cannot start: {last_error(bindings, heard)}"
+            f"{bindings.backend} {bindings.version} cannot start: {first_error(bindings, heard)}"
         )
     if built_by == bindings.version:
         return runtime
     _KEPT.append(runtime)
     lean = runtime.load_runtime(str(lean_library(built_by)))
     if lean is None:
-        raise PlatformError(f"the lean runtime {built_by} does not load: {last_error(bindings, heard)}")
+        raise PlatformError(f"the lean runtime {built_by} does not load: {first_error(bindings, heard)}")
     return lean
 
 
@@ -92,7 +92,7 @@ def deserialize(bindings: Bindings, runtime: Any, path: Path, *, command: str) -
         heard = len(bindings.messages)
         engine = runtime.deserialize_cuda_engine(content)
     if engine is None:
-        reason = last_error(bindings, heard)
+        reason = first_error(bindings, heard)
         raise BundleError(
             f"{bindings.backend} {bindings.version} cannot load {path}: {reason}; run: {command}"
         )
@@ -230,7 +230,7 @@ class Execution:
     def _demand(self, accepted: bool, what: str) -> None:
         if not accepted:
             bindings = self._loaded.bindings
-            reason = last_error(bindings, self._heard)
+            reason = first_error(bindings, self._heard)
             raise PlatformError(f"{bindings.backend} refuses {what} ({self._loaded.rules.graph}): {reason}")
 
 
@@ -244,7 +244,7 @@ def _create_context(loaded: LoadedEngine, *, capture: bool) -> Any:
     heard = len(loaded.bindings.messages)
     context = engine.create_execution_context(config)
     if context is None:
-        reason = last_error(loaded.bindings, heard)
+        reason = first_error(loaded.bindings, heard)
         raise PlatformError(f"{loaded.bindings.backend} cannot prepare {loaded.rules.graph}: {reason}")
     return context
 

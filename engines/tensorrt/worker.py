@@ -12,9 +12,9 @@ import logging
 import re
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from star_export.engines.tensorrt.bindings import Bindings, errors, last_error, load_bindings, log
+from star_export.engines.tensorrt.bindings import Bindings, errors, first_error, load_bindings, log
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.network import parse
 from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
@@ -36,18 +36,20 @@ def build_engine(request: EngineRequest) -> None:
     _load_plugins(request, bindings)
     builder = trt.Builder(bindings.logger)
     if errors(bindings):  # the bindings wrap a null pointer then
-        raise PlatformError(f"{bindings.backend} cannot start: {last_error(bindings)}")
+        raise PlatformError(f"{bindings.backend} cannot start: {first_error(bindings)}")
     network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
     config = _configure(request, bindings, builder)
     cache = _open_timing_cache(request, config)
     _log_memory("before")
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {last_error(bindings)}")
-    _log_memory("after")
-    _refuse_unused_inputs(path, bindings)
     with atomic_open(Path(request.output)) as file:
-        file.write(memoryview(plan))
+        writer = _make_writer(trt, file)
+        built = builder.build_serialized_network_to_stream(network, config, writer)
+        if writer.error is not None:
+            raise writer.error
+        if not built:
+            raise PlatformError(f"{bindings.backend} {bindings.version}: {path}: {first_error(bindings)}")
+        _refuse_unused_inputs(path, bindings)
+    _log_memory("after")
     if cache is not None and request.timing_cache:
         with atomic_open(Path(request.timing_cache)) as file:
             file.write(memoryview(cache.serialize()))
@@ -94,6 +96,24 @@ def _configure(request: EngineRequest, bindings: Bindings, builder: Any) -> Any:
     if request.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace)
     return config
+
+
+def _make_writer(trt: Any, file: BinaryIO) -> Any:
+    """Takes the engine piece by piece: in one piece it would be in memory once more."""
+
+    class _Writer(trt.IStreamWriter):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IStreamWriter.__init__(self)
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                return file.write(data)
+            except OSError as error:  # must not cross TensorRT's C++
+                self.error = error
+                return 0
+
+    return _Writer()
 
 
 def _open_timing_cache(request: EngineRequest, config: Any) -> Any:

@@ -3,6 +3,8 @@
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -241,6 +243,30 @@ def test_a_good_graph_builds(tmp_path: Path) -> None:
     build_engine(request)
     assert Path(request.output).stat().st_size > 1000
     assert EngineRequest.from_json(request.to_json()) == request
+
+
+def test_a_disk_that_fills_up_leaves_nothing_behind(copy: Callable[..., Path], tmp_path: Path) -> None:
+    """The limit on file sizes stands in for the disk; the write happens inside TensorRT's builder."""
+    folder = copy("mha")
+    request = EngineRequest(
+        backend="tensorrt-rtx",
+        graph=str(folder / "graphs" / "vision.onnx"),
+        output=str(tmp_path / "out" / "vision.engine"),
+        profiles=engine_profiles(open_bundle(folder).spec, max_batch=1)["vision"],
+        targets=("sm89",),
+    )
+    (tmp_path / "out").mkdir()
+    code = (
+        "import resource, runpy, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000));"
+        "runpy.run_module('star_export.engines.tensorrt.worker', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", code, request.to_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["error"] == "OSError"
+    assert "File too large" in outcome["reason"]
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_graphs_on_disk_stay_as_they_are(copy: Callable[..., Path]) -> None:

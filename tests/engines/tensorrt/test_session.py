@@ -18,7 +18,7 @@ from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
-from star_export.engines.tensorrt.bindings import Bindings, Message, last_error, load_bindings
+from star_export.engines.tensorrt.bindings import Bindings, Message, first_error, load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize, lean_library
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import _load_plugins, share_budget
@@ -107,10 +107,11 @@ def test_a_tensorrt_that_cannot_start_says_why() -> None:
 
 
 def test_only_errors_after_the_call_are_its_reason(rtx: Bindings) -> None:
-    messages = [Message(logging.ERROR, "old"), Message(logging.ERROR, "out of\n memory"), Message(20, "bye")]
+    texts = ("old", "out of\n memory", "what follows")
+    messages = [*(Message(logging.ERROR, text) for text in texts), Message(logging.INFO, "bye")]
     bindings = replace(rtx, messages=messages)
-    assert last_error(bindings, 1) == "out of memory"
-    assert last_error(bindings, 2) == "it gave no reason"
+    assert first_error(bindings, 1) == "out of memory"
+    assert first_error(bindings, 3) == "it gave no reason"
 
 
 def test_memory_error_says_what_to_do() -> None:
