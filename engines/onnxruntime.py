@@ -145,6 +145,9 @@ class OnnxRuntimeSession:
         outputs = binding.get_outputs()  # plain ones first
         return {name: OnnxRuntimeArray(value) for name, value in zip(names, outputs, strict=False)}
 
+    def synchronize(self) -> None:
+        """Nothing is pending: every run waits for its outputs."""
+
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise

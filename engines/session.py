@@ -57,5 +57,8 @@ class Session(Protocol):
             caches: For prefill and decode: read, and updated in place.
 
         Returns:
-            Every output but the caches, by name.
+            Every output but the caches, by name; a GPU may still be computing them.
         """
+
+    def synchronize(self) -> None:
+        """Wait until everything that was run is done, for those who measure."""

@@ -25,11 +25,8 @@ class VisionEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches + 1, width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        patches = (
-            self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))
-            .flatten(2)
-            .transpose(1, 2)
-        )  # [1, P, W]
+        pixels = pixel_values.to(self.patch_embedding.weight.dtype)
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [1, P, W]
         cls = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [1, 1+P, W]
 

@@ -6,24 +6,28 @@ Example:
     >>> pipeline.generate("picture.png", "What is this?").result().text
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from star_export.pipeline import Generation, Pipeline, Result, load
+    from star_export.generation import Generation, Result
+    from star_export.pipeline import Pipeline, load
     from star_export.sampling import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["Generation", "Pipeline", "Result", "Sampling", "__version__", "load"]
 
+_HOME = {
+    "Generation": "generation",
+    "Pipeline": "pipeline",
+    "Result": "generation",
+    "Sampling": "sampling",
+    "load": "pipeline",
+}
+
 
 def __getattr__(name: str) -> Any:
     """Import on first use, so that ``star-export --help`` stays quick."""
-    if name == "Sampling":
-        from star_export.sampling import Sampling
-
-        return Sampling
-    if name in __all__:
-        from star_export import pipeline
-
-        return getattr(pipeline, name)
-    raise AttributeError(f"module 'star_export' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'star_export' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"star_export.{_HOME[name]}"), name)

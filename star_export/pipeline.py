@@ -6,16 +6,15 @@ the benchmark measure exactly what users run.
 """
 
 import json
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from star_export import contract as names
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
@@ -24,6 +23,7 @@ from star_export.dtypes import to_device_dtype
 from star_export.engines import open_session
 from star_export.engines.session import Caches, DeviceArray, Session
 from star_export.errors import BundleError, InputError, SettingsError
+from star_export.generation import Generation, Request
 from star_export.preprocessing import (
     ImageSpec,
     PromptSpec,
@@ -34,72 +34,32 @@ from star_export.preprocessing import (
     tokenize,
 )
 from star_export.preprocessing.images import ImageInput
-from star_export.sampling import Sampler, Sampling
+from star_export.sampling import Sampling
 from star_export.specs import ExportSpec, check_keep
 
 Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Milliseconds of one generation; ``decode`` has one entry per decoded token."""
-
-    vision: float
-    prefill: float
-    decode: tuple[float, ...]
-    total: float
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished generation.
+class VisionOutput:
+    """What the vision graph gives.
 
     Attributes:
-        text: The answer without special tokens.
-        token_ids: Its tokens, an end token included when there was one.
-        stage1_indices: Patches that stage 1 kept; all of them unpruned.
-        stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
-        prompt_tokens: Prompt length before stage 2, visual tokens included.
-        timings_ms: Where the time went.
+        features: Projected visual tokens ``[1, N1, C]``, where the backend keeps them.
+        kept: int64 ``[1, N1]``, the patches that stage 1 kept; None unpruned.
+        num_tokens: ``N1``, or all patches unpruned.
     """
-
-    text: str
-    token_ids: tuple[int, ...]
-    stage1_indices: tuple[int, ...]
-    stage2_indices: tuple[int, ...]
-    prompt_tokens: int
-    timings_ms: Timings
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as ``run --json`` prints them."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class VisionOutput:
-    """What the vision graph gives: features ``[1, N1, C]`` and kept patches ``[N1]``."""
 
     features: DeviceArray
-    indices: Int64
+    kept: DeviceArray | None
+    num_tokens: int
 
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A checked request, ready to run.
-
-    Attributes:
-        pixels: float32 ``[1, 3, H, W]``.
-        tokens: The prompt.
-        keep: Visual tokens after stage 2.
-        max_new_tokens: Tokens to generate at most.
-        sampling: How the next token is chosen.
-    """
-
-    pixels: npt.NDArray[np.float32]
-    tokens: TokenizedPrompt
-    keep: int
-    max_new_tokens: int
-    sampling: Sampling
+    @cached_property
+    def indices(self) -> Int64:
+        """Kept patches ``[N1]``; waits for the vision graph when read first, before its next run."""
+        if self.kept is None:
+            return np.arange(self.num_tokens)
+        return self.kept.numpy()[0]  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -109,14 +69,16 @@ class DecodeState:
     Attributes:
         caches: KV caches of both layer groups.
         output: Logits after the last token, float32 ``[1, vocab]``, where the backend keeps them.
-        kept_positions: int64 ``[S2]``, prompt positions that the late layers saw.
+        kept: int64 ``[1, S2]``, prompt positions that the late layers saw; None unpruned.
+        prompt_tokens: Prompt length before stage 2.
         position: Position of the next token.
         late_length: Tokens in the late layers' caches; the early layers hold ``position``.
     """
 
     caches: Caches
     output: DeviceArray
-    kept_positions: Int64
+    kept: DeviceArray | None
+    prompt_tokens: int
     position: int
     late_length: int
 
@@ -124,6 +86,13 @@ class DecodeState:
     def logits(self) -> npt.NDArray[np.float32]:
         """float32 ``[vocab]`` after the last token, copied from the device at every use."""
         return self.output.numpy()[0]  # type: ignore[no-any-return]
+
+    @cached_property
+    def kept_positions(self) -> Int64:
+        """Prompt positions that the late layers saw ``[S2]``; to be read before the next prefill."""
+        if self.kept is None:
+            return np.arange(self.prompt_tokens)
+        return self.kept.numpy()[0]  # type: ignore[no-any-return]
 
     def best_token(self) -> int:
         """The most likely token, found on the device; ties go to the lower id."""
@@ -167,7 +136,7 @@ class Pipeline:
         keep: int | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
-    ) -> "Generation":
+    ) -> Generation:
         """Answer a prompt about a picture.
 
         Args:
@@ -233,17 +202,18 @@ class Pipeline:
         return tokens
 
     def encode_image(self, pixels: npt.NDArray[np.float32]) -> VisionOutput:
-        """Run the vision graph on ``pixels [1, 3, H, W]``."""
+        """Run the vision graph on ``pixels [1, 3, H, W]``, without waiting for a GPU."""
         feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
         if self.spec.star is None:
             output = self.session.run(VISION, feeds)
-            return VisionOutput(output[names.IMAGE_FEATURES], np.arange(self.spec.image_tokens))
+            return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
         feeds[names.STAGE1_SLOTS] = np.arange(self.spec.star.stage1_keep)
         output = self.session.run(VISION, feeds)
-        return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES].numpy()[0])
+        kept = output[names.IMAGE_INDICES]
+        return VisionOutput(output[names.IMAGE_FEATURES], kept, self.spec.star.stage1_keep)
 
     def prefill(self, tokens: TokenizedPrompt, vision: VisionOutput, *, keep: int) -> DecodeState:
-        """Run the prefill graph; fills this pipeline's KV caches from index 0."""
+        """Run the prefill graph, without waiting for a GPU; fills this pipeline's caches from index 0."""
         length = tokens.input_ids.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
@@ -254,10 +224,12 @@ class Pipeline:
             feeds[names.QUERY_POSITIONS] = tokens.query_positions
             feeds[names.STAGE2_SLOTS] = np.arange(keep)
         output = self.session.run(PREFILL, feeds, self._caches)
-        kept = np.arange(length)
+        late_length = length
         if self.spec.star is not None:
-            kept = output[names.KEPT_POSITIONS].numpy()[0]
-        return DecodeState(self._caches, output[names.LOGITS], kept, length, len(kept))
+            late_length += keep - tokens.image_positions.shape[1]
+        return DecodeState(
+            self._caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
+        )
 
     def decode(self, state: DecodeState, token: int) -> None:
         """Append ``token`` to a sequence and update its logits."""
@@ -272,63 +244,6 @@ class Pipeline:
         state.output = output[names.LOGITS]
         state.position += 1
         state.late_length += 1
-
-
-class Generation:
-    """Pieces of an answer as they come, then its :class:`Result`."""
-
-    def __init__(self, pipeline: Pipeline, request: Request) -> None:
-        self._result: Result | None = None
-        self._pieces = self._run(pipeline, request)
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def result(self) -> Result:
-        """The finished generation; runs what is left of it first."""
-        for _ in self._pieces:
-            pass
-        assert self._result is not None
-        return self._result
-
-    def _run(self, pipeline: Pipeline, request: Request) -> Iterator[str]:
-        tokens, sampler, clock = request.tokens, Sampler(request.sampling), _Clock()
-        pipeline.running = self
-        vision = pipeline.encode_image(request.pixels)
-        vision_ms = clock.lap()
-        state = pipeline.prefill(tokens, vision, keep=request.keep)
-        prefill_ms = clock.lap()
-        ids: list[int] = []
-        laps: list[float] = []
-        stream, streamed = DecodeStream(skip_special_tokens=True), ""
-        while True:
-            ids.append(state.best_token() if sampler.greedy else sampler.next_token(state.logits))
-            if piece := stream.step(pipeline.tokenizer, ids[-1]):
-                streamed += piece
-                yield piece
-            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == request.max_new_tokens:
-                break
-            if pipeline.running is not self:  # the KV caches hold another sequence now
-                raise InputError("another generation began; finish one before starting the next")
-            clock.lap()
-            pipeline.decode(state, ids[-1])
-            laps.append(clock.lap())
-        text = pipeline.tokenizer.decode(ids)
-        self._result = Result(
-            text=text,
-            token_ids=tuple(ids),
-            stage1_indices=tuple(vision.indices.tolist()),
-            stage2_indices=stage2_indices(tokens, state.kept_positions),
-            prompt_tokens=int(tokens.input_ids.shape[1]),
-            timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
-        )
-        if text.startswith(streamed) and text != streamed:  # a character that never became complete
-            yield text[len(streamed) :]
-
-
-def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
-    """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
-    return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
 
 
 def load(
@@ -364,18 +279,3 @@ def _only(image: ImageInput | Sequence[ImageInput]) -> ImageInput:
             raise InputError(f"this bundle takes exactly one image, got {len(image)}")
         return image[0]
     return image  # type: ignore[return-value]
-
-
-class _Clock:
-    """Milliseconds since the last lap, and since the start."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        self._last, lap = now, now - self._last
-        return 1000.0 * lap
-
-    def total(self) -> float:
-        return 1000.0 * (time.perf_counter() - self._start)

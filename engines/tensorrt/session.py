@@ -191,6 +191,10 @@ class TensorRTSession:
         execution.run(shapes, outputs, addresses)
         return {spec.name: TensorRTArray(own, spec, outputs[spec.name]) for spec in own.plain_outputs}
 
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self.stream.synchronize()
+
     def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
         """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
         raw = np.empty(_bytes(dtype, shape), np.uint8)

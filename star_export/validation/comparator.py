@@ -143,6 +143,10 @@ class Recorder:
         self.calls.append(Call(graph, host, past))
         return self.session.run(graph, feeds, caches)
 
+    def synchronize(self) -> None:
+        """See `star_export.engines.session.Session`."""
+        self.session.synchronize()
+
 
 def _record(bundle: Bundle, recorder: Recorder, probe: Probe) -> list[Call]:
     """Vision, prefill and one decode step of a request."""

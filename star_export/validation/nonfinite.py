@@ -62,6 +62,10 @@ class WatchedSession:
                 self.found = first_nonfinite(self.bundle, graph, self._arrays(feeds, caches), hidden=finite)
         return outputs
 
+    def synchronize(self) -> None:
+        """Wait for the session itself."""
+        self.session.synchronize()
+
     def _arrays(self, feeds: Mapping[str, Tensor], caches: Caches | None) -> dict[str, HostArray]:
         """Every input of a graph. The caches were written since, with what this run writes again."""
         arrays = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}

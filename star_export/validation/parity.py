@@ -21,7 +21,8 @@ from star_export.contract import past_names
 from star_export.engines import open_session
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import write_json
-from star_export.pipeline import DecodeState, Pipeline, VisionOutput, stage2_indices
+from star_export.generation import stage2_indices
+from star_export.pipeline import DecodeState, Pipeline, VisionOutput
 from star_export.preprocessing import TokenizedPrompt, pixel_values
 from star_export.preprocessing.convert import read_processor
 from star_export.validation.compare import (

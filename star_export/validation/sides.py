@@ -90,6 +90,7 @@ class BundleSide:
         pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
         ready = time.perf_counter()
         vision = self.pipeline.encode_image(pixels)
+        self.pipeline.session.synchronize()
         seen = time.perf_counter()
         state = self.pipeline.prefill(tokens, vision, keep=self.keep)
         token = state.best_token()

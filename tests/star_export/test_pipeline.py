@@ -11,7 +11,8 @@ from PIL import Image
 
 from star_export.engines import open_session
 from star_export.errors import BundleError, InputError, SettingsError
-from star_export.pipeline import Pipeline, Result, load
+from star_export.generation import Result
+from star_export.pipeline import Pipeline, load
 from star_export.sampling import Sampling
 
 SHORT = "What is this?"

@@ -79,7 +79,7 @@ def uses(source: str) -> Iterator[Use]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and id(node) not in inner:
             root, path = _chain(node)
-            if root and not (root == "parser" and "argparse" in source):
+            if root:
                 yield Use(node.lineno, root, path, calls.get(id(node)))
 
 

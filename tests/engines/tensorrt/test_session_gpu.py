@@ -5,6 +5,7 @@ own tolerance and tokens where the best one leads by more than that.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,9 +161,7 @@ def test_decode_of_a_batch_equals_single_sequences(
         assert isinstance(state.caches, TensorRTCaches)
         for past, _ in cache_pairs(gpu.spec):
             copy_row(session, state.caches, together, past, row)
-        states.append(
-            DecodeState(together, state.output, state.kept_positions, state.position, state.late_length)
-        )
+        states.append(replace(state, caches=together))
         gpu.decode(state, 7)
         alone.append(state.logits)
     output = session.run(DECODE, batch_feeds(gpu, states), together)[names.LOGITS]

@@ -1,0 +1,160 @@
+"""One answer: its tokens one after the other, its text as it comes, and what it cost."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers.decoders import DecodeStream
+
+from star_export.engines.session import Int64
+from star_export.errors import InputError
+from star_export.preprocessing import TokenizedPrompt
+from star_export.sampling import Sampler, Sampling
+
+if TYPE_CHECKING:
+    from star_export.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of one generation.
+
+    Nothing waits for a GPU but the tokens: what of vision is still running when prefill is
+    queued counts as prefill.
+
+    Attributes:
+        vision: The picture's features.
+        prefill: From there to the first token.
+        decode: Each further token.
+        total: All of it, with preparing and streaming.
+    """
+
+    vision: float
+    prefill: float
+    decode: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished generation.
+
+    Attributes:
+        text: The answer without special tokens.
+        token_ids: Its tokens, an end token included when there was one.
+        stage1_indices: Patches that stage 1 kept; all of them unpruned.
+        stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
+        prompt_tokens: Prompt length before stage 2, visual tokens included.
+        timings_ms: Where the time went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stage1_indices: tuple[int, ...]
+    stage2_indices: tuple[int, ...]
+    prompt_tokens: int
+    timings_ms: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as ``run --json`` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked request, ready to run.
+
+    Attributes:
+        pixels: float32 ``[1, 3, H, W]``.
+        tokens: The prompt.
+        keep: Visual tokens after stage 2.
+        max_new_tokens: Tokens to generate at most.
+        sampling: How the next token is chosen.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    tokens: TokenizedPrompt
+    keep: int
+    max_new_tokens: int
+    sampling: Sampling
+
+
+class Generation:
+    """Pieces of an answer as they come, then its :class:`Result`."""
+
+    def __init__(self, pipeline: "Pipeline", request: Request) -> None:
+        self._result: Result | None = None
+        self._pieces = self._run(pipeline, request)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def result(self) -> Result:
+        """The finished generation; runs what is left of it first."""
+        for _ in self._pieces:
+            pass
+        assert self._result is not None
+        return self._result
+
+    def _run(self, pipeline: "Pipeline", request: Request) -> Iterator[str]:
+        sampler, clock = Sampler(request.sampling), _Clock()
+
+        def next_token() -> int:
+            return state.best_token() if sampler.greedy else sampler.next_token(state.logits)
+
+        pipeline.running = self
+        vision = pipeline.encode_image(request.pixels)
+        vision_ms = clock.lap()
+        state = pipeline.prefill(request.tokens, vision, keep=request.keep)
+        ids = [next_token()]
+        prefill_ms = clock.lap()
+        stage1 = tuple(vision.indices.tolist())
+        stage2 = stage2_indices(request.tokens, state.kept_positions)
+        laps: list[float] = []
+        stream, streamed = DecodeStream(skip_special_tokens=True), ""
+        while True:
+            if piece := stream.step(pipeline.tokenizer, ids[-1]):
+                streamed += piece
+                yield piece
+            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == request.max_new_tokens:
+                break
+            if pipeline.running is not self:  # the KV caches hold another sequence now
+                raise InputError("another generation began; finish one before starting the next")
+            clock.lap()
+            pipeline.decode(state, ids[-1])
+            ids.append(next_token())
+            laps.append(clock.lap())
+        text = pipeline.tokenizer.decode(ids)
+        self._result = Result(
+            text=text,
+            token_ids=tuple(ids),
+            stage1_indices=stage1,
+            stage2_indices=stage2,
+            prompt_tokens=state.prompt_tokens,
+            timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
+        )
+        if text.startswith(streamed) and text != streamed:  # a character that never became complete
+            yield text[len(streamed) :]
+
+
+def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
+    """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
+    return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
+
+
+class _Clock:
+    """Milliseconds since the last lap, and since the start."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000.0 * lap
+
+    def total(self) -> float:
+        return 1000.0 * (time.perf_counter() - self._start)
