@@ -18,7 +18,8 @@ from star_export.engines import open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
-from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX, load_bindings
+from star_export.engines.tensorrt.facts import RTX_TARGETS
 from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
 from star_export.errors import BundleError, InputError, PlatformError, SettingsError
 from star_export.pipeline import DecodeState, Pipeline
@@ -42,7 +43,10 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=["mha", "gqa"])
 def bundle_(request: pytest.FixtureRequest, backend: str, engine_bundle: Callable[..., Bundle]) -> Bundle:
-    return engine_bundle(backend, request.param, "sm{}{}".format(*cuda.require_device().capability))
+    target = "sm{}{}".format(*cuda.require_device().capability)
+    if backend == TENSORRT_RTX and target not in RTX_TARGETS:
+        pytest.skip(f"{backend} does not build for {target}")
+    return engine_bundle(backend, request.param, target)
 
 
 @pytest.fixture(scope="module")
