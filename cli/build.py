@@ -99,6 +99,10 @@ def build(
     from star_export.build import build as build_bundle
 
     engines = _engine_options(context)
+    if check and engines is not None:
+        from star_export.engines import free_device_memory
+
+        free_device_memory()  # a check needs a GPU: say so before minutes of building
     if from_bundle is None:
         options = _build_options(context, engines)
         with step_progress() as progress:

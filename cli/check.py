@@ -125,7 +125,7 @@ def print_table(report: "ParityReport") -> None:
         "tolerance",
         "agreement",
         "worst case",
-        title=f"{report.bundle} ({report.dtype})",
+        title=f"{report.bundle} ({report.dtype}, {report.backend})",
     )
     stages = {stage.stage: None for case in report.cases for stage in case.stages}
     for name in stages:

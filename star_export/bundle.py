@@ -176,6 +176,12 @@ def _check_types(manifest: dict[str, Any], spec: ExportSpec) -> None:
         if type(value) is not int or value < 1:
             raise ValueError(f"{value!r} is not a positive number")
     dict(manifest["versions"])
+    engines = manifest.get("engines", {})
+    if not isinstance(engines, dict):
+        raise ValueError("its engines are not listed by backend")
+    for facts in engines.values():
+        if not isinstance(facts["version"], str) or not all(isinstance(t, str) for t in facts["targets"]):
+            raise ValueError("an entry of its engines has no version or targets")
     if not isinstance(manifest["source"]["model"], str) or "revision" not in manifest["source"]:
         raise ValueError("the source model is missing")
     if manifest["contract"] != {graph: io.to_dict() for graph, io in contract(spec).items()}:

@@ -206,10 +206,11 @@ def _relay(lines: Iterable[str]) -> dict[str, Any] | None:
     for line in lines:
         try:
             data = json.loads(line)
-        except ValueError:  # a library that prints on its own
+        except ValueError:
+            data = None
+        if not isinstance(data, dict):  # a library that prints on its own
             log.info("%s", line.rstrip())
-            continue
-        if "level" in data:
+        elif "level" in data:
             log.log(_demoted(data["level"], data["text"]), "%s", data["text"])
         else:
             outcome = data

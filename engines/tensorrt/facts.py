@@ -113,6 +113,7 @@ def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
         listed = {file.path for file in bundle.files}
         if facts.backend != backend or any(facts.files[graph] not in listed for graph in GRAPHS):
             raise ValueError("its files are not those of the bundle")
+        _version_numbers(facts.version)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"{bundle.folder}: the manifest's {backend} entry is damaged ({error}); run: {command}"
@@ -156,7 +157,11 @@ def _remedy(bundle: Bundle, facts: EngineFacts, target: str) -> str:
 
 def _version_fits(facts: EngineFacts, version: str) -> bool:
     """Engines belong to one version; version-compatible ones also to newer ones of its major number."""
-    built, here = ([int(part) for part in v.split(".")[:4]] for v in (facts.version, version))
+    built, here = _version_numbers(facts.version), _version_numbers(version)
     if facts.version_compatible:
         return built[0] == here[0] and here >= built
     return built == here
+
+
+def _version_numbers(version: str) -> list[int]:
+    return [int(part) for part in version.split(".")[:4]]

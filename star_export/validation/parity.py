@@ -19,6 +19,8 @@ from star_export.bundle import PARITY, Bundle, open_bundle
 from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import past_names
 from star_export.engines import open_session
+from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
+from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import write_json
 from star_export.generation import stage2_indices
@@ -241,8 +243,11 @@ def check_bundle(
         progress(len(cases), len(wanted))
         cases.append(check.run(*case, agreement))
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
+    if backend in TENSORRT_BACKENDS:
+        versions[backend] = read_facts(bundle, backend).version
     report = ParityReport(
         bundle=str(folder),
+        backend=backend,
         reference=str(checkpoint.folder),
         dtype=bundle.spec.dtype,
         cases=tuple(cases),

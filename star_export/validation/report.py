@@ -78,6 +78,7 @@ class ParityReport:
 
     Attributes:
         bundle: The bundle's folder.
+        backend: What ran the graphs.
         reference: The checkpoint it was compared with.
         dtype: Whose tolerances were enforced.
         cases: Every picture at every budget.
@@ -87,6 +88,7 @@ class ParityReport:
     """
 
     bundle: str
+    backend: str
     reference: str
     dtype: str
     cases: tuple[CaseReport, ...]

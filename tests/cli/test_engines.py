@@ -104,6 +104,38 @@ def test_what_a_backend_lacks_here(
     refused(cli("run", engines, *options), message)
 
 
+def test_check_needs_a_gpu_before_anything_is_built(
+    cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    if shutil.which("nvidia-smi"):
+        pytest.skip("this machine has a GPU driver")
+    request = ("--model", checkpoint("mha"), "-o", tmp_path / "out" / "b", "--backend", "tensorrt-rtx")
+    refused(cli("build", *request, "--check"), "no NVIDIA driver")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ([], "damaged"),
+        ({"tensorrt-rtx": {}}, "damaged"),
+        ({"tensorrt-rtx": {"version": "new", "targets": ["sm89"]}}, "entry is damaged"),
+        ({"tensorrt-rtx": {"version": 1, "targets": ["sm89"]}}, "no version or targets"),
+    ],
+)
+def test_a_damaged_entry_of_the_manifest(
+    cli: Any, engines: Path, picture: Path, tmp_path: Path, entry: Any, message: str
+) -> None:
+    folder = Path(shutil.copytree(engines, tmp_path / "b"))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    facts = manifest["engines"]["tensorrt-rtx"]
+    merged = {name: facts | value for name, value in entry.items() if value} if entry else entry
+    manifest["engines"] = merged or entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    outcome = cli("run", folder, "--image", picture, "--prompt", "x", "--backend", "tensorrt-rtx")
+    refused(outcome, message)
+
+
 def test_a_changed_engine_byte(cli: Any, engines: Path, picture: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(engines, tmp_path / "b"))
     engine = folder / "engines" / "tensorrt-rtx" / "decode.engine"

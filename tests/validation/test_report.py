@@ -43,7 +43,7 @@ def test_where_inf_or_nan_came_up(hidden: bool) -> None:
 
 
 def report(*cases: CaseReport) -> ParityReport:
-    return ParityReport("bundle", "checkpoint", "float32", cases, {"torch": "2.9"})
+    return ParityReport("bundle", "onnxruntime", "checkpoint", "float32", cases, {"torch": "2.9"})
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ def run(folder: Path, sanitizer: str, source: Path = SOURCE) -> subprocess.Compl
     program = folder / "sanitized"
     command = ["g++", "-std=c++20", "-O1", "-g", "-pthread", f"-fsanitize={sanitizer}", f"-I{FOLDER}"]
     command += ["-fno-sanitize-recover=all", "-Wno-unknown-pragmas", "-DSTAR_BLOCK_THREADS=8"]
-    command += ["-include", str(HERE / "cuda_on_cpu.h"), "-x", "c++", str(source)]
-    command += [str(HERE / name) for name in ("cuda_on_cpu.cpp", "sanitized.cpp")]
+    command += ["-include", str(HERE.parent / "cuda_on_cpu.h"), "-x", "c++", str(source)]
+    command += [str(HERE / name) for name in ("topk_gather_on_cpu.cpp", "sanitized.cpp")]
     done = subprocess.run([*command, "-o", str(program)], capture_output=True, text=True)
     if "cannot find" in done.stderr:
         pytest.skip(f"g++ has no -fsanitize={sanitizer} here")

@@ -29,8 +29,8 @@ def compile_kernel(folder: Path, *options: str, source: Path = SOURCE) -> Path:
     """The kernel and its launcher as a shared library."""
     library = folder / "topk_gather.so"
     command = ["g++", "-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", "-Wall", "-Werror", *options]
-    command += ["-Wno-unknown-pragmas", f"-I{FOLDER}", "-include", str(HERE / "cuda_on_cpu.h")]
-    command += ["-x", "c++", str(source), str(HERE / "cuda_on_cpu.cpp"), "-o", str(library)]
+    command += ["-Wno-unknown-pragmas", f"-I{FOLDER}", "-include", str(HERE.parent / "cuda_on_cpu.h")]
+    command += ["-x", "c++", str(source), str(HERE / "topk_gather_on_cpu.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return library

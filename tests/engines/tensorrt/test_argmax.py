@@ -1,6 +1,6 @@
 """The argmax kernel: compiled for real GPUs, and run on the CPU against NumPy.
 
-``host.h`` makes the same source a C++ program: one thread per CUDA thread, a barrier for
+``cuda_on_cpu.h`` makes the same source a C++ program: one thread per CUDA thread, a barrier for
 ``__syncthreads``, blocks one after another.
 """
 
@@ -21,10 +21,10 @@ Floats = npt.NDArray[np.float32]
 Kernel = Callable[[Floats], npt.NDArray[np.int64]]
 
 MAIN = """
-#include "host.h"
+#include "cuda_on_cpu.h"
 #include "{source}"
 extern "C" void run(const unsigned* logits, long long* tokens, int rows, int vocab) {{
-    launch(rows, THREADS, [=] {{ star_argmax(logits, tokens, vocab); }});
+    run_on_cpu(rows, THREADS, [=] {{ star_argmax(logits, tokens, vocab); }});
 }}
 """
 
@@ -36,7 +36,7 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     folder = tmp_path_factory.mktemp("argmax")
     source = folder / "main.cpp"
     source.write_text(MAIN.format(source=SOURCE))
-    options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{Path(__file__).parent}"]
+    options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{Path(__file__).parents[1]}"]
     subprocess.run([compiler, *options, source, "-o", folder / "argmax.so"], check=True)
     run = ctypes.CDLL(str(folder / "argmax.so")).run
 
