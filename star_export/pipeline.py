@@ -185,14 +185,19 @@ class Pipeline:
         check_keep(star, budget)
         return budget
 
-    def tokenize(self, prompt: str) -> TokenizedPrompt:
+    def tokenize(self, prompt: str, *, image_tokens: int | None = None) -> TokenizedPrompt:
         """Token ids and positions of a prompt with one image.
+
+        Args:
+            prompt: As the user typed it.
+            image_tokens: Visual tokens to make room for; what stage 1 keeps by default.
 
         Raises:
             InputError: If it is empty, too long, or has not exactly one image.
         """
         text = render(prompt, self.prompt_spec)
-        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=self.spec.image_tokens)
+        count = self.spec.image_tokens if image_tokens is None else image_tokens
+        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=count)
         if tokens.text_tokens > self.spec.max_text_tokens:
             raise InputError(
                 f"the prompt has {tokens.text_tokens} text tokens, "
@@ -201,32 +206,47 @@ class Pipeline:
             )
         return tokens
 
-    def encode_image(self, pixels: npt.NDArray[np.float32]) -> VisionOutput:
-        """Run the vision graph on ``pixels [1, 3, H, W]``, without waiting for a GPU."""
+    def encode_image(
+        self, pixels: npt.NDArray[np.float32], *, stage1_keep: int | None = None
+    ) -> VisionOutput:
+        """Run the vision graph, without waiting for a GPU.
+
+        Args:
+            pixels: float32 ``[1, 3, H, W]``.
+            stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
+        """
         feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
         if self.spec.star is None:
             output = self.session.run(VISION, feeds)
             return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
-        feeds[names.STAGE1_SLOTS] = np.arange(self.spec.star.stage1_keep)
+        count = self.spec.star.stage1_keep if stage1_keep is None else stage1_keep
+        feeds[names.STAGE1_SLOTS] = np.arange(count)
         output = self.session.run(VISION, feeds)
-        kept = output[names.IMAGE_INDICES]
-        return VisionOutput(output[names.IMAGE_FEATURES], kept, self.spec.star.stage1_keep)
+        return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
 
-    def prefill(self, tokens: TokenizedPrompt, vision: VisionOutput, *, keep: int) -> DecodeState:
-        """Run the prefill graph, without waiting for a GPU; fills this pipeline's caches from index 0."""
+    def prefill(
+        self, tokens: TokenizedPrompt, vision: VisionOutput, *, keep: int | None = None
+    ) -> DecodeState:
+        """Run the prefill graph, without waiting for a GPU; fills this pipeline's caches from index 0.
+
+        Args:
+            tokens: The prompt, with as many image positions as there are features.
+            vision: Features of the picture.
+            keep: Visual tokens after stage 2; the bundle's own by default.
+        """
         length = tokens.input_ids.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
             names.IMAGE_FEATURES: vision.features,
             names.IMAGE_POSITIONS: tokens.image_positions,
         }
-        if self.spec.star is not None:
-            feeds[names.QUERY_POSITIONS] = tokens.query_positions
-            feeds[names.STAGE2_SLOTS] = np.arange(keep)
-        output = self.session.run(PREFILL, feeds, self._caches)
         late_length = length
         if self.spec.star is not None:
-            late_length += keep - tokens.image_positions.shape[1]
+            budget = self.spec.star.keep if keep is None else keep
+            feeds[names.QUERY_POSITIONS] = tokens.query_positions
+            feeds[names.STAGE2_SLOTS] = np.arange(budget)
+            late_length += budget - tokens.image_positions.shape[1]
+        output = self.session.run(PREFILL, feeds, self._caches)
         return DecodeState(
             self._caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
         )

@@ -5,25 +5,19 @@ them alike; every speed is reported as a ratio of medians next to its times.
 """
 
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.build import BuildOptions, build
-from star_export.bundle import Bundle, open_bundle
+from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
-from star_export.engines import check_backend, free_device_memory
-from star_export.engines.onnxruntime import check_dtype
-from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
-from star_export.engines.tensorrt.bindings import TENSORRT_RTX
-from star_export.engines.tensorrt.builder import EngineOptions
-from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
 from star_export.errors import SettingsError
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
+from star_export.validation.baseline import check_runs, unpruned_baseline
 from star_export.validation.flops import PrefillFlops, prefill_flops
 from star_export.validation.sides import (
     SIDES,
@@ -124,57 +118,19 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         )
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
-    if options.baseline is not None and open_bundle(options.baseline).spec.star is not None:
-        raise SettingsError(f"{options.baseline} prunes too; --baseline takes a bundle built with --no-prune")
-    engines = _check_backend(bundle, options.backend)
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
-    checkpoint = open_checkpoint(source)
-    with tempfile.TemporaryDirectory(dir=options.bundle.parent, prefix=".bench-") as scratch:
+    checkpoint = open_checkpoint(source).folder
+    check_runs(bundle, options.backend)
+    with ExitStack() as stack:
         baseline = options.baseline
-        if baseline is None and UNPRUNED in options.sides:
-            progress("building the unpruned baseline")
-            baseline = _build_baseline(source, bundle.spec, Path(scratch) / "baseline", engines)
-        return _bench(options, bundle.spec, baseline or Path(), checkpoint.folder, progress)
-
-
-def _check_backend(bundle: Bundle, backend: str) -> EngineOptions | None:
-    """Refuse a backend that cannot run here, before minutes of building; engines for the baseline."""
-    check_backend(backend)
-    if backend not in TENSORRT_BACKENDS:
-        check_dtype(bundle)
-    engines = _baseline_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None
-    if backend != "onnxruntime":
-        free_device_memory()
-    return engines
-
-
-def _baseline_engines(bundle: Bundle, backend: str) -> EngineOptions:
-    """Engines for the baseline like those of ``bundle``; it has no tokens to gather, so no plugin."""
-    facts = read_facts(bundle, backend)
-    return EngineOptions(
-        backend=backend,
-        targets=facts.targets if backend == TENSORRT_RTX else (),
-        max_batch=facts.max_batch,
-        plugins="none",
-        hardware_compatible=AMPERE_PLUS in facts.targets,
-        version_compatible=facts.version_compatible,
-        weight_streaming=facts.weight_streaming,
-    )
-
-
-def _build_baseline(source: str, spec: ExportSpec, folder: Path, engines: EngineOptions | None) -> Path:
-    options = BuildOptions(
-        model=source,
-        output=folder,
-        prune=False,
-        max_text_tokens=spec.max_text_tokens,
-        max_new_tokens=spec.max_new_tokens,
-        dtype=spec.dtype,
-        engines=engines,
-        fp32_layers=spec.fp32_layers,
-    )
-    return build(options).folder
+        if baseline is not None or UNPRUNED in options.sides:
+            baseline = stack.enter_context(
+                unpruned_baseline(
+                    bundle, baseline, source=source, backend=options.backend, progress=progress
+                )
+            )
+        return _bench(options, bundle.spec, baseline or Path(), checkpoint, progress)
 
 
 def _bench(

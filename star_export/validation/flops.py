@@ -21,6 +21,21 @@ class PrefillFlops:
     exact: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Visual tokens in the layers of a decoder.
+
+    Attributes:
+        entering: In the first layers.
+        prune_layer: How many layers those are; None for all.
+        keep: In the other layers.
+    """
+
+    entering: int
+    prune_layer: int | None = None
+    keep: int = 0
+
+
 def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep: int | None) -> PrefillFlops:
     """Arithmetic of a prefill with one image.
 
@@ -30,14 +45,26 @@ def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep
         query_tokens: Those of them after the image, which score stage 2.
         keep: Visual tokens after stage 2; None for no pruning at all, of either stage.
     """
-    text, star = spec.model.text, spec.star
-    if keep is None or star is None:
-        tokens = spec.model.vision.num_patches + text_tokens
-        layers = [tokens] * text.num_layers
-        scoring = 0.0
-    else:
-        early, late = star.stage1_keep + text_tokens, keep + text_tokens
-        layers = [early] * star.prune_layer + [late] * (text.num_layers - star.prune_layer)
+    star, layout = spec.star, Layout(entering=spec.model.vision.num_patches)
+    if keep is not None and star is not None:
+        layout = Layout(entering=star.stage1_keep, prune_layer=star.prune_layer, keep=keep)
+    return layout_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=query_tokens)
+
+
+def layout_flops(text: TextSpec, layout: Layout, *, text_tokens: int, query_tokens: int) -> PrefillFlops:
+    """Arithmetic of a prefill whose visual tokens are laid out in any way.
+
+    Args:
+        text: The decoder.
+        layout: Its visual tokens, layer by layer.
+        text_tokens: Prompt tokens that are not visual.
+        query_tokens: Those of them that score the visual tokens before ``layout.prune_layer``.
+    """
+    early = layout.entering + text_tokens
+    layers, scoring = [early] * text.num_layers, 0.0
+    if layout.prune_layer is not None:
+        late = text.num_layers - layout.prune_layer
+        layers[layout.prune_layer :] = [layout.keep + text_tokens] * late
         scoring = 2.0 * query_tokens * early * text.num_heads * text.head_dim
     head = 2.0 * text.hidden_size * text.vocab_size
     exact = sum(_layer_flops(text, tokens) for tokens in layers) + head + scoring

@@ -1,0 +1,94 @@
+"""The unpruned bundle that a pruned one is compared with."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from star_export.build import BuildOptions, build
+from star_export.bundle import Bundle, open_bundle
+from star_export.engines import check_backend, free_device_memory
+from star_export.engines.onnxruntime import check_dtype
+from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
+from star_export.engines.tensorrt.bindings import TENSORRT_RTX
+from star_export.engines.tensorrt.builder import EngineOptions
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
+from star_export.errors import SettingsError
+
+
+@contextmanager
+def unpruned_baseline(
+    bundle: Bundle, given: Path | None, *, source: str, backend: str, progress: Callable[[str], None]
+) -> Iterator[Path]:
+    """The folder of an unpruned bundle: ``given``, or one that is built and removed after.
+
+    Args:
+        bundle: The pruned bundle; the baseline has its settings.
+        given: A bundle that exists already.
+        source: The checkpoint to build from.
+        backend: What will run it.
+        progress: Told what is being done.
+
+    Raises:
+        SettingsError: If ``given`` prunes or holds another model.
+        BundleError, CheckpointError: If a side cannot be loaded.
+        PlatformError: If the backend cannot run here; told before anything is built.
+    """
+    check_runs(bundle, backend)
+    if given is not None:
+        _check_given(bundle, given)
+        yield given
+        return
+    with tempfile.TemporaryDirectory(dir=bundle.folder.parent, prefix=".baseline-") as scratch:
+        progress("building the unpruned baseline")
+        spec = bundle.spec
+        options = BuildOptions(
+            model=source,
+            output=Path(scratch) / "baseline",
+            prune=False,
+            max_text_tokens=spec.max_text_tokens,
+            max_new_tokens=spec.max_new_tokens,
+            dtype=spec.dtype,
+            engines=_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None,
+            fp32_layers=spec.fp32_layers,
+        )
+        yield build(options).folder
+
+
+def _check_given(bundle: Bundle, given: Path) -> None:
+    spec = open_bundle(given).spec
+    if spec.star is not None:
+        raise SettingsError(f"{given} prunes too; --baseline takes a bundle built with --no-prune")
+    if spec.model != bundle.spec.model:
+        raise SettingsError(f"{given} holds another model than {bundle.folder}; build it from the same checkpoint")
+
+
+def check_runs(bundle: Bundle, backend: str) -> None:
+    """Refuse a backend that cannot run here, before minutes of building.
+
+    Raises:
+        SettingsError: If it is unknown.
+        BundleError: If it cannot run this bundle.
+        PlatformError: If it needs a GPU and there is none.
+    """
+    check_backend(backend)
+    if backend in TENSORRT_BACKENDS:
+        read_facts(bundle, backend)
+    else:
+        check_dtype(bundle)
+    if backend != "onnxruntime":
+        free_device_memory()
+
+
+def _engines(bundle: Bundle, backend: str) -> EngineOptions:
+    """Engines like those of ``bundle``; an unpruned bundle has no tokens to gather, so no plugin."""
+    facts = read_facts(bundle, backend)
+    return EngineOptions(
+        backend=backend,
+        targets=facts.targets if backend == TENSORRT_RTX else (),
+        max_batch=facts.max_batch,
+        plugins="none",
+        hardware_compatible=AMPERE_PLUS in facts.targets,
+        version_compatible=facts.version_compatible,
+        weight_streaming=facts.weight_streaming,
+    )
