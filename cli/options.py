@@ -202,3 +202,57 @@ WarmupOption = Annotated[int, typer.Option("--warmup", min=0, help="Rounds befor
 BenchNewTokensOption = Annotated[
     int, typer.Option("--max-new-tokens", min=1, help="Tokens to decode in each round.")
 ]
+
+# star-export eval and compare
+TaskOption = Annotated[str, typer.Option("--task", help="What is asked: shapes.")]
+SplitOption = Annotated[str, typer.Option("--split", help="train, validation or test.")]
+TaskSeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the questions.")]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", help="Questions to ask.  [default: the whole split]")
+]
+EvalKeepsOption = Annotated[
+    list[int] | None,
+    typer.Option("--keep", help="Budget to score; repeat for more.  [default: the bundle's]"),
+]
+AloneOption = Annotated[
+    bool, typer.Option("--no-baseline", help="Score the bundle alone; needs no source checkpoint.")
+]
+AnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--answers",
+        metavar="FILE",
+        help="Every answer, a line of JSON each.  [default: DIR.TASK-SPLIT-SEED.jsonl, beside the bundle]",
+    ),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on where a killed run was.")]
+MinAccuracyOption = Annotated[
+    float | None,
+    typer.Option("--min-accuracy", min=0, max=1, help="Fail when a budget answers a smaller share right."),
+]
+MinRetentionOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-retention", min=0, help="Fail when a budget keeps a smaller share of the unpruned accuracy."
+    ),
+]
+CompareModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
+]
+CompareLimitOption = Annotated[int, typer.Option("--limit", help="Questions to ask.")]
+CompareKeepsOption = Annotated[
+    list[int] | None,
+    typer.Option("--keep", help="Budget; repeat for more.  [default: the paper's 50, 20, 10 and 5 %]"),
+]
+CompareDTypeOption = Annotated[
+    Literal["float32", "float16"], typer.Option("--dtype", help="Element type of the bundles.")
+]
+PageOption = Annotated[
+    Path, typer.Option("--output", "-o", help="Page to write; the plot is put beside it, as PNG.")
+]
+CompareAnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--answers", metavar="FILE", help="Every answer, a line of JSON each.  [default: OUTPUT.jsonl]"
+    ),
+]

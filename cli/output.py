@@ -3,12 +3,21 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.status import Status
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -77,3 +86,21 @@ def step_progress() -> Iterator[StepProgress]:
         steps = StepProgress(progress)
         yield steps
         steps.finish()
+
+
+@contextmanager
+def question_progress(status: Status | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar of questions on stderr, which takes the place of ``status`` when the first is asked."""
+    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ExitStack() as stack:
+        progress = Progress(*columns, console=err)
+        task = progress.add_task("questions", total=None)
+
+        def update(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                if status is not None:
+                    status.stop()
+                stack.enter_context(progress)
+            progress.update(task, completed=done, total=total)
+
+        yield update

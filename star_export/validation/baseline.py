@@ -60,7 +60,9 @@ def _check_given(bundle: Bundle, given: Path) -> None:
     if spec.star is not None:
         raise SettingsError(f"{given} prunes too; --baseline takes a bundle built with --no-prune")
     if spec.model != bundle.spec.model:
-        raise SettingsError(f"{given} holds another model than {bundle.folder}; build it from the same checkpoint")
+        raise SettingsError(
+            f"{given} holds another model than {bundle.folder}; build it from the same checkpoint"
+        )
 
 
 def check_runs(bundle: Bundle, backend: str) -> None:

@@ -126,9 +126,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         baseline = options.baseline
         if baseline is not None or UNPRUNED in options.sides:
             baseline = stack.enter_context(
-                unpruned_baseline(
-                    bundle, baseline, source=source, backend=options.backend, progress=progress
-                )
+                unpruned_baseline(bundle, baseline, source=source, backend=options.backend, progress=progress)
             )
         return _bench(options, bundle.spec, baseline or Path(), checkpoint, progress)
 

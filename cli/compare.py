@@ -1,0 +1,84 @@
+"""``star-export compare``."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from star_export.cli import options as opt
+from star_export.cli.app import app
+from star_export.cli.output import err, print_json, question_progress, quiet_libraries
+
+if TYPE_CHECKING:
+    from star_export.evaluation.compare import Comparison
+
+EPILOG = """
+**Examples**
+
+`star-export compare --model models/mini --task shapes -o accuracy.md`
+
+`star-export compare --model models/mini --keep 64 --keep 29 --limit 100 --json`
+"""
+
+
+@app.command(epilog=EPILOG)
+def compare(
+    model: opt.CompareModelOption,
+    task: opt.TaskOption = "shapes",
+    split: opt.SplitOption = "test",
+    seed: opt.TaskSeedOption = 0,
+    limit: opt.CompareLimitOption = 350,
+    keep: opt.CompareKeepsOption = None,
+    prune_layer: opt.PruneLayerOption = None,
+    dtype: opt.CompareDTypeOption = "float32",
+    output: opt.PageOption = Path("accuracy.md"),
+    answers: opt.CompareAnswersOption = None,
+    resume: opt.ResumeOption = False,
+    threads: opt.ThreadsOption = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Compare STAR with each of its stages, FastV and blind choices: accuracy, FLOPs, time.
+
+    Writes a page of Markdown and a plot beside it.
+    """
+    quiet_libraries()
+    from star_export.build import require_export_extra
+    from star_export.evaluation.compare import CompareOptions
+    from star_export.evaluation.compare import compare as run_compare
+    from star_export.evaluation.page import require_plotting
+
+    require_export_extra()
+    require_plotting()
+    options = CompareOptions(
+        model=model,
+        task=task,
+        split=split,
+        seed=seed,
+        limit=limit,
+        keep=tuple(keep or ()),
+        prune_layer=prune_layer,
+        dtype=dtype,
+        answers=answers or output.with_suffix(".jsonl"),
+        resume=resume,
+        threads=threads,
+    )
+    with err.status("starting") as status, question_progress(status) as progress:
+        comparison = run_compare(options, progress, status.update)
+    _write(comparison, output)
+    if json:
+        print_json(comparison.to_dict())
+    else:
+        print(output)
+
+
+def _write(comparison: "Comparison", output: Path) -> None:
+    """The page and its plot."""
+    from star_export.evaluation.page import to_markdown, to_png
+    from star_export.files import atomic_open
+
+    plot = output.with_suffix(".png")
+    with atomic_open(plot) as file:
+        file.write(to_png(comparison))
+    command = shlex.join(["star-export", *(a for a in sys.argv[1:] if a != "--resume")])
+    with atomic_open(output) as file:
+        file.write(to_markdown(comparison, command=command, plot=plot.name).encode())

@@ -1,0 +1,108 @@
+"""``star-export eval``."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
+
+from star_export.cli import options as opt
+from star_export.cli.app import app
+from star_export.cli.output import err, print_json, question_progress, quiet_libraries
+from star_export.errors import EXIT_CHECK_FAILED
+
+if TYPE_CHECKING:
+    from star_export.evaluation.evaluate import EvalOptions, Evaluation
+
+EPILOG = """
+**Examples**
+
+`star-export eval llava-7b --task shapes`
+
+`star-export eval llava-7b --keep 288 --keep 64 --keep 29 --baseline llava-7b-unpruned --limit 200`
+"""
+
+
+@app.command("eval", epilog=EPILOG)
+def evaluate(
+    folder: opt.BundleArgument,
+    task: opt.TaskOption = "shapes",
+    split: opt.SplitOption = "test",
+    seed: opt.TaskSeedOption = 0,
+    limit: opt.LimitOption = None,
+    keep: opt.EvalKeepsOption = None,
+    baseline: opt.BaselineOption = None,
+    alone: opt.AloneOption = False,
+    model: opt.SourceOption = None,
+    answers: opt.AnswersOption = None,
+    resume: opt.ResumeOption = False,
+    min_accuracy: opt.MinAccuracyOption = None,
+    min_retention: opt.MinRetentionOption = None,
+    backend: opt.BackendOption = "onnxruntime",
+    plugin_library: opt.PluginLibraryOption = None,
+    threads: opt.ThreadsOption = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Score a bundle's answers on a task, and what it keeps of the unpruned bundle's score.
+
+    Exit code 0: done. 1: a score is below what `--min-...` asks for. 2: could not run.
+    """
+    quiet_libraries()
+    from star_export.evaluation.evaluate import EvalOptions
+
+    options = EvalOptions(
+        bundle=folder,
+        task=task,
+        split=split,
+        seed=seed,
+        limit=limit,
+        keep=tuple(keep or ()),
+        baseline=baseline,
+        answers=answers,
+        resume=resume,
+        backend=backend,
+        plugin_library=plugin_library,
+        threads=threads,
+    )
+    found = _evaluate(options, model=model, alone=alone)
+    missed = found.below(min_accuracy=min_accuracy, min_retention=min_retention)
+    if json:
+        print_json({"passed": not missed, **found.to_dict()})
+    else:
+        print(found.to_markdown(), end="")
+        retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
+        err.print(
+            f"[dim]right answers in % of {found.questions} questions{retained}. "
+            f"Every answer is in {found.answers}[/dim]"
+        )
+    for line in missed:
+        err.print(f"[red]FAIL[/red]: {line}")
+    if missed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _evaluate(options: "EvalOptions", *, model: str | None, alone: bool) -> "Evaluation":
+    """Evaluate, with an unpruned baseline that is built first unless there is one or none is wanted."""
+    from star_export.bundle import open_bundle
+    from star_export.evaluation.evaluate import check_options, evaluate_bundle
+
+    bundle = open_bundle(options.bundle)
+    check_options(options)  # before minutes of building
+    with ExitStack() as stack:
+        if bundle.spec.star is not None and not alone:
+            from star_export.validation.baseline import unpruned_baseline
+
+            with err.status("starting") as status:
+                source = model or bundle.manifest["source"]["model"]
+                folder = stack.enter_context(
+                    unpruned_baseline(
+                        bundle,
+                        options.baseline,
+                        source=source,
+                        backend=options.backend,
+                        progress=status.update,
+                    )
+                )
+            options = replace(options, baseline=folder)
+        with question_progress() as progress:
+            return evaluate_bundle(options, progress)

@@ -1,0 +1,76 @@
+"""Greedy answers with visual tokens chosen by any rule, from the graphs that users run."""
+
+import time
+from typing import Protocol
+
+from star_export.engines.session import HostArray
+from star_export.evaluation.record import Answer
+from star_export.evaluation.task import Example, Task
+from star_export.pipeline import Pipeline, VisionOutput
+from star_export.preprocessing import TokenizedPrompt, load_image, pixel_values
+
+
+class Variant(Protocol):
+    """One way to answer."""
+
+    def answer(self, example: Example, task: Task) -> Answer:
+        """The answer to one question, with its score."""
+
+
+class Looker:
+    """A pipeline that remembers what it saw of one picture, since several variants ask about it."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self.pipeline = pipeline
+        self._example: Example | None = None
+        self._seen: dict[int | None, HostArray] = {}
+
+    def look(self, example: Example, stage1_keep: int | None = None) -> HostArray:
+        """Visual tokens ``[1, N1, C]`` of the example's picture; ``N1`` is the bundle's by default."""
+        if self._example is not example:
+            self._example, self._seen = example, {}
+        if stage1_keep not in self._seen:
+            pixels = pixel_values(load_image(example.image), self.pipeline.image_spec)
+            vision = self.pipeline.encode_image(pixels, stage1_keep=stage1_keep)
+            self._seen[stage1_keep] = vision.features.numpy()
+        return self._seen[stage1_keep]
+
+
+class Bundled:
+    """A bundle as ``star-export run`` uses it, at one budget.
+
+    Args:
+        looker: The bundle.
+        keep: Visual tokens after stage 2; None for an unpruned bundle.
+    """
+
+    def __init__(self, looker: Looker, keep: int | None) -> None:
+        self.looker, self.keep = looker, keep
+
+    def answer(self, example: Example, task: Task) -> Answer:
+        """The greedy answer."""
+        tokens = self.looker.pipeline.tokenize(example.question)
+        features = self.looker.look(example)
+        return respond(self.looker.pipeline, tokens, features, self.keep, example, task)
+
+
+def respond(
+    pipeline: Pipeline,
+    tokens: TokenizedPrompt,
+    features: HostArray,
+    keep: int | None,
+    example: Example,
+    task: Task,
+) -> Answer:
+    """Prefill, decode greedily to the end token, score."""
+    vision = VisionOutput(features, None, features.shape[1])  # type: ignore[arg-type]  # sessions take both
+    start = time.perf_counter()
+    state = pipeline.prefill(tokens, vision, keep=keep)
+    ids = [state.best_token()]
+    prefill_ms = 1000 * (time.perf_counter() - start)
+    limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
+    while ids[-1] not in pipeline.spec.model.eos_token_ids and len(ids) < limit:
+        pipeline.decode(state, ids[-1])
+        ids.append(state.best_token())
+    text = pipeline.tokenizer.decode(ids).strip()
+    return Answer(text, task.score(example, text), prefill_ms)

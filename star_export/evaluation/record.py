@@ -1,0 +1,91 @@
+"""Answers on disk, one line of JSON per question, so that a killed run can go on."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.errors import SettingsError
+from star_export.files import atomic_open
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one variant answered.
+
+    Attributes:
+        text: The answer.
+        score: From 0 to 1.
+        prefill_ms: From the picture's features to the first token, in milliseconds.
+    """
+
+    text: str
+    score: float
+    prefill_ms: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with the answers of every variant."""
+
+    index: int
+    kind: str
+    question: str
+    expected: str
+    answers: dict[str, Answer]
+
+
+class Record:
+    """A file of rows that grows; the first line says what was asked of whom.
+
+    Args:
+        path: The file.
+        settings: Everything that the answers depend on, as JSON values.
+        resume: Go on with what the file has; otherwise it is begun anew.
+
+    Raises:
+        SettingsError: If the file to resume belongs to other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.path = path
+        settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
+        lines = _whole_lines(path) if resume else []
+        if lines and lines[0] != settings:
+            different = [k for k in settings | lines[0] if settings.get(k) != lines[0].get(k)]
+            raise SettingsError(
+                f"{path} belongs to a run with another {', '.join(different)}; "
+                "repeat that run's options, or leave out --resume to begin anew"
+            )
+        self.rows = {row.index: row for row in map(_row, lines[1:])}
+        with atomic_open(path) as file:  # without a line that was cut off
+            for line in [settings, *map(asdict, self.rows.values())]:
+                file.write(_encode(line))
+
+    def add(self, row: Row) -> None:
+        """Append a row."""
+        self.rows[row.index] = row
+        with self.path.open("ab") as file:
+            file.write(_encode(asdict(row)))
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    return (json.dumps(line, ensure_ascii=False) + "\n").encode()
+
+
+def _row(line: dict[str, Any]) -> Row:
+    return Row(**line | {"answers": {name: Answer(**answer) for name, answer in line["answers"].items()}})
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file up to the first that was cut off."""
+    lines: list[dict[str, Any]] = []
+    if not path.exists():
+        return lines
+    try:
+        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+        lines = [dict(json.loads(line)) for line in whole]
+        [_row(line) for line in lines[1:]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"{path} holds no answers ({error}); remove it, or leave out --resume") from error
+    return lines
