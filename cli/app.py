@@ -39,4 +39,4 @@ def root(
     show_log(verbose=verbose)
 
 
-from star_export.cli import bench, build, check, doctor, inspect, run  # noqa: E402, F401 (they register)
+from star_export.cli import bench, build, check, doctor, inspect, run, show  # noqa: E402, F401 (they register)

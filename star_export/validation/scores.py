@@ -63,6 +63,11 @@ class Scores:
     stage2: StageScores
     result: Result
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: those of the answer, and a list of scores for each stage."""
+        scores = {"stage1_scores": self.stage1.scores.tolist(), "stage2_scores": self.stage2.scores.tolist()}
+        return self.result.to_dict() | scores
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreStatistics:
