@@ -39,4 +39,4 @@ def root(
     show_log(verbose=verbose)
 
 
-from star_export.cli import bench, build, check, compare, doctor, evaluate, inspect, run  # noqa: E402, F401
+from star_export.cli import bench, build, check, compare, doctor, evaluate, inspect, run, show  # noqa: E402, F401

@@ -9,6 +9,7 @@ import typer
 from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.check import check_with_progress, print_table
+from star_export.cli.options import refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.errors import EXIT_CHECK_FAILED, SettingsError
 from star_export.specs import DEFAULT_DROP_RATIO
@@ -108,7 +109,7 @@ def build(
         with step_progress() as progress:
             report = build_bundle(options, progress)
     else:
-        _refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
+        refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
         if engines is None:
             raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
         with step_progress() as progress:
@@ -132,7 +133,7 @@ def _engine_options(context: typer.Context) -> "EngineOptions | None":
 
     check_backend(context.params["backend"])
     if context.params["backend"] not in BACKENDS:
-        _refuse(context, _ENGINE_ONLY, "needs --backend tensorrt or tensorrt-rtx")
+        refuse(context, _ENGINE_ONLY, "needs --backend tensorrt or tensorrt-rtx")
         return None
     return EngineOptions(**_fields(context, EngineOptions), targets=tuple(context.params["target"] or ()))
 
@@ -154,14 +155,6 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
 def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
     """The command line's values of a dataclass's fields."""
     return {f.name: context.params[f.name] for f in fields(options) if f.name in context.params}
-
-
-def _refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
-    """Refuse options of ``names`` that were given."""
-    for name in names:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise SettingsError(f"--{name.replace('_', '-')} {why}")
 
 
 def _check(report: "BuildReport", backend: str) -> "ParityReport":

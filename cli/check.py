@@ -1,5 +1,6 @@
 """``star-export check``."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,14 @@ from rich.table import Table
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
+from star_export.cli.options import refuse
 from star_export.cli.output import err, out, print_json, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
     from star_export.validation.probes import Probe
     from star_export.validation.report import ParityReport
+    from star_export.validation.scores import ScoreReport, ScoreStatistics
 
 EPILOG = """
 **Examples**
@@ -24,11 +27,17 @@ EPILOG = """
 `star-export check llava-7b --keep 288 --keep 115 --keep 58 --keep 29 --junit parity.xml`
 
 `star-export check llava-7b --polygraphy`
+
+`star-export check llava-7b --scores`
 """
+
+#: Options that --scores, which compares with nothing, does not read.
+_PARITY_ONLY = ("model", "max_new_tokens", "junit", "backend", "plugin_library", "polygraphy")
 
 
 @app.command(epilog=EPILOG)
 def check(
+    context: typer.Context,
     folder: opt.BundleArgument,
     model: opt.SourceOption = None,
     keep: opt.KeepsOption = None,
@@ -40,6 +49,7 @@ def check(
     backend: opt.BackendOption = "onnxruntime",
     plugin_library: opt.PluginLibraryOption = None,
     polygraphy: opt.PolygraphyOption = False,
+    scores: opt.ScoresOption = False,
     json: opt.JsonOption = False,
 ) -> None:
     """Prove that a bundle matches PyTorch, stage by stage.
@@ -47,6 +57,8 @@ def check(
     Exit code 0: it does. 1: it does not. 2: the check could not run.
     """
     quiet_libraries()
+    if scores:
+        refuse(context, _PARITY_ONLY, "has no meaning with --scores, which runs the graphs alone")
     from star_export.preprocessing import load_image
     from star_export.validation.probes import Probe, make_probes
 
@@ -57,6 +69,9 @@ def check(
     from star_export.build import require_export_extra
 
     require_export_extra()
+    if scores:
+        show_scores(folder, chosen, keep=keep or (), json=json)
+        return
     report = check_with_progress(
         folder,
         model=model,
@@ -144,3 +159,62 @@ def print_table(report: "ParityReport") -> None:
         out.print(f"[{style}]{report.nonfinite}[/]")
     verdict = "[green]pass[/green]" if report.passed else "[red]FAIL[/red]"
     out.print(f"{verdict}: {len(report.cases)} cases against {report.reference}")
+
+
+def show_scores(folder: Path, probes: "list[Probe]", *, keep: Sequence[int], json: bool) -> None:
+    """Print how the scores of both stages are spread; exit code 1 where they are uniform."""
+    from star_export.validation.scores import check_scores
+
+    with err.status("loading the graphs") as status:
+        report = check_scores(
+            folder,
+            probes=probes,
+            keep=keep,
+            progress=lambda done, total: status.update(f"case {done + 1} of {total}"),
+        )
+    if json:
+        print_json(report.to_dict())
+    else:
+        _print_scores(report)
+    if not report.passed:
+        raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _print_scores(report: "ScoreReport") -> None:
+    """One row per stage and picture, then the verdict."""
+    table = Table(
+        "picture", "stage", "kept", title=report.bundle, box=None, padding=(0, 1, 0, 0), pad_edge=False
+    )
+    for heading in ("min", "median", "max", "spread", "effective", "share"):
+        table.add_column(heading, justify="right")
+    table.add_column("1/11   mean   11", no_wrap=True)
+    for stage in report.stages:
+        table.add_row(
+            escape(stage.picture),
+            str(stage.stage),
+            f"{stage.kept}/{stage.tokens}",
+            *(f"{multiple:.2f}" for multiple in (stage.low, stage.median, stage.high)),
+            f"[{'red' if stage.uniform else 'green'}]{stage.spread:.3f}[/]",
+            f"{stage.effective_tokens:.0f}",
+            f"{stage.kept_share:.0%}",
+            _bars(stage),
+        )
+    out.print(table)
+    for number in sorted({stage.stage for stage in report.stages if stage.uniform}):
+        out.print(
+            f"stage {number}: its scores are uniform, as when attention is averaged over the softmax's own "
+            f"axis, so what it keeps is arbitrary; look at attention_map in {_ATTENTION[number]}",
+            soft_wrap=True,
+        )
+    verdict = "[green]pass[/]" if report.passed else "[red]FAIL[/]"
+    out.print(f"{verdict}: {len(report.stages)} rankings, uniform below a spread of {report.limit:g}")
+
+
+#: Where the attention map of each stage is made.
+_ATTENTION = {1: "graphs/vision.py", 2: "graphs/decoder.py"}
+
+
+def _bars(stage: "ScoreStatistics") -> str:
+    """A histogram in one line of text; every bin with a token shows."""
+    blocks, most = " ▁▂▃▄▅▆▇█", max(stage.histogram)
+    return "".join(blocks[-(-count * (len(blocks) - 1) // most)] for count in stage.histogram)

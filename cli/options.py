@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from star_export.errors import SettingsError
 from star_export.specs import DEFAULT_KEEP
 
 # Shared by several commands.
@@ -27,6 +28,10 @@ SourceOption = Annotated[
 ]
 RunKeepOption = Annotated[
     int | None, typer.Option("--keep", help="Visual tokens after stage 2.  [default: the bundle's]")
+]
+KeepsOption = Annotated[
+    list[int] | None,
+    typer.Option("--keep", help="Visual tokens after stage 2; repeat for more.  [default: the bundle's]"),
 ]
 ImageOption = Annotated[Path, typer.Option("--image", "-i", help="The picture: PNG, JPEG, WebP, ...")]
 PromptOption = Annotated[
@@ -167,10 +172,6 @@ SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling r
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash the weights before loading.")]
 
 # star-export check
-KeepsOption = Annotated[
-    list[int] | None,
-    typer.Option("--keep", help="Budget to check; repeat for more.  [default: the bundle's]"),
-]
 CheckImagesOption = Annotated[
     list[Path] | None, typer.Option("--image", "-i", help="Check with this picture; repeat for more.")
 ]
@@ -184,6 +185,13 @@ PolygraphyOption = Annotated[
     bool,
     typer.Option(
         "--polygraphy", help="Compare the runtimes with each other in Polygraphy, instead of with PyTorch."
+    ),
+]
+ScoresOption = Annotated[
+    bool,
+    typer.Option(
+        "--scores",
+        help="Show how the scores of both stages are spread, instead; fails where they are uniform.",
     ),
 ]
 JUnitOption = Annotated[Path | None, typer.Option("--junit", help="Write JUnit XML here.")]
@@ -256,3 +264,20 @@ CompareAnswersOption = Annotated[
         "--answers", metavar="FILE", help="Every answer, a line of JSON each.  [default: OUTPUT.jsonl]"
     ),
 ]
+
+# star-export show
+FigureOption = Annotated[
+    Path, typer.Option("--output", "-o", metavar="FILE", help="The picture (.png) or page (.html) to write.")
+]
+
+
+def refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
+    """Refuse options of ``names`` that were given.
+
+    Raises:
+        SettingsError: With the first of them, and ``why``.
+    """
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise SettingsError(f"--{name.replace('_', '-')} {why}")

@@ -6,6 +6,7 @@ which makes ``TensorScatter`` write in place instead of copying the cache.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -156,8 +157,11 @@ class OnnxRuntimeSession:
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
         path = self.bundle.graph_path(graph)
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(path.parent)
+        )
         try:
-            session = ort.InferenceSession(path, options, providers=PROVIDERS[self.device])
+            session = ort.InferenceSession(self._model(graph), options, providers=PROVIDERS[self.device])
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
         if session.get_providers()[0] != PROVIDERS[self.device][0]:  # it falls back without an error
@@ -166,6 +170,10 @@ class OnnxRuntimeSession:
                 "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         return session
+
+    def _model(self, graph: str) -> Path | bytes:
+        """The graph, as a file or as a model whose weights lie beside that file."""
+        return self.bundle.graph_path(graph)
 
     def _binding(self, graph: str, caches: OnnxRuntimeCaches | None) -> ort.IOBinding:
         """A binding with the caches in place; plain outputs come first, in contract order."""

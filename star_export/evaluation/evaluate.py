@@ -74,7 +74,9 @@ class Evaluation:
             if min_accuracy is not None and score.accuracy.value < min_accuracy:
                 missed.append(f"{name} answers {score.accuracy.value:.4f} right, below {min_accuracy:g}")
             if min_retention is not None and score.retention and score.retention.value < min_retention:
-                missed.append(f"{name} keeps {score.retention.value:.4f} of unpruned, below {min_retention:g}")
+                missed.append(
+                    f"{name} keeps {score.retention.value:.4f} of unpruned, below {min_retention:g}"
+                )
         return missed
 
     def to_dict(self) -> dict[str, Any]:

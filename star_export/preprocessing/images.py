@@ -91,17 +91,25 @@ def _check_size(size: tuple[int, int], name: str) -> None:
         raise InputError(f"{name} is {width}x{height}; sides may differ by {MAX_ASPECT_RATIO}x at most")
 
 
+def visible_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """What a model sees of one RGB picture: resized and cropped, not yet normalised.
+
+    Returns:
+        uint8 ``[H, W, 3]``.
+    """
+    if spec.shortest_edge is not None or spec.resize_to is not None:
+        image = image.resize(_resized(image.size, spec), resample=Image.Resampling(spec.resample))
+    pixels = np.asarray(image)
+    return pixels if spec.crop is None else _center_crop(pixels, spec.crop)
+
+
 def pixel_values(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.float32]:
     """Normalised pixels of one RGB picture.
 
     Returns:
         float32 ``[1, 3, H, W]``.
     """
-    if spec.shortest_edge is not None or spec.resize_to is not None:
-        image = image.resize(_resized(image.size, spec), resample=Image.Resampling(spec.resample))
-    pixels = np.asarray(image)  # [H, W, 3]
-    if spec.crop is not None:
-        pixels = _center_crop(pixels, spec.crop)
+    pixels = visible_pixels(image, spec)
     # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
     scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)

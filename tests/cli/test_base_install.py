@@ -69,7 +69,9 @@ def test_run(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
     assert done.stdout == here.stdout
 
 
-@pytest.mark.parametrize("command", [("build", "--model", "x", "-o", "y"), ("check", "x")])
+@pytest.mark.parametrize(
+    "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
+)
 def test_what_needs_the_extra_says_so(python: Path, command: tuple[str, ...]) -> None:
     done = call(python, "-m", "star_export.cli", *command)
     assert done.returncode == 2

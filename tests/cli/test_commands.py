@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "transformers", "onnxruntime", "numpy", "onnx", "PIL", "tokenizers"}
 
 
-@pytest.mark.parametrize("command", ["build", "run", "check", "inspect", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["build", "run", "check", "show", "inspect", "doctor", "bench"])
 def test_help_shows_an_example(cli: Any, command: str) -> None:
     outcome = cli(command, "--help")
     assert outcome.code == 0

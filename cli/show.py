@@ -1,0 +1,81 @@
+"""``star-export show``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from star_export.cli import options as opt
+from star_export.cli.app import app
+from star_export.cli.output import err, print_json, quiet_libraries
+from star_export.errors import SettingsError
+
+if TYPE_CHECKING:
+    from star_export.validation.figure import Pixels
+    from star_export.validation.scores import Scores
+
+EPILOG = """
+**Examples**
+
+`star-export show llava-7b --image dog.png --prompt "What is this?"`
+
+`star-export show llava-7b --image dog.png --prompt "What is this?" --keep 288 --keep 29 -o dog.html`
+"""
+
+
+@app.command(epilog=EPILOG)
+def show(
+    folder: opt.BundleArgument,
+    image: opt.ImageOption,
+    prompt: opt.PromptOption,
+    keep: opt.KeepsOption = None,
+    output: opt.FigureOption = Path("show.png"),
+    max_new_tokens: opt.RunNewTokensOption = None,
+    json: opt.JsonOption = False,
+) -> None:
+    """Draw which parts of a picture each stage keeps, by which scores, and what the answer is."""
+    quiet_libraries()
+    _check_output(output)
+    from star_export.build import require_export_extra
+
+    require_export_extra()
+    from star_export.bundle import open_bundle
+    from star_export.files import atomic_open
+    from star_export.preprocessing import load_image
+    from star_export.preprocessing.images import visible_pixels
+    from star_export.validation.scores import ScoreReader
+
+    picture = load_image(image)
+    with err.status("loading the graphs") as status:
+        reader = ScoreReader(open_bundle(folder))
+        answers = []
+        for budget in [reader.pipeline.budget(k) for k in keep or (None,)]:
+            status.update(f"answering with {budget} visual tokens")
+            answers.append(reader.read(picture, prompt, keep=budget, max_new_tokens=max_new_tokens))
+    seen = visible_pixels(picture, reader.pipeline.image_spec)
+    content = _drawn(output, seen, prompt, answers)
+    with atomic_open(output) as file:
+        file.write(content)
+    if json:
+        print_json({"output": str(output), "prompt": prompt, "answers": [a.to_dict() for a in answers]})
+        return
+    for answer in answers:
+        print(f"{len(answer.stage2.kept)} visual tokens: {answer.result.text}")
+    print(f"drawn in {output}")
+
+
+def _check_output(output: Path) -> None:
+    """Refuse what cannot be written before any graph runs."""
+    if output.suffix.lower() not in (".png", ".html"):
+        raise SettingsError(f"--output must end in .png or .html, got {output}")
+    if output.is_dir() or not output.parent.is_dir():
+        raise SettingsError(f"--output {output} cannot be written: give a file in a folder that exists")
+
+
+def _drawn(output: Path, picture: "Pixels", prompt: str, answers: "Sequence[Scores]") -> bytes:
+    """The file's content, by its extension."""
+    from star_export.validation.figure import draw_sheet
+    from star_export.validation.page import png, render_page
+
+    if output.suffix.lower() == ".html":
+        return render_page(picture, prompt, answers).encode()
+    return png(draw_sheet(picture, prompt, answers))

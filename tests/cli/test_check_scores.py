@@ -1,0 +1,83 @@
+"""``star-export check --scores``: a sound bundle passes, uniform scores fail."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from star_export.build import BuildOptions, build
+from star_export.graphs.layers import attention_map
+
+from .conftest import refused
+
+BundleOf = Callable[..., Path]
+
+
+def test_a_sound_bundle_passes(cli: Any, bundle: BundleOf) -> None:
+    outcome = cli("check", bundle("mha"), "--scores", "--keep", 64, "--keep", 29, "--json")
+    assert outcome.code == 0
+    report = json.loads(outcome.out)
+    assert report["passed"]
+    rows = [(row["picture"], row["stage"], row["kept"]) for row in report["stages"]]
+    each = [(1, 518), (2, 64), (2, 29)]
+    assert rows == [(f"probe {probe}", *row) for probe in (0, 1) for row in each]
+    for row in report["stages"]:
+        assert row["spread"] > 5 * report["uniform_spread"]  # the limit is far from both sides
+        assert sum(row["histogram"]) == row["tokens"]
+
+
+@pytest.fixture(scope="module")
+def wrong_axis(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose scores average over the axis that the softmax has summed to 1, in both stages."""
+
+    def over_rows(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+        hidden = None if mask is None else mask.transpose(-1, -2)
+        return attention_map(key, query, hidden).transpose(-1, -2)
+
+    folder = tmp_path_factory.mktemp("wrong") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("star_export.graphs.vision.attention_map", over_rows)
+        patch.setattr("star_export.graphs.decoder.attention_map", over_rows)
+        build(BuildOptions(model=str(checkpoint("gqa")), output=folder, max_text_tokens=64, max_new_tokens=4))
+    return folder
+
+
+def test_scores_over_the_wrong_axis_fail(cli: Any, wrong_axis: Path) -> None:
+    outcome = cli("check", wrong_axis, "--scores")
+    assert outcome.code == 1
+    for stage, source in ((1, "graphs/vision.py"), (2, "graphs/decoder.py")):
+        [line] = [line for line in outcome.out.splitlines() if line.startswith(f"stage {stage}: ")]
+        assert "its scores are uniform" in line
+        assert line.endswith(source)
+    assert "FAIL: 4 rankings" in outcome.out
+
+
+def test_how_uniform_the_wrong_axis_is(cli: Any, wrong_axis: Path) -> None:
+    """Stage 2 to rounding errors. Stage 1 only nearly: CLS, no row of the mean, has its part of the 1."""
+    outcome = cli("check", wrong_axis, "--scores", "--json")
+    assert outcome.code == 1
+    stages = json.loads(outcome.out)["stages"]
+    assert [stage["passed"] for stage in stages] == [False] * 4
+    spreads = {number: max(s["spread"] for s in stages if s["stage"] == number) for number in (1, 2)}
+    assert spreads[2] < 1e-5 < 1e-3 < spreads[1] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [
+        (("--junit", "x.xml"), "--junit"),
+        (("--backend", "tensorrt"), "--backend"),
+        (("--polygraphy",), "--polygraphy"),
+        (("--model", "x"), "--model"),
+    ],
+)
+def test_options_of_the_parity_check(cli: Any, bundle: BundleOf, option: tuple[str, ...], name: str) -> None:
+    refused(cli("check", bundle("mha"), "--scores", *option), f"{name} has no meaning with --scores")
+
+
+def test_bundles_without_scores(cli: Any, bundle: BundleOf) -> None:
+    refused(cli("check", bundle("mha", prune=False), "--scores"), "built with --no-prune: it ranks no tokens")
+    refused(cli("check", bundle("mha", dtype="bfloat16"), "--scores"), "is bfloat16")
