@@ -6,15 +6,16 @@ OUT    := build/demo
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-gpu gpu lint docs bench bench-prepacking bench-kernel clean
+.PHONY: demo test test-slow test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
 
 demo: $(READY)
-	$(BIN)/python -m star_export.validation.checkpoints demo $(OUT)/checkpoint
-	$(BIN)/star-export build --model $(OUT)/checkpoint --keep 64 --output $(OUT)/bundle --overwrite
-	$(BIN)/star-export run $(OUT)/bundle --image docs/shapes.png --prompt "What is in the picture?" --max-new-tokens 24
+	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
+	$(BIN)/star-export run $(OUT)/bundle --image docs/shapes.png --prompt "What color is the square?"
+	$(BIN)/star-export show $(OUT)/bundle --image docs/shapes.png --prompt "What number is written?" -o $(OUT)/show.png
 	$(BIN)/star-export check $(OUT)/bundle --image docs/shapes.png
+	$(BIN)/star-export eval $(OUT)/bundle --limit 70
 	$(BIN)/star-export bench $(OUT)/bundle --image docs/shapes.png --repeats 3
-	$(BIN)/star-export build --model $(OUT)/checkpoint --keep 64 --output $(OUT)/engines --overwrite --backend tensorrt-rtx
+	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/engines --overwrite --backend tensorrt-rtx
 	$(BIN)/star-export check $(OUT)/engines --polygraphy
 
 test: $(READY)
@@ -46,6 +47,15 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python .ci/cli_reference.py
 
+# The mini model of models/mini, from nothing; a run that was stopped goes on. Hours on two CPU cores.
+mini: $(READY)
+	$(BIN)/python models/train/train.py models/mini --work build/mini
+
+# docs/accuracy.md and its plot.
+accuracy: $(READY)
+	mkdir -p build
+	$(BIN)/star-export compare --model models/mini --task shapes -o docs/accuracy.md --answers build/accuracy.jsonl
+
 # The table of docs/performance.md.
 bench: $(READY)
 	$(BIN)/python -m star_export.validation.checkpoints bench build/bench/checkpoint
@@ -62,7 +72,7 @@ bench-kernel: $(READY)
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,dev]'
+	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
 	touch $@
 
 clean:

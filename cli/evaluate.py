@@ -1,7 +1,5 @@
 """``star-export eval``."""
 
-from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,7 +10,7 @@ from star_export.cli.output import err, print_json, question_progress, quiet_lib
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
-    from star_export.evaluation.evaluate import EvalOptions, Evaluation
+    from star_export.evaluation.evaluate import Evaluation
 
 EPILOG = """
 **Examples**
@@ -48,7 +46,7 @@ def evaluate(
     Exit code 0: done. 1: a score is below what `--min-...` asks for. 2: could not run.
     """
     quiet_libraries()
-    from star_export.evaluation.evaluate import EvalOptions
+    from star_export.evaluation.evaluate import EvalOptions, evaluate_bundle
 
     options = EvalOptions(
         bundle=folder,
@@ -58,51 +56,32 @@ def evaluate(
         limit=limit,
         keep=tuple(keep or ()),
         baseline=baseline,
+        alone=alone,
+        model=model,
         answers=answers,
         resume=resume,
+        min_accuracy=min_accuracy,
+        min_retention=min_retention,
         backend=backend,
         plugin_library=plugin_library,
         threads=threads,
     )
-    found = _evaluate(options, model=model, alone=alone)
-    missed = found.below(min_accuracy=min_accuracy, min_retention=min_retention)
+    with err.status("starting") as status, question_progress(status) as progress:
+        found = evaluate_bundle(options, progress, status.update)
     if json:
-        print_json({"passed": not missed, **found.to_dict()})
+        print_json(found.to_dict())
     else:
-        print(found.to_markdown(), end="")
-        retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
-        err.print(
-            f"[dim]right answers in % of {found.questions} questions{retained}. "
-            f"Every answer is in {found.answers}[/dim]"
-        )
-    for line in missed:
+        _print(found)
+    for line in found.missed:
         err.print(f"[red]FAIL[/red]: {line}")
-    if missed:
+    if not found.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
 
 
-def _evaluate(options: "EvalOptions", *, model: str | None, alone: bool) -> "Evaluation":
-    """Evaluate, with an unpruned baseline that is built first unless there is one or none is wanted."""
-    from star_export.bundle import open_bundle
-    from star_export.evaluation.evaluate import check_options, evaluate_bundle
-
-    bundle = open_bundle(options.bundle)
-    check_options(options)  # before minutes of building
-    with ExitStack() as stack:
-        if bundle.spec.star is not None and not alone:
-            from star_export.validation.baseline import unpruned_baseline
-
-            with err.status("starting") as status:
-                source = model or bundle.manifest["source"]["model"]
-                folder = stack.enter_context(
-                    unpruned_baseline(
-                        bundle,
-                        options.baseline,
-                        source=source,
-                        backend=options.backend,
-                        progress=status.update,
-                    )
-                )
-            options = replace(options, baseline=folder)
-        with question_progress() as progress:
-            return evaluate_bundle(options, progress)
+def _print(found: "Evaluation") -> None:
+    print(found.to_markdown(), end="")
+    retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
+    err.print(
+        f"[dim]right answers in % of {found.questions} questions{retained}. "
+        f"Every answer is in {found.answers}[/dim]"
+    )

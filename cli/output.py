@@ -89,7 +89,7 @@ def step_progress() -> Iterator[StepProgress]:
 
 
 @contextmanager
-def question_progress(status: Status | None = None) -> Iterator[Callable[[int, int], None]]:
+def question_progress(status: Status) -> Iterator[Callable[[int, int], None]]:
     """A bar of questions on stderr, which takes the place of ``status`` when the first is asked."""
     columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:
@@ -98,8 +98,7 @@ def question_progress(status: Status | None = None) -> Iterator[Callable[[int, i
 
         def update(done: int, total: int) -> None:
             if not progress.live.is_started:
-                if status is not None:
-                    status.stop()
+                status.stop()
                 stack.enter_context(progress)
             progress.update(task, completed=done, total=total)
 

@@ -13,7 +13,8 @@ from star_export.build import BuildOptions, build
 from star_export.validation.checkpoints import make_checkpoint
 
 #: Largest budget below each small model's stage-1 count that tests use.
-MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128}
+MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288}
+MINI = Path(__file__).parents[1] / "models/mini"
 PROMPT = "What is in the picture?"
 
 
@@ -34,9 +35,11 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(shared: Path) -> Callable[[str], Path]:
-    """``checkpoint("mha")``: folder of a small random checkpoint. Do not write into it."""
+    """``checkpoint("mha")``: folder of a small random checkpoint, or the trained "mini". Do not write into it."""
 
     def get(preset: str) -> Path:
+        if preset == "mini":
+            return MINI
         folder = shared / preset
         with FileLock(f"{folder}.lock"):
             return folder if folder.exists() else make_checkpoint(folder, preset)

@@ -1,11 +1,12 @@
 """A bundle's score on a task, and what of the unpruned bundle's score it keeps."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.bundle import MANIFEST
+from star_export.bundle import MANIFEST, Bundle, open_bundle
 from star_export.errors import SettingsError
 from star_export.evaluation.answering import Bundled, Looker, Variant
 from star_export.evaluation.record import Record, Row
@@ -13,6 +14,7 @@ from star_export.evaluation.statistics import Score, Scores, kinds_table
 from star_export.evaluation.task import Task, open_task
 from star_export.files import sha256
 from star_export.pipeline import load
+from star_export.specs import ExportSpec, check_keep
 
 UNPRUNED = "unpruned"
 
@@ -30,8 +32,12 @@ class EvalOptions:
     limit: int | None = None
     keep: Sequence[int] = ()
     baseline: Path | None = None
+    alone: bool = False
+    model: str | None = None
     answers: Path | None = None
     resume: bool = False
+    min_accuracy: float | None = None
+    min_retention: float | None = None
     backend: str = "onnxruntime"
     plugin_library: Path | None = None
     threads: int | None = None
@@ -49,6 +55,7 @@ class Evaluation:
         questions: How many were asked.
         scores: By variant: ``unpruned`` and ``keep N``.
         answers: The file with every answer.
+        missed: Limits that a score is below, a line each; empty when all are met.
     """
 
     bundle: str
@@ -58,73 +65,110 @@ class Evaluation:
     questions: int
     scores: dict[str, Score]
     answers: str
+    missed: tuple[str, ...]
 
-    def below(self, *, min_accuracy: float | None, min_retention: float | None) -> list[str]:
-        """What misses a limit, a line each; for a CI gate.
-
-        Raises:
-            SettingsError: If a retention is asked for and there is no baseline.
-        """
-        if min_retention is not None and all(s.retention is None for s in self.scores.values()):
-            raise SettingsError(
-                "--min-retention needs a pruned bundle and an unpruned baseline that answers something right"
-            )
-        missed = []
-        for name, score in self.scores.items():
-            if min_accuracy is not None and score.accuracy.value < min_accuracy:
-                missed.append(f"{name} answers {score.accuracy.value:.4f} right, below {min_accuracy:g}")
-            if min_retention is not None and score.retention and score.retention.value < min_retention:
-                missed.append(
-                    f"{name} keeps {score.retention.value:.4f} of unpruned, below {min_retention:g}"
-                )
-        return missed
+    @property
+    def passed(self) -> bool:
+        """Whether every limit was met."""
+        return not self.missed
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self)
+        return {"passed": self.passed, **asdict(self)}
 
     def to_markdown(self) -> str:
         """A table: overall and by kind, a column per variant."""
         return kinds_table(self.scores)
 
 
-def evaluate_bundle(options: EvalOptions, progress: Progress = lambda _done, _all: None) -> Evaluation:
-    """Ask a bundle every question of a split.
+def evaluate_bundle(
+    options: EvalOptions,
+    progress: Progress = lambda _done, _all: None,
+    say: Callable[[str], None] = lambda _line: None,
+) -> Evaluation:
+    """Ask a bundle every question of a split, and the unpruned bundle too unless ``options.alone``.
 
     Args:
         options: What to ask of whom.
         progress: Called with questions done and questions in all.
+        say: Told what is being built.
 
     Raises:
         SettingsError: If an option is out of range.
-        BundleError: If a bundle is damaged.
+        BundleError, CheckpointError: If a bundle, or the checkpoint of the baseline, cannot be read.
+        PlatformError: If the baseline has to be built and a package is missing.
     """
-    task, limit = check_options(options)
-    variants = _variants(options)
-    settings = {
-        "task": options.task,
-        "split": options.split,
-        "seed": options.seed,
-        "backend": options.backend,
-        "bundle": sha256(options.bundle / MANIFEST),
-        "baseline": sha256(options.baseline / MANIFEST) if options.baseline else None,
-        "variants": list(variants),
-    }
-    path = options.answers or answers_path(options)
-    record = Record(path, settings, resume=options.resume)
-    rows = ask_all(
-        task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
-    )
-    found, baseline = Scores(rows), UNPRUNED if UNPRUNED in variants else None
+    bundle = open_bundle(options.bundle)
+    task, limit = _check(options, bundle.spec)
+    with ExitStack() as stack:
+        baseline = None
+        if bundle.spec.star is not None and not options.alone:
+            baseline = stack.enter_context(_baseline(options, bundle, say))
+        variants = _variants(options, baseline)
+        path = options.answers or answers_path(options)
+        record = Record(path, _settings(options, bundle, baseline, variants), resume=options.resume)
+        rows = ask_all(
+            task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
+        )
+    found, first = Scores(rows), UNPRUNED if UNPRUNED in variants else None
+    scores = {name: found.score(name, baseline=first) for name in variants}
     return Evaluation(
         bundle=str(options.bundle),
         task=options.task,
         split=options.split,
         seed=options.seed,
         questions=limit,
-        scores={name: found.score(name, baseline=baseline) for name in variants},
+        scores=scores,
         answers=str(path),
+        missed=tuple(_missed(options, scores)),
     )
+
+
+def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
+    """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
+    task = open_task(options.task, split=options.split)
+    if options.min_retention is not None and (spec.star is None or options.alone):
+        raise SettingsError(
+            "--min-retention compares a pruned bundle with its baseline; here is no such pair"
+        )
+    return task, check_limit(task, options.split, options.limit)
+
+
+@contextmanager
+def _baseline(options: EvalOptions, bundle: Bundle, say: Callable[[str], None]) -> Iterator[Path]:
+    from star_export.validation.baseline import unpruned_baseline  # needs the export extra to build one
+
+    source = options.model or bundle.manifest["source"]["model"]
+    with unpruned_baseline(
+        bundle, options.baseline, source=source, backend=options.backend, progress=say
+    ) as folder:
+        yield folder
+
+
+def _settings(
+    options: EvalOptions, bundle: Bundle, baseline: Path | None, variants: Mapping[str, Variant]
+) -> dict[str, Any]:
+    """All that the answers depend on. A baseline that is built again has the same weights."""
+    weights = open_bundle(baseline).files if baseline else ()
+    return {
+        "task": options.task,
+        "split": options.split,
+        "seed": options.seed,
+        "backend": options.backend,
+        "bundle": sha256(bundle.path(MANIFEST)),
+        "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
+        "variants": list(variants),
+    }
+
+
+def _missed(options: EvalOptions, scores: Mapping[str, Score]) -> Iterator[str]:
+    for name, score in scores.items():
+        right, limit = score.accuracy.value, options.min_accuracy
+        if limit is not None and right < limit:
+            yield f"{name} answers {right:.4f} right, below {limit:g}"
+        kept, limit = score.retention, options.min_retention
+        if limit is not None and kept is not None and kept.value < limit:
+            yield f"{name} keeps {kept.value:.4f} of the unpruned accuracy, below {limit:g}"
 
 
 def ask_all(
@@ -154,16 +198,6 @@ def answers_path(options: EvalOptions) -> Path:
     return folder.with_name(f"{folder.name}.{options.task}-{options.split}-{options.seed}.jsonl")
 
 
-def check_options(options: EvalOptions) -> tuple[Task, int]:
-    """The task, and how many of its questions to ask.
-
-    Raises:
-        SettingsError: If there is no such task or split, or not so many questions.
-    """
-    task = open_task(options.task, split=options.split)
-    return task, check_limit(task, options.split, options.limit)
-
-
 def check_limit(task: Task, split: str, limit: int | None) -> int:
     """Questions to ask.
 
@@ -177,12 +211,12 @@ def check_limit(task: Task, split: str, limit: int | None) -> int:
     return wanted
 
 
-def _variants(options: EvalOptions) -> dict[str, Variant]:
+def _variants(options: EvalOptions, baseline: Path | None) -> dict[str, Variant]:
     """The unpruned baseline, if there is one, and the bundle at every budget."""
     looker = _open(options, options.bundle)
     variants: dict[str, Variant] = {}
-    if options.baseline is not None:
-        variants[UNPRUNED] = Bundled(_open(options, options.baseline), None)
+    if baseline is not None:
+        variants[UNPRUNED] = Bundled(_open(options, baseline), None)
     if looker.pipeline.spec.star is None:
         looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses --keep
         return {UNPRUNED: Bundled(looker, None)}

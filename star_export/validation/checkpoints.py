@@ -1,10 +1,10 @@
-"""Small random LLaVA checkpoints in Hugging Face layout, for tests, demos and benchmarks.
+"""Small random LLaVA checkpoints in Hugging Face layout, for tests and benchmarks.
 
 Weights are random but not tiny: attention is far from uniform, so that kept
 tokens, caches and logits really depend on every part of the model.
 
 Example:
-    python -m star_export.validation.checkpoints demo OUT
+    python -m star_export.validation.checkpoints mha OUT
 """
 
 import argparse
@@ -87,12 +87,6 @@ PRESETS = {
     "deep": Preset(
         image_size=128, patch_size=8, vision_hidden=32, vision_layers=3, vision_heads=4,
         hidden=64, intermediate=128, layers=36, heads=4, kv_heads=2,
-    ),
-    # What `make demo` builds.
-    "demo": Preset(
-        image_size=336, patch_size=14, vision_hidden=128, vision_layers=8, vision_heads=8,
-        hidden=256, intermediate=688, layers=16, heads=8, kv_heads=8,
-        max_positions=4096, shard_size="20MB",
     ),
     # About 0.5 B parameters, in LLaVA-1.5's proportions, for `star-export bench`.
     "bench": Preset(

@@ -69,6 +69,16 @@ def test_run(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
     assert done.stdout == here.stdout
 
 
+def test_eval(python: Path, bundle: Callable[..., Path], tmp_path: Path) -> None:
+    request = ("eval", bundle("mha"), "--limit", 1, "--answers", tmp_path / "answers.jsonl")
+    done = call(python, "-m", "star_export.cli", *request, "--no-baseline")
+    assert done.returncode == 0, done.stderr
+    assert "| **all** |" in done.stdout
+    with_baseline = call(python, "-m", "star_export.cli", *request)
+    assert with_baseline.returncode == 2
+    assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
+
+
 @pytest.mark.parametrize(
     "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
 )

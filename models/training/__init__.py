@@ -1,0 +1,1 @@
+"""How the mini model is trained."""

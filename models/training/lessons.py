@@ -1,0 +1,105 @@
+"""Training data: pictures, what each patch shows, and packed questions."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from tokenizers import Tokenizer
+from torch.utils.data import Dataset
+
+from models.training.network import PATCH
+from star_export.evaluation.shapes.questions import KINDS, Question, ask
+from star_export.evaluation.shapes.scenes import (
+    COLORS,
+    SHAPES,
+    Scene,
+    draw,
+    plate_masks,
+    random_scene,
+    rng_of,
+    thing_mask,
+)
+
+SEGMENT = 16  # tokens of a question and its answer, at most
+PREFIX = "USER: <image>"
+#: What the vision tower's head tells of each patch: classes of shape, color, tens and units.
+LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11)
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
+_STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What one phase of the training looks at.
+
+    Attributes:
+        canvas: Side of the pictures in pixels.
+        questions: Questions about each picture; none in the vision phase.
+        split: Split the pictures come from.
+    """
+
+    canvas: int
+    questions: int
+    split: str = "train"
+
+
+class Lessons(Dataset[dict[str, torch.Tensor]]):
+    """Picture ``i`` of a split, drawn when it is asked for."""
+
+    def __init__(self, course: Course, tokenizer: Tokenizer, seed: int) -> None:
+        self.course, self.tokenizer, self.seed = course, tokenizer, seed
+
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        course = self.course
+        rng = rng_of(course.split, self.seed, index)
+        scene = random_scene(rng, canvas=course.canvas)
+        pixels = ((draw(scene) / np.float32(255) - _MEAN) / _STD).astype(np.float32)
+        lesson = {"pixel_values": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
+        lesson["patch_labels"] = torch.from_numpy(patch_labels(scene))
+        if course.questions:
+            asked = [_any_question(scene, rng) for _ in range(course.questions)]
+            segments = [self._segment(question) for question in asked]
+            lesson["input_ids"] = torch.tensor([ids for ids, _ in segments])
+            lesson["labels"] = torch.tensor([labels for _, labels in segments])
+            lesson["kinds"] = torch.tensor([KINDS.index(question.kind) for question in asked])
+        return lesson
+
+    def _segment(self, question: Question) -> tuple[list[int], list[int]]:
+        """Token ids of one question, padded to :data:`SEGMENT`; labels are -100 but for the answer."""
+        before = self.tokenizer.encode(f"\n{question.text} ASSISTANT:", add_special_tokens=False).ids
+        answer = [*self.tokenizer.encode(f" {question.answer}", add_special_tokens=False).ids, 2]
+        padding = SEGMENT - len(before) - len(answer)
+        assert padding >= 0, question
+        ids = before + answer + [3] * padding
+        # Position t is asked for the token at t + 1.
+        labels = [-100] * (len(before) - 1) + answer + [-100] * (padding + 1)
+        return ids, labels
+
+
+def _any_question(scene: Scene, rng: np.random.Generator) -> Question:
+    while True:
+        question = ask(scene, KINDS[int(rng.integers(len(KINDS)))], rng)
+        if question is not None:
+            return question
+
+
+def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
+    """Classes of every patch, 0 for none: int64 ``[patches, 4]``, in the order of :data:`LABELS`."""
+    side = scene.canvas // PATCH
+    units = np.arange(scene.canvas) + 0.5
+    labels = np.zeros((side, side, 4), dtype=np.int64)
+
+    def mostly(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+        return np.asarray(mask.reshape(side, PATCH, side, PATCH).sum(axis=(1, 3)) >= 4)
+
+    for thing in scene.things:
+        where = mostly(thing_mask(thing, units, units))
+        labels[where, :2] = SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1
+    if scene.plate is not None:
+        area, _ = plate_masks(scene.plate, units, units)
+        labels[mostly(area), 2:] = [digit + 1 for digit in divmod(scene.plate.number, 10)]
+    return labels.reshape(side * side, 4)

@@ -1,0 +1,112 @@
+"""The model during training: the Hugging Face modules, packed questions, and a head on the vision tower."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+from models.training import attention  # noqa: F401  (registers itself)
+from models.training.lessons import LABELS, SEGMENT
+from models.training.network import PATCH
+
+_NOTHING = 0.1  # weight of patches that show nothing: most do
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one batch gave.
+
+    Attributes:
+        patch_loss: Cross entropy of the patches' labels.
+        answer_loss: Cross entropy of the answers' tokens, 0 without questions.
+        right_patches: Share of patches that show something and are wholly right.
+        right_answers: Which answers are wholly right: bool ``[B, Q]``.
+    """
+
+    patch_loss: torch.Tensor
+    answer_loss: torch.Tensor
+    right_patches: torch.Tensor
+    right_answers: torch.Tensor
+
+
+class Student(nn.Module):
+    """A LLaVA and the head that tells what each patch shows.
+
+    The head reads the tower's last layer, the language model the one before, as in LLaVA-1.5.
+
+    Args:
+        config: The model's configuration.
+        before: Token ids before the picture ``[n]``.
+    """
+
+    def __init__(self, config: LlavaConfig, before: torch.Tensor) -> None:
+        super().__init__()
+        self.llava = LlavaForConditionalGeneration(config)
+        self.head = nn.Linear(config.vision_config.hidden_size, sum(LABELS))
+        self.register_buffer("before", before, persistent=False)
+        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+        core = self.llava.model
+        core.language_model.config.prefix = self.prefix = len(before) + patches
+        core.language_model.config._attn_implementation = "packed"
+        core.vision_tower.config._attn_implementation = "full"
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> Outcome:
+        core = self.llava.model
+        vision = core.vision_tower(batch["pixel_values"], output_hidden_states=True)
+        told = self.head(core.vision_tower.post_layernorm(vision.last_hidden_state)[:, 1:])
+        patch_loss, right_patches = _patches(told.float(), batch["patch_labels"])
+        nothing = torch.zeros(())
+        if "input_ids" not in batch:
+            return Outcome(patch_loss, nothing, right_patches, nothing.bool()[None, None])
+        features = core.multi_modal_projector(vision.hidden_states[-2][:, 1:])
+        hidden = self._read(features, batch["input_ids"])
+        labels = batch["labels"]
+        asked = labels != -100
+        logits = self.llava.lm_head(hidden[asked]).float()
+        wrong = torch.zeros_like(labels, dtype=torch.bool)
+        wrong[asked] = logits.argmax(-1) != labels[asked]
+        loss = F.cross_entropy(logits, labels[asked])
+        return Outcome(patch_loss, loss, right_patches, ~wrong.any(-1))
+
+    def _read(self, features: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of the questions ``[B, Q, SEGMENT, C]``; each stands right after the picture."""
+        core = self.llava.model.language_model
+        batch, questions, _ = input_ids.shape
+        before = core.embed_tokens(self.before).expand(batch, -1, -1)
+        text = core.embed_tokens(input_ids.flatten(1))
+        inputs = torch.cat([before, features.to(text.dtype), text], dim=1)
+        places = self.prefix + torch.arange(SEGMENT, device=inputs.device).repeat(questions)
+        places = torch.cat([torch.arange(self.prefix, device=inputs.device), places])
+        hidden = core(
+            inputs_embeds=inputs,
+            position_ids=places[None],
+            attention_mask=inputs.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is
+            use_cache=False,
+        ).last_hidden_state
+        return hidden[:, self.prefix :].unflatten(1, (questions, SEGMENT))  # type: ignore[no-any-return]
+
+
+def _patches(told: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss and share of right patches from ``told [B, P, sum(LABELS)]`` and ``labels [B, P, 4]``."""
+    loss = told.new_zeros(())
+    right = torch.ones_like(labels[..., 0], dtype=torch.bool)
+    for part, (scores, classes) in enumerate(zip(told.split(LABELS, -1), LABELS, strict=True)):
+        weight = torch.ones(classes, device=told.device)
+        weight[0] = _NOTHING
+        loss = loss + F.cross_entropy(scores.flatten(0, 1), labels[..., part].flatten(), weight=weight)
+        right &= scores.argmax(-1) == labels[..., part]
+    something = labels.any(-1)
+    return loss, (right & something).sum() / something.sum().clamp(min=1)
+
+
+def stretched(weights: dict[str, torch.Tensor], image_size: int) -> dict[str, torch.Tensor]:
+    """Weights for pictures of another size: position embeddings are interpolated to its grid."""
+    name = next(name for name in weights if name.endswith("position_embedding.weight"))
+    old, side = weights[name], image_size // PATCH
+    before = math.isqrt(len(old) - 1)
+    grid = old[1:].T.reshape(1, -1, before, before)
+    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
+    return weights | {name: torch.cat([old[:1], grid.flatten(2)[0].T])}  # the first is CLS

@@ -1,0 +1,124 @@
+"""``eval`` and ``compare`` as a user calls them, on the mini model."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from star_export.cli import output
+from .conftest import Cli, refused
+
+Bundles = Callable[..., Path]
+
+
+def test_eval_prints_a_markdown_table_with_retention(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
+    answers = tmp_path / "answers.jsonl"
+    arguments = ("--limit", 14, "--keep", 288, "--keep", 29, "--answers", answers, "--threads", 1)
+    found = cli("eval", bundle("mini"), "--baseline", bundle("mini", prune=False), *arguments)
+    assert found.code == 0, found.err
+    lines = found.out.splitlines()
+    assert lines[0] == "|  | unpruned | keep 288 | keep 29 |"
+    assert re.fullmatch(r"\| \*\*all\*\* \| \*\*[\d.]+\*\*( \| \*\*[\d.]+\*\* \([\d.]+ %\)){2} \|", lines[2])
+    assert len(lines) == 3 + 7
+    rows = [json.loads(line) for line in answers.read_text().splitlines()[1:]]
+    assert [row["index"] for row in rows] == list(range(14))
+    assert all(set(row["answers"]) == {"unpruned", "keep 288", "keep 29"} for row in rows)
+
+
+def test_a_killed_run_goes_on(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
+    arguments = ("--no-baseline", "--limit", 9, "--threads", 1, "--json", "--answers")
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    first = cli("eval", bundle("mini"), *arguments, whole)
+    lines = whole.read_text().splitlines(keepends=True)
+    # A row that only a resumed run can have: it was never asked again.
+    marked = lines[1].replace('"text": "', '"text": "marked ', 1)
+    cut.write_text(lines[0] + marked + "".join(lines[2:4]) + lines[4][:20])
+    again = cli("eval", bundle("mini"), *arguments, cut, "--resume")
+    assert again.code == 0, again.err
+    kept = cut.read_text().splitlines(keepends=True)
+    assert kept[1] == marked
+    assert len(kept) == 10
+    scores = [json.loads(outcome.out)["scores"]["keep 64"]["accuracy"]["value"] for outcome in (first, again)]
+    assert scores[0] == scores[1]
+
+
+def test_the_gate_options_set_the_exit_code(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
+    common = ("eval", bundle("mini"), "--no-baseline", "--limit", 2, "--answers", tmp_path / "a.jsonl")
+    assert cli(*common, "--min-accuracy", 0.0).code == 0
+    whole, pruned = bundle("mini", prune=False), bundle("mini")
+    failed = cli("eval", pruned, "--baseline", whole, "--limit", 14, "--answers", tmp_path / "b.jsonl",
+                 "--min-retention", 1.5, "--json")  # fmt: skip
+    assert failed.code == 1
+    assert json.loads(failed.out)["passed"] is False
+    assert "keep 64 keeps" in failed.err
+    refused(cli(*common, "--min-retention", 0.9), "--min-retention compares a pruned bundle")
+
+
+def test_an_unpruned_bundle_is_scored_alone(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
+    found = cli("eval", bundle("mini", prune=False), "--limit", 3, "--json", "--answers", tmp_path / "a.jsonl")
+    assert list(json.loads(found.out)["scores"]) == ["unpruned"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "shape"), "did you mean shapes? tasks are shapes"),
+        (("--split", "dev"), "--split must be one of train, validation, test for shapes, got dev"),
+        (("--limit", "0"), "--limit must be from 1 to the 1400 questions of test, got 0"),
+        (("--limit", "1401"), "got 1401"),
+        (("--keep", "600"), "is not below the 518 tokens"),
+        (("--backend", "tensorrt-rtx"), "no tensorrt-rtx engines"),
+        (("--baseline", "BUNDLE"), "--baseline takes a bundle built with --no-prune"),
+        (("--baseline", "OTHER"), "holds another model"),
+        (("--resume", "--answers", "DAMAGED"), "holds no answers"),
+        (("--answers", "missing/answers.jsonl"), "missing"),
+    ],
+)
+def test_bad_requests(
+    bundle: Bundles, cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    damaged = tmp_path / "damaged.jsonl"
+    damaged.write_text("no json\n")
+    places = {"BUNDLE": bundle("mini"), "OTHER": bundle("mha", prune=False), "DAMAGED": damaged}
+    given = [places.get(argument, argument) for argument in arguments]
+    if "--baseline" not in arguments:
+        given.append("--no-baseline")
+    if "--answers" not in arguments:
+        given += ["--answers", tmp_path / "a.jsonl"]
+    refused(cli("eval", bundle("mini"), *given), message)
+    assert damaged.read_text() == "no json\n"
+
+
+def test_compare_writes_a_page_and_a_plot(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output.out, "_width", 200)
+    page = tmp_path / "page.md"
+    found = cli("compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page)
+    assert found.code == 0, found.err
+    assert found.out.strip() == str(page)
+    text = page.read_text()
+    assert "![accuracy against FLOPs](page.png)" in text
+    for name in ("**STAR**", "stage 1 alone", "stage 2 alone, last row", "FastV", "random", "uniform grid"):
+        assert f"| 29 | {name} |" in text
+    assert text.count("- STAR against ") >= 10
+    assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    # Everything is answered already: nothing is asked again, the page is the same but for its times.
+    rows = page.with_suffix(".jsonl").read_bytes()
+    again = cli("compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page,
+                "--resume", "--json")  # fmt: skip
+    assert again.code == 0
+    assert page.with_suffix(".jsonl").read_bytes() == rows
+    methods = json.loads(again.out)["methods"]
+    assert methods[0]["method"]["rule"] == "unpruned"
+    assert methods[0]["lead"] is None
+
+
+def test_compare_refuses_before_it_builds(cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    common = ("compare", "--model", checkpoint("mini"), "-o", tmp_path / "page.md")
+    refused(cli(*common, "--keep", 518), "is not below the 518 tokens")
+    refused(cli(*common, "--limit", 0), "--limit must be")
+    refused(cli("compare", "--model", checkpoint("mini"), "-o", tmp_path / "no" / "page.md"), "no")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,115 @@
+"""The regression gate: the mini model's answers to 200 fixed questions, pruned and unpruned.
+
+The limits stand a little under what was measured when the model was made, and far above what
+a fault leaves: each test by perturbation breaks one thing and must fall below them.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import helper
+
+from star_export.bundle import GRAPH_FOLDER, MANIFEST, open_bundle
+from star_export.engines import open_session
+from star_export.evaluation.answering import Bundled, Looker
+from star_export.evaluation.evaluate import EvalOptions, Evaluation, evaluate_bundle
+from star_export.evaluation.shapes import Shapes
+from star_export.pipeline import Pipeline
+
+QUESTIONS = 200
+KEEPS = (64, 58, 29)
+#: Smallest share of right answers, and of the unpruned accuracy.
+ACCURACY, RETENTION = 0.90, 0.9795
+
+
+def evaluation(bundle: Callable[..., Path], folder: Path, dtype: str) -> Evaluation:
+    return evaluate_bundle(
+        EvalOptions(
+            bundle=bundle("mini", dtype=dtype),
+            baseline=bundle("mini", prune=False, dtype=dtype),
+            keep=KEEPS,
+            limit=QUESTIONS,
+            answers=folder / "answers.jsonl",
+            min_accuracy=ACCURACY * RETENTION,
+            min_retention=RETENTION,
+            threads=1,
+        )
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_gate(bundle: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
+    found = evaluation(bundle, tmp_path, dtype)
+    assert list(found.scores) == ["unpruned", *(f"keep {keep}" for keep in KEEPS)]
+    assert found.missed == ()
+    assert found.scores["unpruned"].accuracy.value >= ACCURACY
+
+
+def share_right(folder: Path, whole: Path) -> float:
+    """Share of the gate's questions that a changed bundle answers right at the smallest budget."""
+    opened = replace(open_bundle(whole), folder=folder)  # open_bundle refuses changed files
+    variant = Bundled(Looker(Pipeline(opened, open_session(opened, threads=1))), KEEPS[-1])
+    task = Shapes()
+    scores = [variant.answer(task.example("test", 0, i), task).score for i in range(QUESTIONS)]
+    return sum(scores) / QUESTIONS
+
+
+def without_sort(model: onnx.ModelProto) -> None:
+    """TopKGather returns its rows best first, not in their old order."""
+    (function,) = model.functions
+    (sort,) = (node for node in function.node if node.op_type == "TopK" and node.output[0] == "indices")
+    at = list(function.node).index(sort)
+    function.node.remove(sort)
+    function.node.insert(at, helper.make_node("Identity", ["best"], ["indices"]))
+
+
+def by_lot(model: onnx.ModelProto) -> None:
+    """TopKGather ranks by noise; tokens that must stay still do."""
+    (function,) = model.functions
+    (where,) = (node for node in function.node if node.op_type == "Where")
+    where.input[2] = "noisy"
+    noise = [
+        helper.make_node("Constant", [], ["large"], value_float=1e6),
+        helper.make_node("Greater", ["scores", "large"], ["fixed"]),
+        helper.make_node("Constant", [], ["fast"], value_float=1e7),  # many turns from score to score
+        helper.make_node("Mul", ["scores", "fast"], ["angle"]),
+        helper.make_node("Sin", ["angle"], ["noise"]),
+        helper.make_node("Where", ["fixed", "scores", "noise"], ["noisy"]),
+    ]
+    nodes = [*noise, *function.node]
+    del function.node[:]
+    function.node.extend(nodes)
+
+
+def over_the_own_axis(model: onnx.ModelProto) -> None:
+    """Scores as the paper prints them: averaged over the axis of their own softmax."""
+    (gather,) = (node for node in model.graph.node if node.op_type == "TopKGather")
+    makers = {name: node for node in model.graph.node for name in node.output}
+    reader, node = None, makers[gather.input[1]]
+    while node.op_type != "Softmax":
+        reader, node = node, makers[next(name for name in node.input if name in makers)]
+    assert reader is not None
+    # A softmax of its own, since vision also attends with the sound one.
+    swapped = helper.make_node("Softmax", [node.input[0]], ["swapped"], name="swapped", axis=-2)
+    reader.input[list(reader.input).index(node.output[0])] = "swapped"
+    model.graph.node.insert(list(model.graph.node).index(node), swapped)
+
+
+@pytest.mark.parametrize("fault", [without_sort, by_lot, over_the_own_axis])
+def test_a_fault_falls_through_the_gate(
+    bundle: Callable[..., Path], tmp_path: Path, fault: Callable[[onnx.ModelProto], None]
+) -> None:
+    whole = bundle("mini")
+    folder = shutil.copytree(whole, tmp_path / "broken")
+    for graph in ("vision", "prefill"):
+        path = folder / GRAPH_FOLDER / f"{graph}.onnx"
+        model = onnx.load(path, load_external_data=False)
+        fault(model)
+        path.write_bytes(model.SerializeToString())
+    assert (folder / MANIFEST).exists()
+    right = share_right(folder, whole)
+    assert right < ACCURACY * RETENTION, f"{fault.__name__} leaves {right:.3f}"
