@@ -90,22 +90,23 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
         steps.append(
             run_step("checkpoint", "-m", "star_export.validation.checkpoints", "bench", checkpoint, cli=False)
         )
-    bundle, baseline = folder / "bundle", folder / "baseline"
-    common = ("--model", checkpoint, "--dtype", "float16", "--overwrite", "--json")
+    bundle, baseline, mini = folder / "bundle", folder / "baseline", folder / "mini"
+    common = ("--dtype", "float16", "--overwrite", "--json")
     steps += [
-        run_step("bundle", "build", *common, "--keep", 64, "-o", bundle),
-        run_step("baseline", "build", *common, "--no-prune", "-o", baseline),
+        run_step("bundle", "build", "--model", checkpoint, *common, "--keep", 64, "-o", bundle),
+        run_step("baseline", "build", "--model", checkpoint, *common, "--no-prune", "-o", baseline),
+        run_step("mini", "build", "--model", "models/mini", *common, "--keep", 64, "-o", mini),
     ]
     for backend in (*TENSORRT_BACKENDS, "onnxruntime-cuda"):
-        steps += _backend_steps(backend, bundle, baseline)
+        steps += _backend_steps(backend, bundle, baseline, mini)
     return steps
 
 
-def _backend_steps(backend: str, bundle: Path, baseline: Path) -> list[Step]:
+def _backend_steps(backend: str, bundle: Path, baseline: Path, mini: Path) -> list[Step]:
     """Build, check and measure on one backend; a failed build leaves the rest out."""
     steps = []
     if backend in TENSORRT_BACKENDS:
-        for name, folder in (("engines", bundle), ("baseline engines", baseline)):
+        for name, folder in (("engines", bundle), ("baseline engines", baseline), ("mini engines", mini)):
             options = ("--from-bundle", folder, "--backend", backend, *_target(backend))
             steps.append(run_step(f"{backend} {name}", "build", *options, "--json"))
         if any(step.code for step in steps):
@@ -114,6 +115,7 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path) -> list[Step]:
         engine = bundle / engine_path(backend, "decode")
         steps.append(run_step(f"{backend} validity", __file__, "--validity", engine, cli=False))
     picture = ROOT / "docs" / "shapes.png"
+    gate = ("--keep", 64, "--keep", 29, "--limit", 350, "--min-retention", 0.97, "--json")
     sides = ("--side", "star", "--side", "unpruned", "--baseline", baseline)
     return [
         *steps,
@@ -121,6 +123,7 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path) -> list[Step]:
         run_step(
             f"{backend} bench", "bench", bundle, "--image", picture, "--backend", backend, *sides, "--json"
         ),
+        run_step(f"{backend} accuracy", "eval", mini, "--backend", backend, *gate),
     ]
 
 
@@ -157,6 +160,8 @@ def _details(step: Step) -> list[str]:
         return _bench_table(data)
     if "cases" in data:
         return _check_table(data)
+    if "scores" in data:
+        return [f"- {n}: {s['accuracy']['value']:.4f} right" for n, s in data["scores"].items()]
     if "steps" in data:
         return [f"- {s['step']}: {s['seconds']:.1f} s, {s['bytes'] / 1e6:.1f} MB" for s in data["steps"]]
     return ["```json", json.dumps(data, indent=1), "```"]

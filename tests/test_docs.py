@@ -23,7 +23,9 @@ def test_python_example(bundle: Callable[..., Path], picture: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+    "page",
+    [ROOT / "README.md", ROOT / "models/mini/README.md", *sorted((ROOT / "docs").glob("*.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
@@ -34,7 +36,7 @@ def test_named_files_exist() -> None:
     """Paths in backticks that look like files of the repository are files of the repository."""
     for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for name in re.findall(
-            r"`((?:star_export|graphs|engines|cli|tests)/[\w./]+\.\w+)`", page.read_text()
+            r"`((?:star_export|graphs|engines|cli|tests|models)/[\w./]+\.\w+)`", page.read_text()
         ):
             assert (ROOT / name).exists(), f"{page.name} names {name}"
 

@@ -18,7 +18,7 @@ def _upper(size: int, like: torch.Tensor) -> torch.Tensor:
 
 
 def full(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
+    _module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any, **__: Any
 ) -> tuple[torch.Tensor, None]:
     """Every row sees all ``[B, H, S, D]``; the result is ``[B, S, H, D]``."""
     weights = (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1)

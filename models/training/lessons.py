@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from models.training.network import PATCH
-from star_export.evaluation.shapes.questions import KINDS, Question, ask
+from star_export.evaluation.shapes.questions import Question, ask, named
 from star_export.evaluation.shapes.scenes import (
     COLORS,
     SHAPES,
@@ -23,8 +23,20 @@ from star_export.evaluation.shapes.scenes import (
 
 SEGMENT = 16  # tokens of a question and its answer, at most
 PREFIX = "USER: <image>"
+#: How often each kind is asked: what needs several things at once is learnt last.
+WEIGHTS = {
+    "color": 1,
+    "shape": 1,
+    "position": 2,
+    "presence": 1,
+    "count": 2,
+    "comparison": 3,
+    "number": 1,
+    "distance": 3,
+}
 #: What the vision tower's head tells of each patch: classes of shape, color, tens and units.
 LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11)
+_DECK = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
@@ -65,7 +77,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             segments = [self._segment(question) for question in asked]
             lesson["input_ids"] = torch.tensor([ids for ids, _ in segments])
             lesson["labels"] = torch.tensor([labels for _, labels in segments])
-            lesson["kinds"] = torch.tensor([KINDS.index(question.kind) for question in asked])
+            lesson["kinds"] = torch.tensor([list(WEIGHTS).index(question.kind) for question in asked])
         return lesson
 
     def _segment(self, question: Question) -> tuple[list[int], list[int]]:
@@ -82,9 +94,23 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
 
 def _any_question(scene: Scene, rng: np.random.Generator) -> Question:
     while True:
-        question = ask(scene, KINDS[int(rng.integers(len(KINDS)))], rng)
+        kind = str(rng.choice(_DECK))
+        question = _distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
         if question is not None:
             return question
+
+
+def _distance(scene: Scene, rng: np.random.Generator) -> Question | None:
+    """How far from the top or from the left something is, in tenths; for practice, never in a test.
+
+    To compare two places, a model must read each of them first.
+    """
+    names = named(scene)
+    if not names:
+        return None
+    name, thing = names[int(rng.integers(len(names)))]
+    side, place = ("below", thing.y) if rng.random() < 0.5 else ("right", thing.x)
+    return Question("distance", f"How {side} is the {name}?", str(int(10 * place / scene.canvas)))
 
 
 def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Subset
 from transformers import LlavaProcessor
 
-from models.training.lessons import PREFIX, Course, Lessons
+from models.training.lessons import PREFIX, WEIGHTS, Course, Lessons
 from models.training.model import Outcome, Student, stretched
 from models.training.network import make_config, make_processor
 from star_export.evaluation.shapes.questions import KINDS, ask
@@ -48,7 +48,7 @@ class Phase:
 
 PHASES = (
     Phase(name="vision, 12x12", course=Course(canvas=48, questions=0), steps=1500, batch=32, rate=2e-3),
-    Phase(name="answers, 12x12", course=Course(canvas=48, questions=10), steps=1000, batch=32, rate=2e-3),
+    Phase(name="answers, 12x12", course=Course(canvas=48, questions=10), steps=1500, batch=32, rate=2e-3),
     Phase(
         name="answers, 24x24",
         course=Course(canvas=96, questions=16),
@@ -190,7 +190,7 @@ class Training:
         if phase.course.questions:
             right = torch.cat([o.right_answers.flatten() for o, _ in seen]).float().cpu()
             kinds = torch.cat([batch["kinds"].flatten() for _, batch in seen])
-            each = ", ".join(f"{name} {right[kinds == i].mean():.3f}" for i, name in enumerate(KINDS))
+            each = ", ".join(f"{name} {right[kinds == i].mean():.3f}" for i, name in enumerate(WEIGHTS))
             line += f"; of answers {outcome.answer_loss:.3f}, right {right.mean():.3f} ({each})"
         return f"{line}; {self.seconds / 60:.1f} min"
 

@@ -128,9 +128,10 @@ def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
     """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
     task = open_task(options.task, split=options.split)
     if options.min_retention is not None and (spec.star is None or options.alone):
-        raise SettingsError(
-            "--min-retention compares a pruned bundle with its baseline; here is no such pair"
-        )
+        raise SettingsError("--min-retention compares a pruned bundle with its baseline; here is none")
+    if spec.star is not None:
+        for keep in options.keep:
+            check_keep(spec.star, keep)
     return task, check_limit(task, options.split, options.limit)
 
 

@@ -57,7 +57,9 @@ def test_the_gate_options_set_the_exit_code(bundle: Bundles, cli: Cli, tmp_path:
 
 
 def test_an_unpruned_bundle_is_scored_alone(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
-    found = cli("eval", bundle("mini", prune=False), "--limit", 3, "--json", "--answers", tmp_path / "a.jsonl")
+    found = cli(
+        "eval", bundle("mini", prune=False), "--limit", 3, "--json", "--answers", tmp_path / "a.jsonl"
+    )
     assert list(json.loads(found.out)["scores"]) == ["unpruned"]
 
 
@@ -96,7 +98,9 @@ def test_compare_writes_a_page_and_a_plot(
 ) -> None:
     monkeypatch.setattr(output.out, "_width", 200)
     page = tmp_path / "page.md"
-    found = cli("compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page)
+    found = cli(
+        "compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page
+    )
     assert found.code == 0, found.err
     assert found.out.strip() == str(page)
     text = page.read_text()
@@ -116,7 +120,9 @@ def test_compare_writes_a_page_and_a_plot(
     assert methods[0]["lead"] is None
 
 
-def test_compare_refuses_before_it_builds(cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_compare_refuses_before_it_builds(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
     common = ("compare", "--model", checkpoint("mini"), "-o", tmp_path / "page.md")
     refused(cli(*common, "--keep", 518), "is not below the 518 tokens")
     refused(cli(*common, "--limit", 0), "--limit must be")

@@ -10,7 +10,13 @@ from star_export.evaluation.statistics import Scores, kinds_table, markdown
 def rows(**scores: list[float]) -> list[Row]:
     count = len(next(iter(scores.values())))
     return [
-        Row(i, "ab"[i % 2], "?", "!", {name: Answer("", s[i], 10.0 if name == "full" else 4.0) for name, s in scores.items()})
+        Row(
+            i,
+            "ab"[i % 2],
+            "?",
+            "!",
+            {name: Answer("", s[i], 10.0 if name == "full" else 4.0) for name, s in scores.items()},
+        )
         for i in range(count)
     ]
 
@@ -53,7 +59,9 @@ def test_a_baseline_that_is_never_right_gives_no_retention() -> None:
 def test_tables() -> None:
     assert markdown(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | --- |\n| 1 | 2 |\n"
     found = Scores(rows(full=[1, 1, 1, 0], star=[1, 1, 0, 0]))
-    table = kinds_table({"full": found.score("full", baseline="full"), "star": found.score("star", baseline="full")})
+    table = kinds_table(
+        {"full": found.score("full", baseline="full"), "star": found.score("star", baseline="full")}
+    )
     assert table.splitlines()[2:] == [
         "| **all** | **75.0** | **50.0** (66.7 %) |",
         "| a | 100.0 | 50.0 (50.0 %) |",

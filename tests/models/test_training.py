@@ -9,11 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from models.training import training as module
-from models.training.lessons import PREFIX, SEGMENT, Course, Lessons, patch_labels
+from models.training.lessons import PREFIX, SEGMENT, WEIGHTS, Course, Lessons, patch_labels
 from models.training.model import Student, stretched
 from models.training.network import make_config, make_processor
 from models.training.training import PHASES, Training, corpus
-from star_export.evaluation.shapes.questions import KINDS
 from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Plate, Scene, Thing
 
 
@@ -32,8 +31,9 @@ def test_every_word_is_a_token_and_segments_hold_any_question(tokenizer) -> None
         answered = lesson["labels"] != -100
         assert (answered.sum(1) >= 2).all()  # a word and the end
         # The label at t is the token at t + 1.
-        assert (lesson["labels"][:, :-1][answered[:, :-1]] == lesson["input_ids"][:, 1:][answered[:, :-1]]).all()
-    assert kinds == set(range(len(KINDS)))
+        wanted = lesson["labels"][:, :-1][answered[:, :-1]]
+        assert (wanted == lesson["input_ids"][:, 1:][answered[:, :-1]]).all()
+    assert kinds == set(range(len(WEIGHTS)))
 
 
 def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
@@ -61,7 +61,8 @@ def test_patches_are_labelled_by_what_they_show() -> None:
     ring = Thing(shape="ring", color="cyan", x=30, y=22, radius=11, angle=0.0)
     scene = Scene(things=(ring,), plate=Plate(number=47, x=70, y=70), canvas=96, texture=0)
     labels = patch_labels(scene).reshape(24, 24, 4)
-    assert labels[22 // 4, 39 // 4].tolist() == [SHAPES.index("ring") + 1, list(COLORS).index("cyan") + 1, 0, 0]
+    shape, color = SHAPES.index("ring") + 1, list(COLORS).index("cyan") + 1
+    assert labels[22 // 4, 39 // 4].tolist() == [shape, color, 0, 0]
     assert labels[22 // 4, 30 // 4].tolist() == [0, 0, 0, 0]  # the hole
     assert labels[70 // 4, 70 // 4].tolist() == [0, 0, 5, 8]
     assert 20 < (labels[..., 0] > 0).sum() < 40
@@ -81,7 +82,9 @@ def test_position_embeddings_are_stretched_and_cls_stays() -> None:
     assert wide["other"] is weights["other"]
 
 
-def test_a_stopped_training_goes_on_as_if_nothing_had_been(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_training_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, _ = PHASES
     short = (
         dataclasses.replace(first, steps=2, batch=2),

@@ -12,7 +12,8 @@ from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Scene, Thing
 KINDS = ("color", "shape", "position", "presence", "count", "comparison", "number")
 COUNTS = range(5)
 
-_MARGIN = 5.0  # units that a thing must be off a line before one asks on which side it is
+# Units that a thing must be off a line, or another thing, before one asks on which side it is.
+_MARGIN, _APART = 5.0, 10.0
 
 
 @dataclass(frozen=True)
@@ -67,24 +68,24 @@ def _shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     return f"What shape is the {thing.color} object?", thing.shape
 
 
-def _named(scene: Scene) -> list[tuple[str, Thing]]:
+def named(scene: Scene) -> list[tuple[str, Thing]]:
     """Things that a short name singles out, with that name."""
     shapes = Counter(thing.shape for thing in scene.things)
     pairs = Counter((thing.shape, thing.color) for thing in scene.things)
-    named = []
+    found = []
     for thing in scene.things:
         if pairs[thing.shape, thing.color] == 1:
-            named.append((f"{thing.color} {thing.shape}", thing))
+            found.append((f"{thing.color} {thing.shape}", thing))
         if shapes[thing.shape] == 1:
-            named.append((thing.shape, thing))
-    return named
+            found.append((thing.shape, thing))
+    return found
 
 
 def _position(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
     middle = scene.canvas / 2
     clear = [
         (name, thing)
-        for name, thing in _named(scene)
+        for name, thing in named(scene)
         if abs(thing.x - middle) > _MARGIN and abs(thing.y - middle) > _MARGIN
     ]
     if not clear:
@@ -126,13 +127,13 @@ _SIDES: dict[str, Callable[[Thing, Thing], float]] = {
 
 
 def _comparison(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    named = _named(scene)
+    names = named(scene)
     pairs = [
         (first, second, side)
-        for first in named
-        for second in named
+        for first in names
+        for second in names
         for side in _SIDES
-        if first[1] is not second[1] and abs(_SIDES[side](first[1], second[1])) > _MARGIN
+        if first[1] is not second[1] and abs(_SIDES[side](first[1], second[1])) > _APART
     ]
     if not pairs:
         return None
