@@ -35,7 +35,10 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(shared: Path) -> Callable[[str], Path]:
-    """``checkpoint("mha")``: folder of a small random checkpoint, or the trained "mini". Do not write into it."""
+    """``checkpoint("mha")``: folder of a small random checkpoint, or of the trained "mini".
+
+    Do not write into it.
+    """
 
     def get(preset: str) -> Path:
         if preset == "mini":

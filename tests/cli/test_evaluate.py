@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from star_export.cli import output
+
 from .conftest import Cli, refused
 
 Bundles = Callable[..., Path]
@@ -111,8 +112,7 @@ def test_compare_writes_a_page_and_a_plot(
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     # Everything is answered already: nothing is asked again, the page is the same but for its times.
     rows = page.with_suffix(".jsonl").read_bytes()
-    again = cli("compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page,
-                "--resume", "--json")  # fmt: skip
+    again = cli(*request, "--resume", "--json")
     assert again.code == 0
     assert page.with_suffix(".jsonl").read_bytes() == rows
     methods = json.loads(again.out)["methods"]
