@@ -99,9 +99,20 @@ def test_compare_writes_a_page_and_a_plot(
 ) -> None:
     monkeypatch.setattr(output.out, "_width", 200)
     page = tmp_path / "page.md"
-    found = cli(
-        "compare", "--model", checkpoint("mini"), "--limit", 7, "--keep", 115, "--keep", 29, "-o", page
+    request = (
+        "compare",
+        "--model",
+        checkpoint("mini"),
+        "--limit",
+        7,
+        "--keep",
+        115,
+        "--keep",
+        29,
+        "-o",
+        page,
     )
+    found = cli(*request)
     assert found.code == 0, found.err
     assert found.out.strip() == str(page)
     text = page.read_text()
