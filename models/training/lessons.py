@@ -34,8 +34,10 @@ WEIGHTS = {
     "number": 1,
     "distance": 3,
 }
-#: What the vision tower's head tells of each patch: classes of shape, color, tens and units.
-LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11)
+PLACES = 12  # rows and columns that the vision tower tells apart
+#: What the tower's head tells of each patch, 0 being nothing: shape and color of the object that it
+#: shows, tens and units of the number, row and column of the middle of either.
+LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11, PLACES + 1, PLACES + 1)
 _DECK = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -114,18 +116,23 @@ def _distance(scene: Scene, rng: np.random.Generator) -> Question | None:
 
 
 def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
-    """Classes of every patch, 0 for none: int64 ``[patches, 4]``, in the order of :data:`LABELS`."""
+    """Classes of every patch: int64 ``[patches, 6]``, in the order of :data:`LABELS`."""
     side = scene.canvas // PATCH
     units = np.arange(scene.canvas) + 0.5
-    labels = np.zeros((side, side, 4), dtype=np.int64)
+    labels = np.zeros((side, side, len(LABELS)), dtype=np.int64)
 
     def mostly(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         return np.asarray(mask.reshape(side, PATCH, side, PATCH).sum(axis=(1, 3)) >= 4)
 
+    def middle(x: float, y: float) -> tuple[int, int]:
+        return int(PLACES * y / scene.canvas) + 1, int(PLACES * x / scene.canvas) + 1
+
     for thing in scene.things:
         where = mostly(thing_mask(thing, units, units))
         labels[where, :2] = SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1
+        labels[where, 4:] = middle(thing.x, thing.y)
     if scene.plate is not None:
-        area, _ = plate_masks(scene.plate, units, units)
-        labels[mostly(area), 2:] = [digit + 1 for digit in divmod(scene.plate.number, 10)]
-    return labels.reshape(side * side, 4)
+        where = mostly(plate_masks(scene.plate, units, units)[0])
+        labels[where, 2:4] = [digit + 1 for digit in divmod(scene.plate.number, 10)]
+        labels[where, 4:] = middle(scene.plate.x, scene.plate.y)
+    return labels.reshape(side * side, len(LABELS))

@@ -90,7 +90,7 @@ class Student(nn.Module):
 
 
 def _patches(told: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and share of right patches from ``told [B, P, sum(LABELS)]`` and ``labels [B, P, 4]``."""
+    """Loss and share of right patches from ``told [B, P, sum(LABELS)]`` and ``labels [B, P, 6]``."""
     loss = told.new_zeros(())
     right = torch.ones_like(labels[..., 0], dtype=torch.bool)
     for part, (scores, classes) in enumerate(zip(told.split(LABELS, -1), LABELS, strict=True)):

@@ -49,7 +49,7 @@ def make_config(*, image_size: int, vocab: int, image_token_id: int) -> LlavaCon
         num_attention_heads=HEADS,
         num_key_value_heads=HEADS,
         vocab_size=vocab,
-        max_position_embeddings=1024,
+        max_position_embeddings=2048,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
@@ -88,7 +88,8 @@ def _make_tokenizer(sentences: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    tokenizer.decoder = decoders.ByteLevel()
+    # Answers begin with a space, which belongs to no word.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     trainer = trainers.BpeTrainer(
         vocab_size=512,
         special_tokens=SPECIAL_TOKENS,
@@ -106,5 +107,5 @@ def _make_tokenizer(sentences: Iterable[str]) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="<pad>",
         extra_special_tokens={"image_token": "<image>"},
-        model_max_length=1024,
+        model_max_length=2048,
     )

@@ -52,13 +52,13 @@ PHASES = (
     Phase(
         name="answers, 24x24",
         course=Course(canvas=96, questions=16),
-        steps=2000,
+        steps=1500,
         batch=8,
         rate=1.5e-3,
-        decay=600,
+        decay=500,
     ),
 )
-WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 128
+WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
 PATCH_WEIGHT = 0.3  # of the patches' loss against the answers'
 
 
@@ -131,8 +131,11 @@ class Training:
         """Write the checkpoint in Hugging Face's layout, float16."""
         self.student.float()
         self.student.load_state_dict(self.masters, strict=False)
+        del self.student.llava.config.text_config.prefix
         self.student.llava.half().save_pretrained(folder)
         self.processor.save_pretrained(folder)
+        for file in folder.iterdir():
+            file.chmod(0o644)
 
     def _run_phase(self, progress: Progress) -> None:
         phase = PHASES[self.phase]

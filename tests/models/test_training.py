@@ -60,11 +60,11 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
 def test_patches_are_labelled_by_what_they_show() -> None:
     ring = Thing(shape="ring", color="cyan", x=30, y=22, radius=11, angle=0.0)
     scene = Scene(things=(ring,), plate=Plate(number=47, x=70, y=70), canvas=96, texture=0)
-    labels = patch_labels(scene).reshape(24, 24, 4)
+    labels = patch_labels(scene).reshape(24, 24, 6)
     shape, color = SHAPES.index("ring") + 1, list(COLORS).index("cyan") + 1
-    assert labels[22 // 4, 39 // 4].tolist() == [shape, color, 0, 0]
-    assert labels[22 // 4, 30 // 4].tolist() == [0, 0, 0, 0]  # the hole
-    assert labels[70 // 4, 70 // 4].tolist() == [0, 0, 5, 8]
+    assert labels[22 // 4, 39 // 4].tolist() == [shape, color, 0, 0, 3, 4]  # 22 and 30 of 96, in twelfths
+    assert labels[22 // 4, 30 // 4].tolist() == [0, 0, 0, 0, 0, 0]  # the hole
+    assert labels[70 // 4, 70 // 4].tolist() == [0, 0, 5, 8, 9, 9]
     assert 20 < (labels[..., 0] > 0).sum() < 40
     assert (labels[..., 2] > 0).sum() in range(12, 25)
 
