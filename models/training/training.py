@@ -52,10 +52,10 @@ PHASES = (
     Phase(
         name="answers, 24x24",
         course=Course(canvas=96, questions=16),
-        steps=1500,
+        steps=1100,
         batch=8,
         rate=1.5e-3,
-        decay=500,
+        decay=400,
     ),
 )
 WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64

@@ -178,7 +178,7 @@ def _spec(options: CompareOptions) -> ExportSpec:
 def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], None]) -> Iterator[Bundles]:
     """What all methods run on, gone afterwards."""
     assert spec.star is not None
-    with tempfile.TemporaryDirectory(prefix="star-export-") as scratch:
+    with tempfile.TemporaryDirectory(dir=options.answers.parent, prefix=".compare-") as scratch:
 
         def make(name: str, **settings: Any) -> Looker:
             say(f"building {name}")

@@ -17,8 +17,8 @@ Made by `{command}`.
 own, asked of `{model}` in ONNX Runtime, greedily. STAR drops {dropped} of {patches} patches after the
 vision encoder and prunes to its budget after {prune_layer} of {layers} decoder layers. Brackets hold 95 %
 bootstrap intervals, paired by question where two variants are compared. FLOPs are those of a prefill,
-counted exactly, without the vision tower; speed is the unpruned prefill's time divided by this one's,
-median over the questions, which all variants answered in turns.
+counted exactly for the first question, without the vision tower; speed is the unpruned prefill's time
+divided by this one's, median over the questions, which all variants answered in turns.
 
 The unpruned model answers {accuracy} % right.
 """
