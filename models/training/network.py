@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, normalizers, pre_tokenizers
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -12,9 +12,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from star_export.validation.checkpoints import make_tokenizer
+
 HIDDEN, VISION_LAYERS, LAYERS, HEADS = 128, 6, 8, 4
 PATCH = 4
-SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
@@ -81,31 +82,16 @@ def make_processor(sentences: Iterable[str], *, image_size: int) -> LlavaProcess
 
 def _make_tokenizer(sentences: Iterable[str]) -> PreTrainedTokenizerFast:
     """Every word of the questions is one token, digits stand alone, case and "colour" do not matter."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), normalizers.Replace("colour", "color")]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    # Answers begin with a space, which belongs to no word.
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    trainer = trainers.BpeTrainer(
+    return make_tokenizer(
+        sentences,
         vocab_size=512,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sentences, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-        model_max_length=2048,
+        normalizer=normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace("colour", "color")]),
+        pre_tokenizer=pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        ),
+        # Answers begin with a space, which belongs to no word.
+        decoder=decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)]),
     )

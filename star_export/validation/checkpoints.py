@@ -8,11 +8,12 @@ Example:
 """
 
 import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
     CLIPImageProcessor,
@@ -181,7 +182,7 @@ def _processor(shape: Preset) -> LlavaProcessor:
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=_tokenizer(),
+        tokenizer=make_tokenizer(_CORPUS, vocab_size=400),
         patch_size=shape.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -189,18 +190,35 @@ def _processor(shape: Preset) -> LlavaProcessor:
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that adds BOS, trained on a few sentences."""
+def make_tokenizer(
+    sentences: Iterable[str],
+    *,
+    vocab_size: int,
+    normalizer: normalizers.Normalizer | None = None,
+    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
+    decoder: decoders.Decoder | None = None,
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that adds BOS.
+
+    Args:
+        sentences: What it is trained on.
+        vocab_size: Tokens at most, with 5 special ones and 256 bytes.
+        normalizer: Applied to text first; nothing by default.
+        pre_tokenizer: Byte level by default.
+        decoder: Byte level by default.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoder or decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocab_size,
         special_tokens=_SPECIAL_TOKENS,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_CORPUS, trainer)
+    tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )

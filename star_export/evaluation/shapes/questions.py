@@ -50,19 +50,21 @@ def _choose(options: list[T], rng: np.random.Generator) -> T:
     return options[int(rng.integers(len(options)))]
 
 
+def _single(scene: Scene, name_of: Callable[[Thing], str]) -> list[Thing]:
+    """Things whose shape, or whose color, nothing else in the scene has."""
+    counts = Counter(name_of(thing) for thing in scene.things)
+    return [thing for thing in scene.things if counts[name_of(thing)] == 1]
+
+
 def _color(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    counts = Counter(thing.shape for thing in scene.things)
-    single = [thing for thing in scene.things if counts[thing.shape] == 1]
-    if not single:
+    if not (single := _single(scene, lambda thing: thing.shape)):
         return None
     thing = _choose(single, rng)
     return f"What color is the {thing.shape}?", thing.color
 
 
 def _shape(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | None:
-    counts = Counter(thing.color for thing in scene.things)
-    single = [thing for thing in scene.things if counts[thing.color] == 1]
-    if not single:
+    if not (single := _single(scene, lambda thing: thing.color)):
         return None
     thing = _choose(single, rng)
     return f"What shape is the {thing.color} object?", thing.shape
