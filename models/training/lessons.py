@@ -50,11 +50,14 @@ class Course:
     Attributes:
         canvas: Side of the pictures in pixels.
         questions: Questions about each picture; none in the vision phase.
+        flipped: How many of the comparisons that say "below" or "right of" are asked. With all of them
+            no single place tells the answer, and nothing is learnt for long; so few come first.
         split: Split the pictures come from.
     """
 
     canvas: int
     questions: int
+    flipped: float = 1.0
     split: str = "train"
 
 
@@ -75,12 +78,37 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         lesson = {"pixel_values": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
         lesson["patch_labels"] = torch.from_numpy(patch_labels(scene))
         if course.questions:
-            asked = [_any_question(scene, rng) for _ in range(course.questions)]
+            lesson["places"] = torch.from_numpy(self._places(rng))
+            asked = [self._question(scene, rng) for _ in range(course.questions)]
             segments = [self._segment(question) for question in asked]
             lesson["input_ids"] = torch.tensor([ids for ids, _ in segments])
             lesson["labels"] = torch.tensor([labels for _, labels in segments])
             lesson["kinds"] = torch.tensor([list(WEIGHTS).index(question.kind) for question in asked])
         return lesson
+
+    def _places(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+        """Positions of the visual tokens ``[patches]``, from 0.
+
+        In training some share theirs with the one before. Where a patch lies must be read from
+        its features then, which have it, as in a large LLaVA; not from the token's number.
+        """
+        patches = (self.course.canvas // PATCH) ** 2
+        if self.course.split != "train":
+            return np.arange(patches)
+        advances = rng.random(patches) < rng.uniform(0.85, 1.0)
+        advances[0] = False
+        return np.cumsum(advances)
+
+    def _question(self, scene: Scene, rng: np.random.Generator) -> Question:
+        """Any question that the scene allows."""
+        while True:
+            kind = str(rng.choice(_DECK))
+            question = _distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
+            if question is None:
+                continue
+            flipped = kind == "comparison" and (" below " in question.text or " right of " in question.text)
+            if not flipped or rng.random() < self.course.flipped:
+                return question
 
     def _segment(self, question: Question) -> tuple[list[int], list[int]]:
         """Token ids of one question, padded to :data:`SEGMENT`; labels are -100 but for the answer."""
@@ -92,14 +120,6 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         # Position t is asked for the token at t + 1.
         labels = [-100] * (len(before) - 1) + answer + [-100] * (padding + 1)
         return ids, labels
-
-
-def _any_question(scene: Scene, rng: np.random.Generator) -> Question:
-    while True:
-        kind = str(rng.choice(_DECK))
-        question = _distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
-        if question is not None:
-            return question
 
 
 def _distance(scene: Scene, rng: np.random.Generator) -> Question | None:

@@ -62,7 +62,7 @@ class Student(nn.Module):
         if "input_ids" not in batch:
             return Outcome(patch_loss, nothing, right_patches, nothing.bool()[None, None])
         features = core.multi_modal_projector(vision.hidden_states[-2][:, 1:])
-        hidden = self._read(features, batch["input_ids"])
+        hidden = self._read(features, batch["input_ids"], batch["places"])
         labels = batch["labels"]
         asked = labels != -100
         logits = self.llava.lm_head(hidden[asked]).float()
@@ -71,18 +71,26 @@ class Student(nn.Module):
         loss = F.cross_entropy(logits, labels[asked])
         return Outcome(patch_loss, loss, right_patches, ~wrong.any(-1))
 
-    def _read(self, features: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the questions ``[B, Q, SEGMENT, C]``; each stands right after the picture."""
+    def _read(self, features: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """Last hidden states of the questions ``[B, Q, SEGMENT, C]``; each stands right after the picture.
+
+        Args:
+            features: Visual tokens ``[B, P, C]``.
+            input_ids: ``[B, Q, SEGMENT]``.
+            places: Positions of the visual tokens, from 0: ``[B, P]``.
+        """
         core = self.llava.model.language_model
         batch, questions, _ = input_ids.shape
         before = core.embed_tokens(self.before).expand(batch, -1, -1)
         text = core.embed_tokens(input_ids.flatten(1))
         inputs = torch.cat([before, features.to(text.dtype), text], dim=1)
-        places = self.prefix + torch.arange(SEGMENT, device=inputs.device).repeat(questions)
-        places = torch.cat([torch.arange(self.prefix, device=inputs.device), places])
+        first = torch.arange(len(self.before), device=inputs.device).expand(batch, -1)
+        visual = len(self.before) + places
+        rest = torch.arange(1, SEGMENT + 1, device=inputs.device).repeat(questions)
+        positions = torch.cat([first, visual, visual[:, -1:] + rest], dim=1)
         hidden = core(
             inputs_embeds=inputs,
-            position_ids=places[None],
+            position_ids=positions,
             attention_mask=inputs.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is
             use_cache=False,
         ).last_hidden_state

@@ -48,14 +48,20 @@ class Phase:
 
 PHASES = (
     Phase(name="vision, 12x12", course=Course(canvas=48, questions=0), steps=1500, batch=32, rate=2e-3),
-    Phase(name="answers, 12x12", course=Course(canvas=48, questions=10), steps=1500, batch=32, rate=2e-3),
+    Phase(
+        name="answers, 12x12",
+        course=Course(canvas=48, questions=10, flipped=0.1),
+        steps=1500,
+        batch=32,
+        rate=2e-3,
+    ),
     Phase(
         name="answers, 24x24",
         course=Course(canvas=96, questions=16),
-        steps=1100,
+        steps=1350,
         batch=8,
         rate=1.5e-3,
-        decay=400,
+        decay=250,
     ),
 )
 WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
@@ -185,7 +191,7 @@ class Training:
     @torch.no_grad()
     def _look(self, phase: Phase, outcome: Outcome) -> str:
         """How it goes on the validation split."""
-        course = replace(phase.course, split="validation")
+        course = replace(phase.course, flipped=1.0, split="validation")
         some = Subset(Lessons(course, self.tokenizer, self.seed), range(LOOK_AT))
         seen = [(self._see(batch), batch) for batch in DataLoader(some, batch_size=16)]
         patches = torch.stack([o.right_patches for o, _ in seen]).float().mean()

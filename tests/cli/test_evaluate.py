@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from star_export.cli import output
-
 from .conftest import Cli, refused
 
 Bundles = Callable[..., Path]
@@ -95,40 +93,25 @@ def test_bad_requests(
 
 
 def test_compare_writes_a_page_and_a_plot(
-    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(output.out, "_width", 200)
     page = tmp_path / "page.md"
-    request = (
-        "compare",
-        "--model",
-        checkpoint("mini"),
-        "--limit",
-        7,
-        "--keep",
-        115,
-        "--keep",
-        29,
-        "-o",
-        page,
-    )
-    found = cli(*request)
+    request = ("--limit", 7, "--keep", 29, "--threads", 1, "-o", page, "--json")
+    found = cli("compare", "--model", checkpoint("mini"), *request)
     assert found.code == 0, found.err
-    assert found.out.strip() == str(page)
     text = page.read_text()
     assert "![accuracy against FLOPs](page.png)" in text
     for name in ("**STAR**", "stage 1 alone", "stage 2 alone, last row", "FastV", "random", "uniform grid"):
         assert f"| 29 | {name} |" in text
     assert text.count("- STAR against ") >= 10
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    # Everything is answered already: nothing is asked again, the page is the same but for its times.
-    rows = page.with_suffix(".jsonl").read_bytes()
-    again = cli(*request, "--resume", "--json")
-    assert again.code == 0
-    assert page.with_suffix(".jsonl").read_bytes() == rows
-    methods = json.loads(again.out)["methods"]
+    methods = json.loads(found.out)["methods"]
     assert methods[0]["method"]["rule"] == "unpruned"
     assert methods[0]["lead"] is None
+    rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()[1:]]
+    assert [row["index"] for row in rows] == list(range(7))
+    assert all(len(row["answers"]) == len(methods) for row in rows)
+    assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
 
 
 def test_compare_refuses_before_it_builds(

@@ -41,14 +41,14 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
     before = torch.tensor(tokenizer.encode(PREFIX).ids[:-1])
     config = make_config(image_size=48, vocab=400, image_token_id=4)
     student = Student(config, before).eval()
-    lesson = Lessons(Course(canvas=48, questions=3), tokenizer, seed=1)[0]
+    lesson = Lessons(Course(canvas=48, questions=3, split="validation"), tokenizer, seed=1)[0]
     batch = {name: tensor[None] for name, tensor in lesson.items()}
     with torch.no_grad():
         core = student.llava.model
         features = core.multi_modal_projector(
             core.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
         )
-        packed = student.llava.lm_head(student._read(features, batch["input_ids"]))[0]
+        packed = student.llava.lm_head(student._read(features, batch["input_ids"], batch["places"]))[0]
         core.language_model.config._attn_implementation = "eager"
         core.vision_tower.config._attn_implementation = "eager"
         for question, ids in enumerate(lesson["input_ids"]):
