@@ -103,7 +103,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         """Any question that the scene allows."""
         while True:
             kind = str(rng.choice(_DECK))
-            question = _distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
+            question = distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
             if question is None:
                 continue
             flipped = kind == "comparison" and (" below " in question.text or " right of " in question.text)
@@ -122,7 +122,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         return ids, labels
 
 
-def _distance(scene: Scene, rng: np.random.Generator) -> Question | None:
+def distance(scene: Scene, rng: np.random.Generator) -> Question | None:
     """How far from the top or from the left something is, in tenths; for practice, never in a test.
 
     To compare two places, a model must read each of them first.
@@ -131,8 +131,8 @@ def _distance(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not names:
         return None
     name, thing = names[int(rng.integers(len(names)))]
-    side, place = ("below", thing.y) if rng.random() < 0.5 else ("right", thing.x)
-    return Question("distance", f"How {side} is the {name}?", str(int(10 * place / scene.canvas)))
+    side, place = ("down", thing.y) if rng.random() < 0.5 else ("right", thing.x)
+    return Question("distance", f"How far {side} is the {name}?", str(int(10 * place / scene.canvas)))
 
 
 def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:

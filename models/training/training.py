@@ -1,8 +1,8 @@
 """The training: phases, steps, progress on disk.
 
-Three phases: the vision tower learns to tell what each patch shows; the whole
-model learns to answer, on pictures of 12 x 12 patches; then on pictures of
-24 x 24 patches, with interpolated position embeddings.
+The vision tower learns to tell what each patch shows; the whole model learns to
+answer, on pictures of 12 x 12 patches; then on pictures of 24 x 24 patches,
+with interpolated position embeddings.
 """
 
 import json
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Subset
 from transformers import LlavaProcessor
 
-from models.training.lessons import PREFIX, WEIGHTS, Course, Lessons
+from models.training.lessons import PREFIX, WEIGHTS, Course, Lessons, distance
 from models.training.model import Outcome, Student, stretched
 from models.training.network import make_config, make_processor
 from star_export.evaluation.shapes.questions import KINDS, ask
@@ -49,19 +49,20 @@ class Phase:
 PHASES = (
     Phase(name="vision, 12x12", course=Course(canvas=48, questions=0), steps=1500, batch=32, rate=2e-3),
     Phase(
-        name="answers, 12x12",
+        name="answers, 12x12, few flipped",
         course=Course(canvas=48, questions=10, flipped=0.1),
-        steps=1500,
+        steps=1000,
         batch=32,
         rate=2e-3,
     ),
+    Phase(name="answers, 12x12", course=Course(canvas=48, questions=10), steps=1000, batch=32, rate=2e-3),
     Phase(
         name="answers, 24x24",
         course=Course(canvas=96, questions=16),
-        steps=1350,
+        steps=1500,
         batch=8,
         rate=1.5e-3,
-        decay=250,
+        decay=500,
     ),
 )
 WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
@@ -74,7 +75,7 @@ def corpus(seed: int) -> list[str]:
     for index in range(3000):
         rng = rng_of("train", seed, index)
         scene = random_scene(rng)
-        asked = [ask(scene, kind, rng) for kind in KINDS]
+        asked = [*(ask(scene, kind, rng) for kind in KINDS), distance(scene, rng)]
         sentences += [f"\n{q.text} ASSISTANT: {q.answer}" for q in asked if q is not None]
     return sentences
 

@@ -41,18 +41,27 @@ def unpruned_baseline(
         return
     with tempfile.TemporaryDirectory(dir=bundle.folder.parent, prefix=".baseline-") as scratch:
         progress("building the unpruned baseline")
-        spec = bundle.spec
-        options = BuildOptions(
-            model=source,
-            output=Path(scratch) / "baseline",
-            prune=False,
-            max_text_tokens=spec.max_text_tokens,
-            max_new_tokens=spec.max_new_tokens,
-            dtype=spec.dtype,
-            engines=_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None,
-            fp32_layers=spec.fp32_layers,
-        )
-        yield build(options).folder
+        yield build_baseline(bundle, Path(scratch) / "baseline", source=source, backend=backend)
+
+
+def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -> Path:
+    """Build ``source`` with the settings of ``bundle``, unpruned, with engines like its own.
+
+    Raises:
+        CheckpointError, PlatformError: As :func:`star_export.build.build`.
+    """
+    spec = bundle.spec
+    options = BuildOptions(
+        model=source,
+        output=folder,
+        prune=False,
+        max_text_tokens=spec.max_text_tokens,
+        max_new_tokens=spec.max_new_tokens,
+        dtype=spec.dtype,
+        engines=_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None,
+        fp32_layers=spec.fp32_layers,
+    )
+    return build(options).folder
 
 
 def _check_given(bundle: Bundle, given: Path) -> None:

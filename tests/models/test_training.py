@@ -85,7 +85,7 @@ def test_position_embeddings_are_stretched_and_cls_stays() -> None:
 def test_a_stopped_training_goes_on_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second, _ = PHASES
+    first, second, *_ = PHASES
     short = (
         dataclasses.replace(first, steps=2, batch=2),
         dataclasses.replace(second, steps=2, batch=2, decay=1),

@@ -23,7 +23,7 @@ from star_export.engines.tensorrt.engine import create_runtime, deserialize, lea
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
-from star_export.validation.bench import _baseline_engines, _build_baseline
+from star_export.validation.baseline import build_baseline
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.runtime")
@@ -152,11 +152,8 @@ def test_widening_bfloat16_is_exact() -> None:
 
 
 def test_bench_builds_its_baseline_with_engines(engines: Bundle, checkpoint: Callable[[str], Path]) -> None:
-    options = _baseline_engines(engines, RTX)
-    folder = _build_baseline(
-        str(checkpoint("mha")), engines.spec, engines.folder.parent / "baseline", options
-    )
-    baseline = open_bundle(folder)
+    target = engines.folder.parent / "baseline"
+    baseline = open_bundle(build_baseline(engines, target, source=str(checkpoint("mha")), backend=RTX))
     assert baseline.spec.star is None
     facts, own = read_facts(baseline, RTX), read_facts(engines, RTX)
     assert (facts.targets, facts.max_batch) == (own.targets, own.max_batch) == (("sm89",), 4)
