@@ -24,9 +24,9 @@ from star_export.pipeline import Pipeline
 
 QUESTIONS = 200
 KEEPS = (64, 58, 29)
-#: Least share of right answers unpruned, and of those that pruning must keep. Measured: 0.905; 0.972.
+#: Least share of right answers unpruned, and of those that pruning must keep. In float32: 0.905; 0.972.
 ACCURACY, RETENTION = 0.89, 0.96
-#: Least share of right answers when pruned to 29 tokens after two layers. Measured: 0.8.
+#: Least share of right answers when pruned to 29 tokens after two layers. Of the first 140: 0.814.
 EARLY_ACCURACY = 0.77
 
 
