@@ -49,7 +49,7 @@ docs: $(READY)
 
 # The mini model of models/mini, from nothing; a run that was stopped goes on. Hours on two CPU cores.
 mini: $(READY)
-	$(BIN)/python models/train/train.py models/mini --work build/mini
+	$(BIN)/python -m models.training models/mini --work build/mini
 
 # docs/accuracy.md and its plot.
 accuracy: $(READY)
