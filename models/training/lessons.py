@@ -1,5 +1,6 @@
 """Training data: pictures, what each patch shows, and packed questions."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +31,10 @@ WEIGHTS = {
     "position": 2,
     "presence": 1,
     "count": 2,
-    "comparison": 3,
+    "comparison": 4,
     "number": 1,
-    "distance": 3,
 }
-PLACES = 12  # rows and columns that the vision tower tells apart
+PLACES = 12  # rows and columns that the heads tell apart
 #: What the tower's head tells of each patch, 0 being nothing: shape and color of the object that it
 #: shows, tens and units of the number, row and column of the middle of either.
 LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11, PLACES + 1, PLACES + 1)
@@ -82,6 +82,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             asked = [self._question(scene, rng) for _ in range(course.questions)]
             segments = [self._segment(question) for question in asked]
             lesson["input_ids"] = torch.tensor([ids for ids, _ in segments])
+            lesson["named"] = torch.tensor([self._named(question, scene) for question in asked])
             lesson["labels"] = torch.tensor([labels for _, labels in segments])
             lesson["kinds"] = torch.tensor([list(WEIGHTS).index(question.kind) for question in asked])
         return lesson
@@ -103,7 +104,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         """Any question that the scene allows."""
         while True:
             kind = str(rng.choice(_DECK))
-            question = distance(scene, rng) if kind == "distance" else ask(scene, kind, rng)
+            question = ask(scene, kind, rng)
             if question is None:
                 continue
             flipped = kind == "comparison" and (" below " in question.text or " right of " in question.text)
@@ -121,18 +122,19 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         labels = [-100] * (len(before) - 1) + answer + [-100] * (padding + 1)
         return ids, labels
 
+    def _named(self, question: Question, scene: Scene) -> list[tuple[int, int]]:
+        """Row and column of the thing at the last token of its name, -100 at all other tokens."""
+        places = [(-100, -100)] * SEGMENT
+        for name, thing in named(scene):
+            for match in re.finditer(rf" the {name}\b", question.text):
+                before = self.tokenizer.encode(f"\n{question.text[: match.end()]}", add_special_tokens=False)
+                places[len(before.ids) - 1] = _middle(thing.x, thing.y, scene.canvas)
+        return places
 
-def distance(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """How far from the top or from the left something is, in tenths; for practice, never in a test.
 
-    To compare two places, a model must read each of them first.
-    """
-    names = named(scene)
-    if not names:
-        return None
-    name, thing = names[int(rng.integers(len(names)))]
-    side, place = ("down", thing.y) if rng.random() < 0.5 else ("right", thing.x)
-    return Question("distance", f"How far {side} is the {name}?", str(int(10 * place / scene.canvas)))
+def _middle(x: float, y: float, canvas: int) -> tuple[int, int]:
+    """Row and column of a point, of :data:`PLACES`."""
+    return int(PLACES * y / canvas), int(PLACES * x / canvas)
 
 
 def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
@@ -144,8 +146,8 @@ def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
     def mostly(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         return np.asarray(mask.reshape(side, PATCH, side, PATCH).sum(axis=(1, 3)) >= 4)
 
-    def middle(x: float, y: float) -> tuple[int, int]:
-        return int(PLACES * y / scene.canvas) + 1, int(PLACES * x / scene.canvas) + 1
+    def middle(x: float, y: float) -> npt.NDArray[np.int64]:
+        return np.array(_middle(x, y, scene.canvas)) + 1
 
     for thing in scene.things:
         where = mostly(thing_mask(thing, units, units))

@@ -9,8 +9,8 @@ from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from models.training import attention  # noqa: F401  (registers itself)
-from models.training.lessons import LABELS, SEGMENT
-from models.training.network import PATCH
+from models.training.lessons import LABELS, PLACES, SEGMENT
+from models.training.network import LAYERS, PATCH
 
 _NOTHING = 0.1  # weight of patches that show nothing: most do
 
@@ -22,20 +22,24 @@ class Outcome:
     Attributes:
         patch_loss: Cross entropy of the patches' labels.
         answer_loss: Cross entropy of the answers' tokens, 0 without questions.
+        place_loss: Cross entropy of the places of what the questions name, likewise.
         right_patches: Share of patches that show something and are wholly right.
         right_answers: Which answers are wholly right: bool ``[B, Q]``.
     """
 
     patch_loss: torch.Tensor
     answer_loss: torch.Tensor
+    place_loss: torch.Tensor
     right_patches: torch.Tensor
     right_answers: torch.Tensor
 
 
 class Student(nn.Module):
-    """A LLaVA and the head that tells what each patch shows.
+    """A LLaVA and two heads: one tells what each patch shows, one where lies what a question names.
 
-    The head reads the tower's last layer, the language model the one before, as in LLaVA-1.5.
+    The first reads the tower's last layer, the language model the one before, as in LLaVA-1.5. The
+    second reads the last token of each name in the middle of the language model: to compare two
+    places, it must have found each of them first.
 
     Args:
         config: The model's configuration.
@@ -46,6 +50,7 @@ class Student(nn.Module):
         super().__init__()
         self.llava = LlavaForConditionalGeneration(config)
         self.head = nn.Linear(config.vision_config.hidden_size, sum(LABELS))
+        self.place_head = nn.Linear(config.text_config.hidden_size, 2 * PLACES)
         self.register_buffer("before", before, persistent=False)
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         core = self.llava.model
@@ -60,19 +65,29 @@ class Student(nn.Module):
         patch_loss, right_patches = _patches(told.float(), batch["patch_labels"])
         nothing = torch.zeros(())
         if "input_ids" not in batch:
-            return Outcome(patch_loss, nothing, right_patches, nothing.bool()[None, None])
+            return Outcome(patch_loss, nothing, nothing, right_patches, nothing.bool()[None, None])
         features = core.multi_modal_projector(vision.hidden_states[-2][:, 1:])
-        hidden = self._read(features, batch["input_ids"], batch["places"])
+        hidden, halfway = self._read(features, batch["input_ids"], batch["places"])
         labels = batch["labels"]
         asked = labels != -100
         logits = self.llava.lm_head(hidden[asked]).float()
         wrong = torch.zeros_like(labels, dtype=torch.bool)
         wrong[asked] = logits.argmax(-1) != labels[asked]
         loss = F.cross_entropy(logits, labels[asked])
-        return Outcome(patch_loss, loss, right_patches, ~wrong.any(-1))
+        return Outcome(patch_loss, loss, self._place_loss(halfway, batch), right_patches, ~wrong.any(-1))
 
-    def _read(self, features: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        """Last hidden states of the questions ``[B, Q, SEGMENT, C]``; each stands right after the picture.
+    def _place_loss(self, halfway: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and the places ``[B, Q, SEGMENT, 2]``."""
+        ends = batch["named"][..., 0] != -100
+        told = self.place_head(halfway[ends]).float().unflatten(-1, (2, PLACES))
+        return F.cross_entropy(told.flatten(0, 1), batch["named"][ends].flatten())
+
+    def _read(
+        self, features: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Last hidden states of the questions ``[B, Q, SEGMENT, C]``, and those halfway up.
+
+        Each question stands right after the picture.
 
         Args:
             features: Visual tokens ``[B, P, C]``.
@@ -88,13 +103,18 @@ class Student(nn.Module):
         visual = len(self.before) + places
         rest = torch.arange(1, SEGMENT + 1, device=inputs.device).repeat(questions)
         positions = torch.cat([first, visual, visual[:, -1:] + rest], dim=1)
-        hidden = core(
+        out = core(
             inputs_embeds=inputs,
             position_ids=positions,
             attention_mask=inputs.new_zeros(1, 1, 1, 1),  # four dimensions: taken as it is
             use_cache=False,
-        ).last_hidden_state
-        return hidden[:, self.prefix :].unflatten(1, (questions, SEGMENT))  # type: ignore[no-any-return]
+            output_hidden_states=True,
+        )
+        last, halfway = (
+            states[:, self.prefix :].unflatten(1, (questions, SEGMENT))
+            for states in (out.last_hidden_state, out.hidden_states[LAYERS // 2])
+        )
+        return last, halfway
 
 
 def _patches(told: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

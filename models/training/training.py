@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import DataLoader, Subset
 from transformers import LlavaProcessor
 
-from models.training.lessons import PREFIX, WEIGHTS, Course, Lessons, distance
+from models.training.lessons import PREFIX, WEIGHTS, Course, Lessons
 from models.training.model import Outcome, Student, stretched
 from models.training.network import make_config, make_processor
 from star_export.evaluation.shapes.questions import KINDS, ask
@@ -66,7 +66,7 @@ PHASES = (
     ),
 )
 WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
-PATCH_WEIGHT = 0.3  # of the patches' loss against the answers'
+PATCH_WEIGHT, PLACE_WEIGHT = 0.3, 0.2  # of the heads' losses against the answers'
 
 
 def corpus(seed: int) -> list[str]:
@@ -75,7 +75,7 @@ def corpus(seed: int) -> list[str]:
     for index in range(3000):
         rng = rng_of("train", seed, index)
         scene = random_scene(rng)
-        asked = [*(ask(scene, kind, rng) for kind in KINDS), distance(scene, rng)]
+        asked = [ask(scene, kind, rng) for kind in KINDS]
         sentences += [f"\n{q.text} ASSISTANT: {q.answer}" for q in asked if q is not None]
     return sentences
 
@@ -170,7 +170,8 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate * min(1.0, (self.step + 1) / WARMUP, fade)
         outcome = self._see(batch)
-        (outcome.answer_loss + PATCH_WEIGHT * outcome.patch_loss).backward()
+        practice = PATCH_WEIGHT * outcome.patch_loss + PLACE_WEIGHT * outcome.place_loss
+        (outcome.answer_loss + practice).backward()
         pairs = [(self.masters[name], p) for name, p in self.student.named_parameters()]
         for master, weight in pairs:
             master.grad = None if weight.grad is None else weight.grad.float()
@@ -201,7 +202,7 @@ class Training:
             right = torch.cat([o.right_answers.flatten() for o, _ in seen]).float().cpu()
             kinds = torch.cat([batch["kinds"].flatten() for _, batch in seen])
             each = ", ".join(f"{name} {right[kinds == i].mean():.3f}" for i, name in enumerate(WEIGHTS))
-            line += f"; of answers {outcome.answer_loss:.3f}, right {right.mean():.3f} ({each})"
+            line += f"; of places {outcome.place_loss:.3f}; of answers {outcome.answer_loss:.3f}, right {right.mean():.3f} ({each})"
         return f"{line}; {self.seconds / 60:.1f} min"
 
     def _save(self) -> None:

@@ -13,6 +13,7 @@ from models.training.lessons import PREFIX, SEGMENT, WEIGHTS, Course, Lessons, p
 from models.training.model import Student, stretched
 from models.training.network import make_config, make_processor
 from models.training.training import PHASES, Training, corpus
+from star_export.evaluation.shapes.questions import Question
 from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Plate, Scene, Thing
 
 
@@ -48,13 +49,29 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
         features = core.multi_modal_projector(
             core.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
         )
-        packed = student.llava.lm_head(student._read(features, batch["input_ids"], batch["places"]))[0]
+        hidden, _ = student._read(features, batch["input_ids"], batch["places"])
+        packed = student.llava.lm_head(hidden)[0]
         core.language_model.config._attn_implementation = "eager"
         core.vision_tower.config._attn_implementation = "eager"
         for question, ids in enumerate(lesson["input_ids"]):
             whole = torch.cat([before, torch.full((144,), 4), ids])[None]
             alone = student.llava(input_ids=whole, pixel_values=batch["pixel_values"]).logits[0, -SEGMENT:]
             assert torch.allclose(packed[question], alone, atol=1e-4)
+
+
+def test_names_are_labelled_with_the_place_of_what_they_name(tokenizer) -> None:
+    ring = Thing(shape="ring", color="cyan", x=30, y=22, radius=11, angle=0.0)
+    cross = Thing(shape="cross", color="red", x=70, y=60, radius=11, angle=0.0)
+    scene = Scene(things=(ring, cross), plate=None, canvas=96, texture=0)
+    lessons = Lessons(Course(canvas=96, questions=1), tokenizer, seed=0)
+    question = Question("comparison", "Is the cyan ring left of the cross?", "yes")
+    ids, _ = lessons._segment(question)
+    labelled = {
+        tokenizer.decode([ids[i]]): place
+        for i, place in enumerate(lessons._named(question, scene))
+        if place != (-100, -100)
+    }
+    assert labelled == {"ring": (2, 3), "cross": (7, 8)}  # twelfths of 96
 
 
 def test_patches_are_labelled_by_what_they_show() -> None:
