@@ -56,7 +56,7 @@ def _print_facts(bundle: "Bundle") -> None:
     early, late = spec.num_early_layers, model.text.num_layers - spec.num_early_layers
     facts["KV caches"] = (
         f"{early} layers x {spec.early_capacity} tokens, {late} layers x {spec.late_capacity} tokens, "
-        + megabytes(spec.kv_bytes(spec.early_capacity, early) + spec.kv_bytes(spec.late_capacity, late))
+        + megabytes(spec.slot_bytes)
     )
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
     for backend, engines in bundle.manifest.get("engines", {}).items():

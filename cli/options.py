@@ -169,6 +169,10 @@ TopPOption = Annotated[
     float, typer.Option("--top-p", help="Sample from the most likely tokens that have this probability.")
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option("--stop", help="End the answer before this text; repeat for more."),
+]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Hash the weights before loading.")]
 
 # star-export check

@@ -23,6 +23,7 @@ def run(
     temperature: opt.TemperatureOption = 0.0,
     top_p: opt.TopPOption = 1.0,
     seed: opt.SeedOption = None,
+    stop: opt.StopOption = None,
     backend: opt.BackendOption = "onnxruntime",
     plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
@@ -35,7 +36,9 @@ def run(
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     pipeline = load(folder, backend=backend, threads=threads, plugin_library=plugin_library, verify=verify)
-    generation = pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling)
+    generation = pipeline.generate(
+        image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+    )
     if json:
         print_json(generation.result().to_dict())
         return

@@ -1,9 +1,10 @@
 """The ONNX Runtime backends: on the CPU, and on an NVIDIA GPU.
 
-KV caches are OrtValues that are bound as input and as output of the same run,
+KV caches lie at addresses that are bound as input and as output of the same run,
 which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,43 @@ def check_device(device: str) -> None:
 
 
 class OnnxRuntimeCaches:
-    """KV caches as OrtValues, with one binding per graph that stays valid."""
+    """KV caches of some sequences, with one binding per graph that stays valid.
 
-    def __init__(self, values: dict[str, ort.OrtValue]) -> None:
-        self.values = values
+    Args:
+        values: Caches by past name, ``[B, Hkv, capacity, D]``.
+        start: First of the sequences that these are the caches of.
+        stop: The one after the last.
+    """
+
+    def __init__(self, values: dict[str, ort.OrtValue], start: int, stop: int) -> None:
+        self.values, self.start, self.stop = values, start, stop
         self.bindings: dict[str, ort.IOBinding] = {}
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return OnnxRuntimeArray(self.values[name]).numpy()
+        return OnnxRuntimeArray(self.values[name]).numpy()[self.start : self.stop]
+
+    def rows(self, start: int, stop: int) -> "OnnxRuntimeCaches":
+        """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
+        return OnnxRuntimeCaches(self.values, self.start + start, self.start + stop)
+
+    def zero(self) -> None:
+        """Overwrite with zeros; on a GPU all sequences' caches travel to the host and back."""
+        for value in self.values.values():
+            host = value.numpy()  # on the CPU, the memory itself
+            host[self.start : self.stop] = 0
+            if value.device_name() != "cpu":
+                value.update_inplace(host)
+
+    def bind(self, binding: ort.IOBinding, past: str, present: str) -> None:
+        """Let a graph read and write one cache in place."""
+        value = self.values[past]
+        _, *inner = value.shape()
+        dtype = np.float16 if value.data_type() == "tensor(float16)" else np.float32
+        address = value.data_ptr() + self.start * math.prod(inner) * np.dtype(dtype).itemsize
+        place = value.device_name(), 0, dtype, (self.stop - self.start, *inner), address
+        binding.bind_input(past, *place)
+        binding.bind_output(present, *place)
 
 
 class OnnxRuntimeSession:
@@ -108,6 +137,7 @@ class OnnxRuntimeSession:
         check_dtype(bundle)
         check_device(device)
         self.bundle, self.spec, self.device = bundle, bundle.spec, device
+        self.max_batch: int | None = None
         self._threads, self._prepacked = threads, prepacked
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
@@ -125,7 +155,7 @@ class OnnxRuntimeSession:
                 values[name] = ort.OrtValue.ortvalue_from_numpy(
                     np.zeros(shape, self.spec.dtype), self.device, 0
                 )
-        return OnnxRuntimeCaches(values)
+        return OnnxRuntimeCaches(values, 0, batch)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -184,7 +214,6 @@ class OnnxRuntimeSession:
             binding.bind_output(name, self.device)
         if caches is not None:
             for past, present in cache_pairs(self.spec):
-                binding.bind_ortvalue_input(past, caches.values[past])
-                binding.bind_ortvalue_output(present, caches.values[past])
+                caches.bind(binding, past, present)
             caches.bindings[graph] = binding
         return binding

@@ -31,17 +31,34 @@ class DeviceArray(Protocol):
 Tensor = HostArray | DeviceArray
 
 
+def on_host(tensor: Tensor) -> HostArray:
+    """A tensor in host memory, copied if it is elsewhere."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.numpy()
+
+
 class Caches(Protocol):
     """The KV caches of one or more sequences, allocated once and updated in place."""
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
 
+    def rows(self, start: int, stop: int) -> "Caches":
+        """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
+
+    def zero(self) -> None:
+        """Overwrite with zeros: NaNs of one sequence would reach the next, even where it sees nothing."""
+
 
 class Session(Protocol):
-    """The three graphs on one device."""
+    """The three graphs on one device.
+
+    Attributes:
+        spec: What was exported.
+        max_batch: Sequences that can be decoded at once; None when only memory limits them.
+    """
 
     spec: ExportSpec
+    max_batch: int | None
 
     def allocate_caches(self, batch: int = 1) -> Caches:
         """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""

@@ -32,3 +32,11 @@ class InputError(StarExportError):
 
 class PlatformError(StarExportError):
     """Something this machine lacks: a package, a backend, disk space, network."""
+
+
+class BusyError(StarExportError):
+    """The queue is full, or the server is going down; the same request may succeed later."""
+
+
+class DeadlineError(StarExportError):
+    """A request took longer than it may."""

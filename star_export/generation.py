@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers.decoders import DecodeStream
 
 from star_export.engines.session import Int64
 from star_export.errors import InputError
 from star_export.preprocessing import TokenizedPrompt
 from star_export.sampling import Sampler, Sampling
+from star_export.transcript import Transcript
 
 if TYPE_CHECKING:
     from star_export.pipeline import Pipeline
@@ -45,6 +45,7 @@ class Result:
     Attributes:
         text: The answer without special tokens.
         token_ids: Its tokens, an end token included when there was one.
+        finish_reason: ``stop`` after an end token or a stop string, ``length`` at the limit.
         stage1_indices: Patches that stage 1 kept; all of them unpruned.
         stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
         prompt_tokens: Prompt length before stage 2, visual tokens included.
@@ -53,6 +54,7 @@ class Result:
 
     text: str
     token_ids: tuple[int, ...]
+    finish_reason: str
     stage1_indices: tuple[int, ...]
     stage2_indices: tuple[int, ...]
     prompt_tokens: int
@@ -73,6 +75,7 @@ class Request:
         keep: Visual tokens after stage 2.
         max_new_tokens: Tokens to generate at most.
         sampling: How the next token is chosen.
+        stop: Strings that end the answer and are no part of it.
     """
 
     pixels: npt.NDArray[np.float32]
@@ -80,6 +83,16 @@ class Request:
     keep: int
     max_new_tokens: int
     sampling: Sampling
+    stop: tuple[str, ...] = ()
+
+    def transcript(self, pipeline: "Pipeline") -> Transcript:
+        """An empty answer to this request."""
+        return Transcript(
+            pipeline.tokenizer,
+            eos_token_ids=pipeline.spec.model.eos_token_ids,
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+        )
 
 
 class Generation:
@@ -101,6 +114,7 @@ class Generation:
 
     def _run(self, pipeline: "Pipeline", request: Request) -> Iterator[str]:
         sampler, clock = Sampler(request.sampling), _Clock()
+        transcript = request.transcript(pipeline)
 
         def next_token() -> int:
             return state.best_token() if sampler.greedy else sampler.next_token(state.logits)
@@ -109,35 +123,34 @@ class Generation:
         vision = pipeline.encode_image(request.pixels)
         vision_ms = clock.lap()
         state = pipeline.prefill(request.tokens, vision, keep=request.keep)
-        ids = [next_token()]
+        token = next_token()
         prefill_ms = clock.lap()
         stage1 = tuple(vision.indices.tolist())
         stage2 = stage2_indices(request.tokens, state.kept_positions)
         laps: list[float] = []
-        stream, streamed = DecodeStream(skip_special_tokens=True), ""
         while True:
-            if piece := stream.step(pipeline.tokenizer, ids[-1]):
-                streamed += piece
+            if piece := transcript.push(token):
                 yield piece
-            if ids[-1] in pipeline.spec.model.eos_token_ids or len(ids) == request.max_new_tokens:
+            if transcript.finish_reason:
                 break
             if pipeline.running is not self:  # the KV caches hold another sequence now
                 raise InputError("another generation began; finish one before starting the next")
             clock.lap()
-            pipeline.decode(state, ids[-1])
-            ids.append(next_token())
+            pipeline.decode(state, token)
+            token = next_token()
             laps.append(clock.lap())
-        text = pipeline.tokenizer.decode(ids)
+        rest = transcript.finish()
         self._result = Result(
-            text=text,
-            token_ids=tuple(ids),
+            text=transcript.text,
+            token_ids=tuple(transcript.token_ids),
+            finish_reason=transcript.finish_reason,
             stage1_indices=stage1,
             stage2_indices=stage2,
             prompt_tokens=state.prompt_tokens,
             timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
         )
-        if text.startswith(streamed) and text != streamed:  # a character that never became complete
-            yield text[len(streamed) :]
+        if rest:
+            yield rest
 
 
 def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:

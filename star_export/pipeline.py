@@ -21,7 +21,7 @@ from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
 from star_export.contract import DECODE, PREFILL, VISION
 from star_export.dtypes import to_device_dtype
 from star_export.engines import open_session
-from star_export.engines.session import Caches, DeviceArray, Session
+from star_export.engines.session import Caches, DeviceArray, Session, Tensor, on_host
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.generation import Generation, Request
 from star_export.preprocessing import (
@@ -35,7 +35,8 @@ from star_export.preprocessing import (
 )
 from star_export.preprocessing.images import ImageInput
 from star_export.sampling import Sampling
-from star_export.specs import ExportSpec, check_keep
+from star_export.specs import DType, ExportSpec, check_keep
+from star_export.transcript import check_stop
 
 Int64 = npt.NDArray[np.int64]
 
@@ -45,21 +46,26 @@ class VisionOutput:
     """What the vision graph gives.
 
     Attributes:
-        features: Projected visual tokens ``[1, N1, C]``, where the backend keeps them.
+        features: Projected visual tokens ``[1, N1, C]``, where the backend keeps them or on the host.
         kept: int64 ``[1, N1]``, the patches that stage 1 kept; None unpruned.
         num_tokens: ``N1``, or all patches unpruned.
     """
 
-    features: DeviceArray
-    kept: DeviceArray | None
+    features: Tensor
+    kept: Tensor | None
     num_tokens: int
+
+    def copied(self, dtype: DType) -> "VisionOutput":
+        """A copy in host memory, valid for ever; ``dtype`` is the bundle's."""
+        features = to_device_dtype(on_host(self.features), dtype)
+        return VisionOutput(features, None if self.kept is None else on_host(self.kept), self.num_tokens)
 
     @cached_property
     def indices(self) -> Int64:
         """Kept patches ``[N1]``; waits for the vision graph when read first, before its next run."""
         if self.kept is None:
             return np.arange(self.num_tokens)
-        return self.kept.numpy()[0]  # type: ignore[no-any-return]
+        return on_host(self.kept)[0]  # type: ignore[no-any-return]
 
 
 @dataclass
@@ -125,8 +131,12 @@ class Pipeline:
             self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
         except Exception as error:  # tokenizers raises plain Exception
             raise BundleError(f"{bundle.folder}: tokenizer or preprocessing is damaged: {error}") from error
-        self._caches = session.allocate_caches()
         self.running: Generation | None = None
+
+    @cached_property
+    def _caches(self) -> Caches:
+        """KV caches of the one sequence that :meth:`generate` works on."""
+        return self.session.allocate_caches()
 
     def generate(
         self,
@@ -136,6 +146,7 @@ class Pipeline:
         keep: int | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
     ) -> Generation:
         """Answer a prompt about a picture.
 
@@ -145,6 +156,7 @@ class Pipeline:
             keep: Visual tokens after stage 2; the bundle's own by default.
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
+            stop: Strings that end the answer and are no part of it.
 
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
@@ -155,20 +167,36 @@ class Pipeline:
             InputError: If the picture or the prompt cannot be used.
             SettingsError: If a number is out of range.
         """
+        request = self.request(
+            image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+        )
+        return Generation(self, request)
+
+    def request(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: str,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+    ) -> Request:
+        """Check and prepare what :meth:`generate` or a scheduler runs; see there. Any thread may."""
         limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= limit <= self.spec.max_new_tokens:
             raise SettingsError(
                 f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens}, got {limit}; "
                 "for more, build the bundle with a larger --max-new-tokens"
             )
-        request = Request(
+        return Request(
             keep=self.budget(keep),
             tokens=self.tokenize(prompt),
             pixels=pixel_values(load_image(_only(image)), self.image_spec),
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
+            stop=check_stop(stop),
         )
-        return Generation(self, request)
 
     def budget(self, keep: int | None) -> int:
         """Visual tokens after stage 2 for a request.
@@ -225,14 +253,20 @@ class Pipeline:
         return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
 
     def prefill(
-        self, tokens: TokenizedPrompt, vision: VisionOutput, *, keep: int | None = None
+        self,
+        tokens: TokenizedPrompt,
+        vision: VisionOutput,
+        *,
+        keep: int | None = None,
+        caches: Caches | None = None,
     ) -> DecodeState:
-        """Run the prefill graph, without waiting for a GPU; fills this pipeline's caches from index 0.
+        """Run the prefill graph, without waiting for a GPU; fills the caches from index 0.
 
         Args:
             tokens: The prompt, with as many image positions as there are features.
             vision: Features of the picture.
             keep: Visual tokens after stage 2; the bundle's own by default.
+            caches: KV caches of one sequence; this pipeline's own by default.
         """
         length = tokens.input_ids.shape[1]
         feeds: dict[str, Any] = {
@@ -246,24 +280,41 @@ class Pipeline:
             feeds[names.QUERY_POSITIONS] = tokens.query_positions
             feeds[names.STAGE2_SLOTS] = np.arange(budget)
             late_length += budget - tokens.image_positions.shape[1]
-        output = self.session.run(PREFILL, feeds, self._caches)
+        caches = self._caches if caches is None else caches
+        output = self.session.run(PREFILL, feeds, caches)
         return DecodeState(
-            self._caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
+            caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
         )
 
     def decode(self, state: DecodeState, token: int) -> None:
         """Append ``token`` to a sequence and update its logits."""
-        feeds = {
-            names.INPUT_IDS: np.array([[token]]),
-            names.POSITION_IDS: np.array([[state.position]]),
-            names.EARLY_LENGTHS: np.array([state.position]),
-        }
-        if self.spec.star is not None:
-            feeds[names.LATE_LENGTHS] = np.array([state.late_length])
-        output = self.session.run(DECODE, feeds, state.caches)
-        state.output = output[names.LOGITS]
+        lengths = np.array([state.position]), np.array([state.late_length])
+        state.output = self.decode_batch(state.caches, np.array([token]), *lengths)
         state.position += 1
         state.late_length += 1
+
+    def decode_batch(
+        self, caches: Caches, tokens: Int64, positions: Int64, late_lengths: Int64
+    ) -> DeviceArray:
+        """Append a token to each of ``B`` sequences.
+
+        Args:
+            caches: Their KV caches.
+            tokens: int64 ``[B]``.
+            positions: int64 ``[B]``, of these tokens; as many are in the early layers' caches.
+            late_lengths: int64 ``[B]``, tokens in the late layers' caches.
+
+        Returns:
+            Logits, float32 ``[B, vocab]``.
+        """
+        feeds = {
+            names.INPUT_IDS: tokens[:, None],
+            names.POSITION_IDS: positions[:, None],
+            names.EARLY_LENGTHS: positions,
+        }
+        if self.spec.star is not None:
+            feeds[names.LATE_LENGTHS] = late_lengths
+        return self.session.run(DECODE, feeds, caches)[names.LOGITS]
 
 
 def load(

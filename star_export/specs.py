@@ -148,6 +148,16 @@ class ExportSpec:
         text = self.model.text
         return 2 * tokens * layers * text.num_kv_heads * text.head_dim * DTYPE_BYTES[self.dtype]
 
+    def sequence_bytes(self, early: int, late: int) -> int:
+        """Bytes of one sequence: ``early`` cached tokens in every early layer, ``late`` in every late one."""
+        layers = self.num_early_layers
+        return self.kv_bytes(early, layers) + self.kv_bytes(late, self.model.text.num_layers - layers)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of the KV caches that are allocated for one sequence."""
+        return self.sequence_bytes(self.early_capacity, self.late_capacity)
+
     def weight_dtype(self, tensor: str) -> DType:
         """Element type in which the weight called ``tensor`` is stored and used.
 

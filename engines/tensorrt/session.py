@@ -9,6 +9,7 @@ for it but reading a result: the next token in greedy decoding, else the logits.
 import logging
 import math
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,18 @@ class TensorRTArray:
 
 
 class TensorRTCaches:
-    """KV caches in one allocation; decode has a context, and a CUDA graph, for each of these."""
+    """KV caches in one allocation; decode has a context, and a CUDA graph, for each of these.
 
-    def __init__(self, session: "TensorRTSession", batch: int) -> None:
+    Args:
+        session: Whose engines use them.
+        batch: Sequences that they are the caches of.
+        whole: Caches in whose memory these lie; None allocates.
+        start: First of their sequences, in ``whole``.
+    """
+
+    def __init__(
+        self, session: "TensorRTSession", batch: int, *, whole: "TensorRTCaches | None" = None, start: int = 0
+    ) -> None:
         self._session, self.batch = session, batch
         specs = {tensor.name: tensor for tensor in session.io[DECODE].inputs}
         self.specs = {past: specs[past] for past, _ in cache_pairs(session.spec)}
@@ -95,18 +105,46 @@ class TensorRTCaches:
             name: tuple(batch if dim == "B" else int(dim) for dim in spec.shape)
             for name, spec in self.specs.items()
         }
-        sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
-        self.memory = _Tensors(sizes, f"the KV caches of {batch} sequences")
-        session.stream.zero(self.memory.buffer.pointer, self.memory.buffer.size)
+        self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
+        if whole is None:
+            self._memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
+            self._places = {name: self._memory.address(name) for name in self._sizes}
+            self.zero()
+        else:
+            self._memory = whole._memory
+            self._places = {
+                name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
+            }
         # An engine writes in place: one address for what it reads and what it writes.
-        self.addresses = {
-            name: self.memory.address(pair[0]) for pair in cache_pairs(session.spec) for name in pair
-        }
-        self.execution = session.decode_execution()
+        self.addresses = {name: self._places[pair[0]] for pair in cache_pairs(session.spec) for name in pair}
+
+    @cached_property
+    def execution(self) -> Execution:
+        """What runs decode steps on these caches."""
+        return self._session.decode_execution()
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return self._session.fetch(self.memory.address(name), self.specs[name].dtype, self.shapes[name])
+        return self._session.fetch(self._places[name], self.specs[name].dtype, self.shapes[name])
+
+    def rows(self, start: int, stop: int) -> "TensorRTCaches":
+        """The caches of sequences ``start`` to ``stop - 1``, in the same memory.
+
+        Raises:
+            SettingsError: If one sequence's caches are no multiple of what TensorRT aligns to.
+        """
+        for name, size in self._sizes.items():
+            if size // self.batch % cuda.ALIGNMENT:
+                raise SettingsError(
+                    f"{name} takes {size // self.batch} bytes a sequence, no multiple of {cuda.ALIGNMENT}: "
+                    "TensorRT cannot use each alone; build with another --max-new-tokens, or serve one slot"
+                )
+        return TensorRTCaches(self._session, stop - start, whole=self, start=start)
+
+    def zero(self) -> None:
+        """Overwrite with zeros."""
+        for name, size in self._sizes.items():
+            self._session.stream.zero(self._places[name], size)
 
 
 class TensorRTSession:
@@ -137,6 +175,7 @@ class TensorRTSession:
     ) -> None:
         self.bundle, self.spec, self.io = bundle, bundle.spec, contract(bundle.spec)
         self.facts = read_facts(bundle, backend)
+        self.max_batch: int | None = self.facts.max_batch
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         _load_plugins(bindings, self.facts, plugin_library)
@@ -145,7 +184,7 @@ class TensorRTSession:
         self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
         engines = _load_engines(bundle, self.facts, bindings)
         if self.facts.weight_streaming:
-            _set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self._cache_bytes())
+            _set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
         scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
         self._cuda_graph = cuda_graph
@@ -219,13 +258,6 @@ class TensorRTSession:
     def _execution(self, graph: str) -> Execution:
         capture = self._cuda_graph and graph == DECODE  # prefill's length differs from run to run
         return Execution(self._graphs[graph].loaded, self.stream, self._scratch, capture=capture)
-
-    def _cache_bytes(self) -> int:
-        """KV caches of one sequence."""
-        early, layers = self.spec.num_early_layers, self.spec.model.text.num_layers
-        return self.spec.kv_bytes(self.spec.early_capacity, early) + self.spec.kv_bytes(
-            self.spec.late_capacity, layers - early
-        )
 
 
 class _Graph:

@@ -202,7 +202,8 @@ class Training:
             right = torch.cat([o.right_answers.flatten() for o, _ in seen]).float().cpu()
             kinds = torch.cat([batch["kinds"].flatten() for _, batch in seen])
             each = ", ".join(f"{name} {right[kinds == i].mean():.3f}" for i, name in enumerate(WEIGHTS))
-            line += f"; of places {outcome.place_loss:.3f}; of answers {outcome.answer_loss:.3f}, right {right.mean():.3f} ({each})"
+            line += f"; of places {outcome.place_loss:.3f}; of answers {outcome.answer_loss:.3f}"
+            line += f", right {right.mean():.3f} ({each})"
         return f"{line}; {self.seconds / 60:.1f} min"
 
     def _save(self) -> None:

@@ -3,7 +3,7 @@
 import time
 from typing import Protocol
 
-from star_export.engines.session import HostArray
+from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import Answer
 from star_export.evaluation.task import Example, Task
 from star_export.pipeline import Pipeline, VisionOutput
@@ -32,7 +32,7 @@ class Looker:
         if stage1_keep not in self._seen:
             pixels = pixel_values(load_image(example.image), self.pipeline.image_spec)
             vision = self.pipeline.encode_image(pixels, stage1_keep=stage1_keep)
-            self._seen[stage1_keep] = vision.features.numpy()
+            self._seen[stage1_keep] = on_host(vision.features)
         return self._seen[stage1_keep]
 
 
@@ -63,7 +63,7 @@ def respond(
     task: Task,
 ) -> Answer:
     """Prefill, decode greedily to the end token, score."""
-    vision = VisionOutput(features, None, features.shape[1])  # type: ignore[arg-type]  # sessions take both
+    vision = VisionOutput(features, None, features.shape[1])
     start = time.perf_counter()
     state = pipeline.prefill(tokens, vision, keep=keep)
     ids = [state.best_token()]

@@ -126,7 +126,7 @@ class Recorder:
     """A session that notes everything it is fed, and otherwise is the one inside."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.spec = session, session.spec
+        self.session, self.spec, self.max_batch = session, session.spec, session.max_batch
         self.calls: list[Call] = []
 
     def allocate_caches(self, batch: int = 1) -> Caches:

@@ -43,6 +43,7 @@ class WatchedSession:
 
     def __init__(self, session: Session, bundle: Bundle) -> None:
         self.session, self.bundle, self.spec = session, bundle, session.spec
+        self.max_batch = session.max_batch
         self.found: NonFinite | None = None
         self._unseen = set(GRAPHS) if self.spec.dtype == "float16" else set()
 

@@ -19,6 +19,7 @@ from star_export.bundle import PARITY, Bundle, open_bundle
 from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import past_names
 from star_export.engines import open_session
+from star_export.engines.session import on_host
 from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import CheckpointError, SettingsError
@@ -100,7 +101,7 @@ class ParityCheck:
         features = seen.features[torch.from_numpy(vision.indices)]
         yield compare_arrays(
             "vision_features",
-            vision.features.numpy()[0].astype(np.float32, copy=False),
+            on_host(vision.features)[0].astype(np.float32, copy=False),
             features.numpy(),
             self.tolerances.vision_features,
         )

@@ -180,7 +180,7 @@ def copy_row(
     data = source.numpy(name)
     staging = cuda.PinnedBuffer(data.nbytes)
     staging.array[: data.nbytes] = data.reshape(-1).view(np.uint8)
-    session.stream.upload(to.memory.address(name) + row * data.nbytes, staging.pointer, data.nbytes)
+    session.stream.upload(to.addresses[name] + row * data.nbytes, staging.pointer, data.nbytes)
     session.stream.synchronize()
 
 

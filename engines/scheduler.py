@@ -1,0 +1,290 @@
+"""In-flight batching: requests join and leave a running decode batch at every step.
+
+Between two decode steps at most one piece of work is done for a new request: its picture goes
+through the vision graph, or its prompt through prefill. Each sequence lives in a slot, one row of
+KV caches that are allocated once; as many slots as fit into the given bytes, so a pruned bundle
+has more. Nothing here knows of a server: any front door can submit requests from any thread.
+"""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from star_export.engines.features import FeatureCache, Pixels
+from star_export.engines.session import Caches, DeviceArray
+from star_export.engines.ticket import Stats, Ticket, Usage
+from star_export.errors import BusyError, DeadlineError, SettingsError, StarExportError
+
+if TYPE_CHECKING:
+    from star_export.generation import Request
+    from star_export.pipeline import Pipeline, VisionOutput
+
+log = logging.getLogger("star_export.scheduler")
+
+MAX_SLOTS = 256
+
+
+def count_slots(pipeline: "Pipeline", kv_bytes: int) -> int:
+    """Slots whose KV caches fit into ``kv_bytes``, as far as the session can decode them at once.
+
+    Raises:
+        SettingsError: If not even one fits.
+    """
+    size = pipeline.spec.slot_bytes
+    if kv_bytes < size:
+        raise SettingsError(
+            f"the KV caches of one sequence take {size} bytes, {kv_bytes} are allowed; allow more, "
+            "or build the bundle with a smaller --max-text-tokens or --max-new-tokens"
+        )
+    return min(kv_bytes // size, pipeline.session.max_batch or MAX_SLOTS, MAX_SLOTS)
+
+
+class Scheduler:
+    """Runs many requests on one pipeline, in a thread of its own.
+
+    Args:
+        pipeline: A loaded bundle, used by nobody else meanwhile.
+        slots: Sequences that are decoded at once.
+        queue: Requests that may wait for a slot.
+        feature_bytes: Memory for the features of pictures seen before.
+
+    Example:
+        >>> with Scheduler(pipeline, slots=8) as scheduler:
+        ...     ticket = scheduler.submit(pipeline.request("dog.png", "What is this?"))
+        ...     print("".join(ticket))
+    """
+
+    def __init__(
+        self, pipeline: "Pipeline", *, slots: int, queue: int = 64, feature_bytes: int = 256 << 20
+    ) -> None:
+        self.pipeline, self.slots, self.queue = pipeline, slots, queue
+        self.stats = Stats(slots=slots)
+        self._features = FeatureCache(feature_bytes)
+        self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
+        self._waiting: deque[Ticket] = deque()
+        self._arriving: tuple[Ticket, VisionOutput] | None = None
+        self._running: dict[int, Ticket] = {}  # by slot
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="star-export-scheduler", daemon=True)
+        self._thread.start()
+
+    def __enter__(self) -> "Scheduler":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: "Request", *, timeout: float | None = None) -> Ticket:
+        """Queue a request.
+
+        Args:
+            request: From :meth:`star_export.pipeline.Pipeline.request` of this pipeline.
+            timeout: Seconds that it may take, waiting included.
+
+        Raises:
+            BusyError: If the queue is full or the scheduler is closing.
+        """
+        ticket = Ticket(request, self.pipeline, timeout=timeout)
+        with self._changed:
+            if self._closing:
+                raise BusyError("the server is shutting down; try again at another one")
+            if len(self._waiting) >= self.queue:
+                self.stats.refused += 1
+                raise BusyError(
+                    f"{len(self._running)} requests are running and {self.queue} are waiting; try again later"
+                )
+            self.stats.accepted += 1
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def close(self) -> None:
+        """Accept nothing more, finish what was accepted, end the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while self._wait():
+            self._leave()
+            self._admit()
+            if self._running:
+                self._guard(self._step, *self._running.values())
+            self._account()
+
+    def _wait(self) -> bool:
+        """Sleep while there is nothing to do; False when there never will be."""
+        with self._changed:
+            while not (self._waiting or self._running or self._arriving):
+                if self._closing:
+                    return False
+                self._changed.wait()
+            return True
+
+    def _guard(self, work: Callable[[], None], *concerned: Ticket) -> None:
+        """Do some work; if it fails, so do the requests that it was for, and no others."""
+        try:
+            work()
+        except Exception as error:  # a library may raise anything, and the others must go on
+            if not isinstance(error, StarExportError):
+                log.exception("a request failed")
+            for ticket in concerned:
+                self._fail(ticket, error)
+
+    def _leave(self) -> None:
+        """Let go of requests that were cancelled or took too long."""
+        with self._changed:
+            gone = [ticket for ticket in self._waiting if ticket.over]
+            for ticket in gone:
+                self._waiting.remove(ticket)
+        gone += [ticket for ticket in self._running.values() if ticket.over]
+        if self._arriving and self._arriving[0].over:
+            gone.append(self._arriving[0])
+        for ticket in gone:
+            if ticket.cancelled:
+                self._end(ticket, "cancelled")
+            else:
+                self._fail(ticket, DeadlineError(f"the request took longer than {ticket.timeout:g} s"))
+
+    def _admit(self) -> None:
+        """One piece of work for the next request, if a slot is free for it."""
+        slot = self._slots.lowest_free(self._running)
+        if slot is None:
+            return
+        if self._arriving is not None:
+            ticket, vision = self._arriving
+            self._guard(lambda: self._prefill(ticket, vision, slot), ticket)
+            self._arriving = None
+            return
+        with self._changed:
+            upcoming = self._waiting.popleft() if self._waiting else None
+        if upcoming is not None:
+            self._guard(lambda: self._look(upcoming), upcoming)
+
+    def _look(self, ticket: Ticket) -> None:
+        """Features of the picture, from the vision graph or from memory."""
+        ticket.progress.reach("queue")
+        self._arriving = ticket, self._features.get(ticket.request.pixels, self._see)
+        ticket.progress.reach("vision")
+
+    def _see(self, pixels: Pixels) -> "VisionOutput":
+        return self.pipeline.encode_image(pixels).copied(self.pipeline.spec.dtype)
+
+    def _prefill(self, ticket: Ticket, vision: "VisionOutput", slot: int) -> None:
+        """Fill a slot and find the first token; the sequence runs from here on."""
+        request = ticket.request
+        state = self.pipeline.prefill(
+            request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
+        )
+        ticket.slot, ticket.usage = slot, Usage.of(self.pipeline.spec, request)
+        ticket.position, ticket.late_length = state.position, state.late_length
+        self._running[slot] = ticket
+        self._choose([ticket], [0], state.output)
+
+    def _step(self) -> None:
+        """One token more for every running sequence."""
+        caches, rows = self._slots.batch(max(self._running) + 1)
+        tokens, positions, late_lengths = (np.zeros(rows, np.int64) for _ in range(3))
+        for slot, ticket in self._running.items():
+            tokens[slot] = ticket.transcript.token_ids[-1]
+            positions[slot], late_lengths[slot] = ticket.position, ticket.late_length
+        logits = self.pipeline.decode_batch(caches, tokens, positions, late_lengths)
+        for ticket in self._running.values():
+            ticket.position += 1
+            ticket.late_length += 1
+        self._choose(list(self._running.values()), list(self._running), logits)
+
+    def _choose(self, tickets: list[Ticket], rows: list[int], output: DeviceArray) -> None:
+        """The next token of each sequence, from its row of ``output [B, vocab]``; some are done then."""
+        best = output.argmax()
+        # Logits are NaN all together, and the first NaN counts as the largest: then 0 is best.
+        suspect = any(best[row] == 0 for row in rows)
+        on_host = suspect or not all(ticket.sampler.greedy for ticket in tickets)
+        logits = output.numpy() if on_host else None
+        for ticket, row in zip(tickets, rows, strict=True):
+            if logits is not None and np.isnan(logits[row]).any():
+                self._slots.spoil(ticket.slot)
+                self._fail(ticket, StarExportError(_NOT_FINITE))
+            elif logits is None or ticket.sampler.greedy:
+                self._append(ticket, int(best[row]))
+            else:
+                self._append(ticket, ticket.sampler.next_token(logits[row]))
+
+    def _append(self, ticket: Ticket, token: int) -> None:
+        if not ticket.transcript.token_ids:
+            ticket.progress.reach("prefill")
+            self.stats.began(ticket)
+        self.stats.tokens += 1
+        ticket.push(token)
+        if reason := ticket.transcript.finish_reason:
+            self._end(ticket, reason)
+
+    def _end(self, ticket: Ticket, reason: str) -> None:
+        self._release(ticket)
+        self.stats.finished[reason] += 1
+        ticket.finish(reason)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self._release(ticket)
+        self.stats.finished["error"] += 1
+        ticket.fail(error)
+
+    def _release(self, ticket: Ticket) -> None:
+        """Free the slot, and whatever else still knows the request."""
+        if self._running.get(ticket.slot) is ticket:
+            del self._running[ticket.slot]
+        if self._arriving and self._arriving[0] is ticket:
+            self._arriving = None
+
+    def _account(self) -> None:
+        spec = self.pipeline.spec
+        running = list(self._running.values())
+        self.stats.running, self.stats.waiting = len(running), len(self._waiting)
+        self.stats.kv_bytes = sum(spec.sequence_bytes(t.position, t.late_length) for t in running)
+
+
+_NOT_FINITE = (
+    "the model's logits are not finite (an overflow in float16, most likely); "
+    "build the bundle with --dtype bfloat16 or --fp32-layers"
+)
+
+
+class _Slots:
+    """Rows of the KV caches, and views of the first few of them.
+
+    Batches come in powers of two: every size has a binding, on TensorRT a CUDA graph, of its own.
+    """
+
+    def __init__(self, caches: Caches, count: int) -> None:
+        self._caches, self.count = caches, count
+        self._each = [caches.rows(slot, slot + 1) for slot in range(count)]
+        self._batches: dict[int, Caches] = {}
+        self._spoiled: set[int] = set()
+
+    def lowest_free(self, taken: dict[int, Ticket]) -> int | None:
+        """The first free slot: batches stay small."""
+        return next((slot for slot in range(self.count) if slot not in taken), None)
+
+    def spoil(self, slot: int) -> None:
+        """Remember that there are NaNs in a slot."""
+        self._spoiled.add(slot)
+
+    def clean(self, slot: int) -> Caches:
+        """The caches of one slot, fit to be filled."""
+        if slot in self._spoiled:
+            self._each[slot].zero()
+            self._spoiled.remove(slot)
+        return self._each[slot]
+
+    def batch(self, wanted: int) -> tuple[Caches, int]:
+        """Caches of at least the first ``wanted`` slots, and how many these are."""
+        rows = min(self.count, 1 << (wanted - 1).bit_length())
+        if rows not in self._batches:
+            self._batches[rows] = self._caches.rows(0, rows)
+        return self._batches[rows], rows

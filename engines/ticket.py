@@ -1,0 +1,229 @@
+"""A request on its way through the scheduler, and what is known when it is done."""
+
+import queue
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from star_export.sampling import Sampler
+from star_export.specs import ExportSpec
+
+if TYPE_CHECKING:
+    from star_export.generation import Request
+    from star_export.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request took.
+
+    Attributes:
+        prompt_tokens: Prompt length before stage 2, visual tokens included.
+        patches: Visual tokens before pruning.
+        stage1_tokens: Visual tokens after stage 1.
+        stage2_tokens: Visual tokens after stage 2.
+        kv_bytes: Bytes of KV cache that the prompt fills.
+        kv_bytes_unpruned: Bytes that it would fill without pruning.
+    """
+
+    prompt_tokens: int
+    patches: int
+    stage1_tokens: int
+    stage2_tokens: int
+    kv_bytes: int
+    kv_bytes_unpruned: int
+
+    @classmethod
+    def of(cls, spec: ExportSpec, request: "Request") -> "Usage":
+        """From a bundle's spec and a request."""
+        text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
+        patches, layers = spec.model.vision.num_patches, spec.model.text.num_layers
+        return cls(
+            prompt_tokens=text + visual,
+            patches=patches,
+            stage1_tokens=visual,
+            stage2_tokens=request.keep,
+            kv_bytes=spec.sequence_bytes(text + visual, text + request.keep),
+            kv_bytes_unpruned=spec.kv_bytes(text + patches, layers),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished request.
+
+    Attributes:
+        text: The answer without special tokens.
+        token_ids: Its tokens, an end token included when there was one.
+        finish_reason: ``stop``, ``length`` or ``cancelled``.
+        usage: Tokens and bytes; None when it was cancelled before it ran.
+        timings_ms: ``queue``, ``vision``, ``prefill``, ``ttft`` (all three together), ``total``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    usage: Usage | None
+    timings_ms: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that became certain, with all tokens since the last piece."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Progress:
+    """When a request reached what, in milliseconds since it was submitted."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.timings: dict[str, float] = {}
+
+    def reach(self, stage: str) -> None:
+        """The end of a stage; the next one begins."""
+        now = time.perf_counter()
+        self.timings[stage] = 1000 * (now - self._last)
+        self._last = now
+        if stage == "prefill":
+            self.timings["ttft"] = 1000 * (now - self._start)
+
+    def done(self) -> dict[str, float]:
+        """All timings, with ``total``."""
+        return {**self.timings, "total": 1000 * (time.perf_counter() - self._start)}
+
+
+class Ticket:
+    """One request: iterate for its text, or ask :meth:`answer` for the whole.
+
+    Args:
+        request: What is to be done.
+        pipeline: By which.
+        timeout: Seconds that it may take.
+    """
+
+    def __init__(self, request: "Request", pipeline: "Pipeline", *, timeout: float | None) -> None:
+        self.request, self.timeout = request, timeout
+        self.sampler, self.transcript = Sampler(request.sampling), request.transcript(pipeline)
+        self.progress = Progress()
+        self.usage: Usage | None = None
+        self.cancelled = False
+        self.slot = self.position = self.late_length = -1
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._shown = 0  # tokens that pieces were made of
+        self._updates: queue.SimpleQueue[Piece | Answer | Exception] = queue.SimpleQueue()
+        self._answer: Answer | None = None
+
+    def cancel(self) -> None:
+        """Let the request go before the next step; what it has so far becomes its answer."""
+        self.cancelled = True
+
+    @property
+    def over(self) -> bool:
+        """Whether it was cancelled or took too long."""
+        return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    def next(self, seconds: float | None = None) -> Piece | Answer | None:
+        """What comes next, an :class:`Answer` last of all; None when nothing came for some seconds.
+
+        Raises:
+            StarExportError: If the request failed; another exception if a library did.
+        """
+        try:
+            update = self._updates.get(timeout=seconds)
+        except queue.Empty:
+            return None
+        if isinstance(update, Exception):
+            raise update
+        return update
+
+    def __iter__(self) -> Iterator[str]:
+        while isinstance(update := self.next(), Piece):
+            yield update.text
+        assert isinstance(update, Answer)
+        self._answer = update
+
+    def answer(self) -> Answer:
+        """The finished request; waits for it."""
+        if self._answer is None:
+            for _ in self:
+                pass
+        assert self._answer is not None
+        return self._answer
+
+    def push(self, token: int) -> None:
+        """Append a token."""
+        self._give(self.transcript.push(token))
+
+    def finish(self, reason: str) -> Answer:
+        """The last token is there, or will never be."""
+        self._give(self.transcript.finish(), last=True)
+        answer = Answer(
+            text=self.transcript.text,
+            token_ids=tuple(self.transcript.token_ids),
+            finish_reason=reason,
+            usage=self.usage,
+            timings_ms=self.progress.done(),
+        )
+        self._updates.put(answer)
+        return answer
+
+    def fail(self, error: Exception) -> None:
+        """The request cannot be answered."""
+        self._updates.put(error)
+
+    def _give(self, text: str, *, last: bool = False) -> None:
+        """Hand out text with its tokens; tokens without text wait for what follows."""
+        ids = tuple(self.transcript.token_ids[self._shown :])
+        if text or (last and ids):
+            self._shown += len(ids)
+            self._updates.put(Piece(text, ids))
+
+
+@dataclass
+class Stats:
+    """What a scheduler has done since it began, and what it is doing.
+
+    Attributes:
+        slots: Sequences that can run at once.
+        running: Slots in use.
+        waiting: Requests in the queue.
+        kv_bytes: Bytes of KV cache that the running sequences fill.
+        accepted: Requests that were queued.
+        refused: Requests that found the queue full.
+        finished: Requests that are done, by finish reason, ``error`` among them.
+        tokens: Tokens that were generated.
+        kv_bytes_saved: Bytes of KV cache that pruning spared the prompts of all requests.
+        queue_ms: Milliseconds that requests waited, all together.
+        ttft_ms: Milliseconds to their first tokens, all together.
+        first_tokens: Requests that had a first token.
+    """
+
+    slots: int
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+    accepted: int = 0
+    refused: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    kv_bytes_saved: int = 0
+    queue_ms: float = 0.0
+    ttft_ms: float = 0.0
+    first_tokens: int = 0
+
+    def began(self, ticket: Ticket) -> None:
+        """A request has its first token."""
+        assert ticket.usage is not None
+        self.first_tokens += 1
+        self.queue_ms += ticket.progress.timings["queue"]
+        self.ttft_ms += ticket.progress.timings["ttft"]
+        self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
