@@ -274,6 +274,40 @@ FigureOption = Annotated[
     Path, typer.Option("--output", "-o", metavar="FILE", help="The picture (.png) or page (.html) to write.")
 ]
 
+# star-export triton and client
+RepositoryOption = Annotated[Path, typer.Option("--output", "-o", help="Model repository to make.")]
+ServeBackendOption = Annotated[
+    str | None,
+    typer.Option("--backend", help="What runs it.  [default: the bundle's engines, else onnxruntime]"),
+]
+KVCacheOption = Annotated[
+    int,
+    typer.Option(
+        "--kv-cache", min=1, metavar="MIB", help="Memory for KV caches; as many slots as fit are made."
+    ),
+]
+MaxSlotsOption = Annotated[
+    int, typer.Option("--max-slots", min=1, help="Requests that are decoded at once, at most.")
+]
+QueueOption = Annotated[int, typer.Option("--queue", min=1, help="Requests that may wait for a slot.")]
+ServeTimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.001, help="Seconds that a request may take, waiting included.")
+]
+FeatureCacheOption = Annotated[
+    int,
+    typer.Option("--feature-cache", min=0, metavar="MIB", help="Memory for the features of pictures seen."),
+]
+OverwriteRepositoryOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace an older model repository.")
+]
+ServeOption = Annotated[bool, typer.Option("--serve", help="Start tritonserver on it right away.")]
+UrlArgument = Annotated[
+    str, typer.Argument(metavar="URL", help="Triton's HTTP port, such as localhost:8000.")
+]
+ClientTimeoutOption = Annotated[
+    float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each piece of the answer.")
+]
+
 
 def refuse(context: typer.Context, names: tuple[str, ...], why: str) -> None:
     """Refuse options of ``names`` that were given.

@@ -25,11 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("star_export.scheduler")
 
-MAX_SLOTS = 256
 
-
-def count_slots(pipeline: "Pipeline", kv_bytes: int) -> int:
-    """Slots whose KV caches fit into ``kv_bytes``, as far as the session can decode them at once.
+def count_slots(pipeline: "Pipeline", kv_bytes: int, *, most: int) -> int:
+    """Slots whose KV caches fit into ``kv_bytes``, at most ``most``, and what the session can decode at once.
 
     Raises:
         SettingsError: If not even one fits.
@@ -40,7 +38,7 @@ def count_slots(pipeline: "Pipeline", kv_bytes: int) -> int:
             f"the KV caches of one sequence take {size} bytes, {kv_bytes} are allowed; allow more, "
             "or build the bundle with a smaller --max-text-tokens or --max-new-tokens"
         )
-    return min(kv_bytes // size, pipeline.session.max_batch or MAX_SLOTS, MAX_SLOTS)
+    return min(kv_bytes // size, pipeline.session.max_batch or most, most)
 
 
 class Scheduler:

@@ -108,6 +108,9 @@ class Ticket:
         request: What is to be done.
         pipeline: By which.
         timeout: Seconds that it may take.
+
+    Attributes:
+        rest: When it is done, text and tokens that came after the last piece.
     """
 
     def __init__(self, request: "Request", pipeline: "Pipeline", *, timeout: float | None) -> None:
@@ -115,6 +118,7 @@ class Ticket:
         self.sampler, self.transcript = Sampler(request.sampling), request.transcript(pipeline)
         self.progress = Progress()
         self.usage: Usage | None = None
+        self.rest = Piece("", ())
         self.cancelled = False
         self.slot = self.position = self.late_length = -1
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -132,7 +136,7 @@ class Ticket:
         return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def next(self, seconds: float | None = None) -> Piece | Answer | None:
-        """What comes next, an :class:`Answer` last of all; None when nothing came for some seconds.
+        """A piece of text, at last the answer; None when nothing came for some seconds.
 
         Raises:
             StarExportError: If the request failed; another exception if a library did.
@@ -150,6 +154,8 @@ class Ticket:
             yield update.text
         assert isinstance(update, Answer)
         self._answer = update
+        if self.rest.text:
+            yield self.rest.text
 
     def answer(self) -> Answer:
         """The finished request; waits for it."""
@@ -161,11 +167,12 @@ class Ticket:
 
     def push(self, token: int) -> None:
         """Append a token."""
-        self._give(self.transcript.push(token))
+        if text := self.transcript.push(token):
+            self._updates.put(Piece(text, self._new_ids()))
 
-    def finish(self, reason: str) -> Answer:
+    def finish(self, reason: str) -> None:
         """The last token is there, or will never be."""
-        self._give(self.transcript.finish(), last=True)
+        self.rest = Piece(self.transcript.finish(), self._new_ids())
         answer = Answer(
             text=self.transcript.text,
             token_ids=tuple(self.transcript.token_ids),
@@ -174,18 +181,16 @@ class Ticket:
             timings_ms=self.progress.done(),
         )
         self._updates.put(answer)
-        return answer
 
     def fail(self, error: Exception) -> None:
         """The request cannot be answered."""
         self._updates.put(error)
 
-    def _give(self, text: str, *, last: bool = False) -> None:
-        """Hand out text with its tokens; tokens without text wait for what follows."""
+    def _new_ids(self) -> tuple[int, ...]:
+        """Tokens since the last piece; those without text are among them."""
         ids = tuple(self.transcript.token_ids[self._shown :])
-        if text or (last and ids):
-            self._shown += len(ids)
-            self._updates.put(Piece(text, ids))
+        self._shown += len(ids)
+        return ids
 
 
 @dataclass

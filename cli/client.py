@@ -1,0 +1,58 @@
+"""``star-export client``."""
+
+from star_export.cli import options as opt
+from star_export.cli.app import app
+from star_export.cli.output import err, print_json
+
+EPILOG = """
+**Examples**
+
+`star-export client localhost:8000 --image dog.png --prompt "What is this?"`
+
+`star-export client triton.example:8000 --image dog.png --prompt "Describe it." --keep 29 --json`
+"""
+
+
+@app.command(epilog=EPILOG)
+def client(
+    url: opt.UrlArgument,
+    image: opt.ImageOption,
+    prompt: opt.PromptOption,
+    keep: opt.RunKeepOption = None,
+    max_new_tokens: opt.RunNewTokensOption = None,
+    temperature: opt.TemperatureOption = 0.0,
+    top_p: opt.TopPOption = 1.0,
+    seed: opt.SeedOption = None,
+    stop: opt.StopOption = None,
+    timeout: opt.ClientTimeoutOption = 300.0,
+    json: opt.JsonOption = False,
+) -> None:
+    """Ask a Triton server about a picture, streaming the text."""
+    from star_export.serving.client import collect, stream
+
+    responses = stream(
+        url,
+        image,
+        prompt,
+        timeout=timeout,
+        keep=keep,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        stop=stop or None,
+    )
+    if json:
+        print_json(collect(responses))
+        return
+    shown = []
+    for response in responses:
+        shown.append(response)
+        print(response["text"], end="", flush=True)
+    print()
+    whole = collect(iter(shown))
+    usage, timings = whole["usage"], whole["timings_ms"]
+    err.print(
+        f"[dim]{usage['stage1_tokens']} -> {usage['stage2_tokens']} visual tokens, "
+        f"{timings['ttft']:.0f} ms to the first token, {timings['total']:.0f} ms in all[/dim]"
+    )

@@ -1,0 +1,1 @@
+"""Bundles behind Triton Inference Server: the model repository, the model in it, a client."""

@@ -1,0 +1,82 @@
+"""Inputs and outputs of the ``star_llava`` model: names, types, what they mean.
+
+The one place that holds them: the model's configuration is written from here, the model and the
+clients read them.
+"""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from typing import Any
+
+from star_export.errors import InputError
+
+MODEL, UNARY_MODEL = "star_llava", "star_llava_infer"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One input or output: its name, Triton's type, its length (-1 for any) and whether it may be absent."""
+
+    name: str
+    kind: str
+    length: int = 1
+    optional: bool = False
+
+
+INPUTS = (
+    Field("image", "STRING"),
+    Field("prompt", "STRING"),
+    Field("keep", "INT32", optional=True),
+    Field("max_new_tokens", "INT32", optional=True),
+    Field("temperature", "FP32", optional=True),
+    Field("top_p", "FP32", optional=True),
+    Field("seed", "INT64", optional=True),
+    Field("stop", "STRING", length=-1, optional=True),
+    Field("stream", "BOOL", optional=True),
+    Field("timeout_s", "FP32", optional=True),
+)
+#: ``text`` and ``token_ids`` come with every response, the others with the last; the last two are JSON.
+OUTPUTS = (
+    Field("text", "STRING"),
+    Field("token_ids", "INT32", length=-1),
+    Field("finish_reason", "STRING", optional=True),
+    Field("usage", "STRING", optional=True),
+    Field("timings_ms", "STRING", optional=True),
+)
+
+
+def image_bytes(data: bytes) -> bytes:
+    """A picture as it was sent: encoded bytes over gRPC, base64 or a data URL in JSON.
+
+    No picture format consists of base64's letters alone.
+    """
+    text = data.partition(b",")[2] if data.startswith(b"data:") else data
+    try:
+        return base64.b64decode(text, validate=True)
+    except binascii.Error:
+        return data
+
+
+def scalars(values: dict[str, Any]) -> dict[str, Any]:
+    """Inputs as Python values, one element for the whole where there is only one.
+
+    Raises:
+        InputError: If a text is not UTF-8.
+    """
+    plain: dict[str, Any] = {}
+    for field in INPUTS:
+        if field.name not in values:
+            continue
+        items = tuple(values[field.name].flat)
+        if field.kind == "STRING" and field.name != "image":
+            items = tuple(_decoded(item, field.name) for item in items)
+        plain[field.name] = items if field.length < 0 else items[0]
+    return plain
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} must be UTF-8: {error}") from error
