@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := build/demo
+TRITON := .venv-triton
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
+.PHONY: demo test test-slow test-triton test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -24,6 +25,10 @@ test: $(READY)
 # A build of a 3 GB checkpoint under a memory limit.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# The real tritonserver, in an environment of its own, on this CPU.
+test-triton: $(READY) $(TRITON)/.ready
+	STAR_EXPORT_TRITON=$(TRITON) $(BIN)/pytest -m triton
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt].
 test-gpu: $(READY)
@@ -75,5 +80,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
 	touch $@
 
+$(TRITON)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(TRITON)
+	$(TRITON)/bin/pip install -q --editable '.[triton]'
+	touch $@
+
 clean:
-	rm -rf build $(VENV) *.egg-info
+	rm -rf build $(VENV) $(TRITON) *.egg-info

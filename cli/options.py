@@ -301,6 +301,10 @@ OverwriteRepositoryOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace an older model repository.")
 ]
 ServeOption = Annotated[bool, typer.Option("--serve", help="Start tritonserver on it right away.")]
+ServerOptionsArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[-- OPTIONS]", help="With --serve: further options of tritonserver."),
+]
 UrlArgument = Annotated[
     str, typer.Argument(metavar="URL", help="Triton's HTTP port, such as localhost:8000.")
 ]

@@ -9,6 +9,8 @@ EPILOG = """
 
 `star-export triton llava-7b -o model_repository --serve`
 
+`star-export triton llava-7b -o model_repository --serve -- --http-port=9000 --grpc-port=9001`
+
 `star-export triton llava-7b-rtx -o model_repository --kv-cache 16384 --max-slots 64 --overwrite`
 """
 
@@ -17,6 +19,7 @@ EPILOG = """
 def triton(
     folder: opt.BundleArgument,
     output: opt.RepositoryOption,
+    server_options: opt.ServerOptionsArgument = None,
     backend: opt.ServeBackendOption = None,
     kv_cache: opt.KVCacheOption = 4096,
     max_slots: opt.MaxSlotsOption = 32,
@@ -52,6 +55,6 @@ def triton(
     if serve:
         from star_export.serving.server import serve as run_server
 
-        raise typer.Exit(run_server(output))
+        raise typer.Exit(run_server(output, server_options or ()))
     if not json:
         err.print(f"{output}: {folder} on {options.backend}\nnext: {server_command(output)}", soft_wrap=True)

@@ -68,7 +68,7 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
     for field in INPUTS:
         if field.name not in values:
             continue
-        items = tuple(values[field.name].flat)
+        items = tuple(values[field.name].ravel().tolist())  # plain numbers, not NumPy's
         if field.kind == "STRING" and field.name != "image":
             items = tuple(_decoded(item, field.name) for item in items)
         plain[field.name] = items if field.length < 0 else items[0]

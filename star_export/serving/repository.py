@@ -155,10 +155,14 @@ def _link(bundle: Bundle, target: Path) -> None:
 _MODEL_PY = '''"""Serves the bundle beside this file with the star-export that is installed."""
 
 import os
+import site
 import sys
 
 # The Python inside Triton ignores PYTHONPATH, which names the environment that star-export is in.
-sys.path[:0] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+sys.path[:0] = paths
+for path in paths:
+    site.addsitedir(path)  # editable installs
 
 from star_export.serving.{module} import TritonPythonModel  # noqa: E402
 

@@ -1,0 +1,84 @@
+"""A real tritonserver, started as users start it."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that is ready."""
+
+    process: subprocess.Popen[str]
+    repository: Path
+    http: str
+    grpc: str
+    metrics: str
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A number of the metrics endpoint."""
+        with urllib.request.urlopen(f"http://{self.metrics}/metrics") as response:
+            lines = response.read().decode().splitlines()
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        (line,) = (x for x in lines if x.startswith(f"{name}{{") and all(label in x for label in wanted))
+        return float(line.split()[-1])
+
+    def wait_for(self, name: str, value: float, **labels: str) -> None:
+        """Wait until a metric has a value: metrics are published twice a second."""
+        deadline = time.monotonic() + 20
+        while (found := self.metric(name, **labels)) != value:
+            assert time.monotonic() < deadline, f"{name} is {found}, not {value}"
+            time.sleep(0.1)
+
+
+@pytest.fixture(scope="session")
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
+    """``serve(bundle, "--max-slots", "2")``: write a repository and start a server on it."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(bundle: Path, *options: str) -> Running:
+        environment = Path(os.environ.get("STAR_EXPORT_TRITON", ".venv-triton")).absolute()
+        folder = tmp_path_factory.mktemp("triton")
+        ports = [_free_port() for _ in range(3)]
+        own = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+        command = [environment / "bin/star-export", "triton", bundle, "-o", folder / "repository"]
+        command += ["--threads", "1", "--serve", *options, "--", *own]
+        log = folder / "log.txt"
+        process = subprocess.Popen([*map(str, command)], stdout=log.open("w"), stderr=subprocess.STDOUT, text=True)
+        started.append(process)
+        http, grpc, metrics = (f"localhost:{port}" for port in ports)
+        _wait_until_ready(process, http, log)
+        return Running(process, folder / "repository", http, grpc, metrics)
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    for process in started:
+        assert process.wait(60) == 0
+
+
+def _wait_until_ready(process: subprocess.Popen[str], http: str, log: Path) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{http}/v2/health/ready"):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return int(probe.getsockname()[1])
