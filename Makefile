@@ -7,7 +7,7 @@ TRITON := .venv-triton
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
+.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -29,6 +29,10 @@ test-slow: $(READY)
 # The real tritonserver, in an environment of its own, on this CPU.
 test-triton: $(READY) $(TRITON)/.ready
 	STAR_EXPORT_TRITON=$(TRITON) $(BIN)/pytest -m triton
+
+# Many clients against a tritonserver; throughput, TTFT, and whether anything is wrong, lost or leaked.
+load: $(READY) $(TRITON)/.ready
+	STAR_EXPORT_TRITON=$(TRITON) $(BIN)/python .ci/load.py build/load
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt].
 test-gpu: $(READY)

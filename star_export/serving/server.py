@@ -1,6 +1,7 @@
 """Starting ``tritonserver``: the one on the PATH, or the one in the ``nvidia-pytriton`` wheel."""
 
 import contextlib
+import http.client
 import importlib.util
 import os
 import platform
@@ -9,9 +10,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from star_export.errors import PlatformError
 
@@ -80,6 +84,27 @@ def _lay_out_backend(home: Path, folder: Path) -> None:
     folder.mkdir()
     for file in (stub, *(f for f in (home / "backends/python").iterdir() if f.is_file())):
         shutil.copy(file, folder)
+
+
+def wait_until_ready(process: subprocess.Popen[Any], url: str, *, seconds: float = 120.0) -> None:
+    """Wait until a server answers requests.
+
+    Args:
+        process: The server, or what started it.
+        url: Its HTTP port, such as ``localhost:8000``.
+        seconds: How long to wait.
+
+    Raises:
+        PlatformError: If it ended, or took longer.
+    """
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            urllib.request.urlopen(f"http://{url}/v2/health/ready").close()
+            return
+        time.sleep(0.2)
+    state = f"ended with {process.returncode}" if process.poll() is not None else "is not ready"
+    raise PlatformError(f"the server at {url} {state} after at most {seconds:g} s; its log says why")
 
 
 def serve(repository: Path, more: Sequence[str] = ()) -> int:

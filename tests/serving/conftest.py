@@ -5,13 +5,14 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from star_export.serving.server import wait_until_ready
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         process = subprocess.Popen([*map(str, command)], stdout=log.open("w"), stderr=subprocess.STDOUT, text=True)
         started.append(process)
         http, grpc, metrics = (f"localhost:{port}" for port in ports)
-        _wait_until_ready(process, http, log)
+        wait_until_ready(process, http)
         return Running(process, folder / "repository", http, grpc, metrics)
 
     yield start
@@ -64,18 +65,6 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         process.send_signal(signal.SIGTERM)
     for process in started:
         assert process.wait(60) == 0
-
-
-def _wait_until_ready(process: subprocess.Popen[str], http: str, log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            with urllib.request.urlopen(f"http://{http}/v2/health/ready"):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
 
 
 def _free_port() -> int:

@@ -1,0 +1,245 @@
+"""``make load``: many clients against a real tritonserver; every answer is checked.
+
+Three servers, one after the other, with the same work: in-flight batching, one request at a time, and
+the unpruned bundle with the same memory for KV caches. One request in ten is garbage or is dropped by
+its client. Exit code 1 if an answer is wrong, a request is lost, or memory grows.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from star_export.build import BuildOptions, build
+from star_export.errors import InputError
+from star_export.evaluation.shapes.scenes import draw, random_scene, rng_of
+from star_export.pipeline import Pipeline, load
+from star_export.sampling import Sampling
+from star_export.serving.client import collect, stream
+from star_export.serving.server import wait_until_ready
+from star_export.validation.checkpoints import make_checkpoint
+
+PORT = 18800
+KEEPS, LENGTHS = (29, 58, 64, 115), (16, 32, 64, 128)
+PROMPTS = ("What is this?", "Describe the picture in detail.", "Where is the red circle?", "Why?")
+#: Memory may grow by this share after the first third of the time.
+GROWTH = 0.05
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request and its right answer."""
+
+    image: Path
+    prompt: str
+    inputs: dict[str, Any]
+    text: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass
+class Tally:
+    """What the clients saw."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    ttft: list[float] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Right answers a second."""
+        return self.outcomes["right"] / self.seconds
+
+
+def make_cases(pipeline: Pipeline, folder: Path, count: int, *, pruned: bool) -> list[Case]:
+    """Requests with the answers that the pipeline gives, one at a time."""
+    chance, cases = random.Random(0), []
+    for number in range(count):
+        image = folder / f"{number % 12}.png"
+        if not image.exists():
+            _save(draw(random_scene(rng_of("validation", 7, number))), image)
+        prompt = chance.choice(PROMPTS)
+        length = chance.choice(LENGTHS)
+        sampling = {"temperature": 0.7, "seed": number} if number % 4 == 0 else {}
+        budget = {"keep": chance.choice(KEEPS)} if pruned else {}
+        result = pipeline.generate(
+            image, prompt, max_new_tokens=length, sampling=Sampling(**sampling), **budget
+        ).result()
+        inputs = {"max_new_tokens": length, **sampling, **budget}
+        cases.append(Case(image, prompt, inputs, result.text, result.token_ids))
+    return cases
+
+
+def _save(pixels: Any, path: Path) -> None:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    path.write_bytes(buffer.getvalue())
+
+
+@contextmanager
+def server(bundle: Path, repository: Path, *options: str) -> Iterator[subprocess.Popen[Any]]:
+    """A server on ``bundle``, started as users start it."""
+    program = Path(os.environ.get("STAR_EXPORT_TRITON", ".venv-triton")) / "bin/star-export"
+    command = [program, "triton", bundle, "-o", repository, "--overwrite", "--serve", *options, "--"]
+    ports = [f"--http-port={PORT}", f"--grpc-port={PORT + 1}", f"--metrics-port={PORT + 2}"]
+    with repository.with_suffix(".log").open("w") as log:
+        process = subprocess.Popen([*map(str, command), *ports], stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_until_ready(process, f"localhost:{PORT}")
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(120)
+
+
+def run(
+    process: subprocess.Popen[Any], cases: list[Case], *, clients: int, seconds: float, title: str
+) -> Tally:
+    """Let ``clients`` ask for some time."""
+    tally, end = Tally(), time.monotonic() + seconds
+    began = time.monotonic()
+    threads = [threading.Thread(target=_client, args=(n, cases, tally, end)) for n in range(clients)]
+    for thread in threads:
+        thread.start()
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=seconds)
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(1)
+            tally.memory.append(_resident(process.pid))
+            progress.update(task, completed=min(seconds, time.monotonic() - began))
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def _client(number: int, cases: list[Case], tally: Tally, end: float) -> None:
+    chance = random.Random(number)
+    while time.monotonic() < end:
+        case, kind = chance.choice(cases), chance.random()
+        ask: Callable[[Case], tuple[str, float | None]] = _drop if kind < 0.05 else _ask
+        try:
+            outcome, ttft = _garbage(case) if kind > 0.95 else ask(case)
+        except Exception as error:  # whatever it is, the request was lost
+            outcome, ttft = f"lost: {error}", None
+        with tally.lock:
+            tally.outcomes[outcome] += 1
+            if ttft is not None:
+                tally.ttft.append(ttft)
+
+
+def _ask(case: Case) -> tuple[str, float | None]:
+    start, first, responses = time.perf_counter(), None, []
+    for response in stream(f"localhost:{PORT}", case.image, case.prompt, **case.inputs):
+        first = first or time.perf_counter() - start
+        responses.append(response)
+    whole = collect(iter(responses))
+    right = (whole["text"], tuple(whole["token_ids"])) == (case.text, case.token_ids)
+    return ("right" if right else "wrong"), first
+
+
+def _drop(case: Case) -> tuple[str, None]:
+    """Close the connection after the first piece."""
+    responses = stream(f"localhost:{PORT}", case.image, case.prompt, **case.inputs)
+    next(responses)
+    responses.close()  # type: ignore[attr-defined]
+    return "dropped", None
+
+
+def _garbage(case: Case) -> tuple[str, None]:
+    try:
+        list(stream(f"localhost:{PORT}", Path(__file__), case.prompt))
+    except InputError as error:
+        return ("refused" if "not a picture" in str(error) else f"lost: {error}"), None
+    return "wrong", None
+
+
+def _resident(pid: int) -> int:
+    """Resident bytes of a process and of all below it."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    status = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(status[1]) * os.sysconf("SC_PAGE_SIZE") + sum(_resident(int(child)) for child in children)
+
+
+def main() -> int:
+    """Run all three servers; the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path, help="folder for checkpoint, bundles, pictures and logs")
+    parser.add_argument("--clients", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=3.0, help="the other two take a third each")
+    parser.add_argument("--cases", type=int, default=48)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    star, full = (_bundle(args.work, prune=prune) for prune in (True, False))
+    tallies, seconds, memory = {}, 60 * args.minutes, "64"  # MiB of KV caches
+    for title, bundle, options, share in (
+        ("batched", star, ("--max-slots", str(args.clients), "--kv-cache", memory), 1.0),
+        ("one at a time", star, ("--max-slots", "1"), 1 / 3),
+        ("batched, unpruned", full, ("--max-slots", str(args.clients), "--kv-cache", memory), 1 / 3),
+    ):
+        pipeline = load(bundle)
+        cases = make_cases(pipeline, args.work, args.cases, pruned=bundle == star)
+        print(f"{title}: {int(memory) * 2**20 // pipeline.spec.slot_bytes} slots fit", file=sys.stderr)
+        with server(bundle, args.work / "repository", *options) as process:
+            tallies[title] = run(process, cases, clients=args.clients, seconds=share * seconds, title=title)
+    return report(tallies)
+
+
+def _bundle(work: Path, *, prune: bool) -> Path:
+    checkpoint, folder = work / "checkpoint", work / ("star" if prune else "full")
+    if not checkpoint.exists():
+        make_checkpoint(checkpoint, "mha")
+    if not folder.exists():
+        budget = {"keep": 64, "max_keep": 115} if prune else {}
+        build(BuildOptions(model=str(checkpoint), output=folder, prune=prune, max_new_tokens=128, **budget))
+    return folder
+
+
+def report(tallies: dict[str, Tally]) -> int:
+    """Print the table; the exit code."""
+    table = Table("", "requests/s", "TTFT p50 ms", "p90", "p99", "memory", "outcomes")
+    failed = False
+    for title, tally in tallies.items():
+        cuts = [1000 * cut for cut in statistics.quantiles(tally.ttft, n=100)]
+        early = max(tally.memory[: max(1, len(tally.memory) // 3)])
+        growth = max(tally.memory) / early - 1
+        lost = [outcome for outcome in tally.outcomes if outcome.startswith(("lost", "wrong"))]
+        failed |= bool(lost) or growth > GROWTH
+        table.add_row(
+            title,
+            f"{tally.rate:.2f}",
+            *(f"{cuts[p - 1]:.0f}" for p in (50, 90, 99)),
+            f"{growth:+.1%} of {early / 1e6:.0f} MB",
+            json.dumps(tally.outcomes),
+        )
+    Console().print(table)
+    batched, single, full = tallies.values()
+    print(f"batched / one at a time: {batched.rate / single.rate:.2f}x requests/s")
+    print(f"pruned / unpruned, same memory: {batched.rate / full.rate:.2f}x requests/s")
+    print("FAILED" if failed else "every answer right, no request lost, memory flat")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
