@@ -63,7 +63,7 @@ mini: $(READY)
 # docs/accuracy.md and its plot.
 accuracy: $(READY)
 	mkdir -p build
-	$(BIN)/star-export compare --model models/mini --task shapes -o docs/accuracy.md --answers build/accuracy.jsonl
+	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 -o docs/accuracy.md --answers build/accuracy.jsonl
 
 # The table of docs/performance.md.
 bench: $(READY)

@@ -10,9 +10,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from star_export.engines.features import FeatureCache, Pixels
 from star_export.engines.session import Caches, DeviceArray
@@ -206,15 +208,16 @@ class Scheduler:
         on_host = suspect or not all(ticket.sampler.greedy for ticket in tickets)
         logits = output.numpy() if on_host else None
         for ticket, row in zip(tickets, rows, strict=True):
-            if logits is not None and np.isnan(logits[row]).any():
-                self._slots.spoil(ticket.slot)
-                self._fail(ticket, StarExportError(_NOT_FINITE))
-            elif logits is None or ticket.sampler.greedy:
-                self._append(ticket, int(best[row]))
-            else:
-                self._append(ticket, ticket.sampler.next_token(logits[row]))
+            own = None if logits is None else logits[row]
+            self._guard(partial(self._append, ticket, int(best[row]), own), ticket)
 
-    def _append(self, ticket: Ticket, token: int) -> None:
+    def _append(self, ticket: Ticket, token: int, logits: npt.NDArray[np.float32] | None) -> None:
+        """A token more: the best one, unless logits say something else."""
+        if logits is not None and np.isnan(logits).any():
+            self._slots.spoil(ticket.slot)
+            raise StarExportError(_NOT_FINITE)
+        if logits is not None and not ticket.sampler.greedy:
+            token = ticket.sampler.next_token(logits)
         if not ticket.transcript.token_ids:
             ticket.progress.reach("prefill")
             self.stats.began(ticket)

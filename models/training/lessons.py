@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch.utils.data import Dataset
 
 from models.training.network import PATCH
-from star_export.evaluation.shapes.questions import Question, ask, named
+from star_export.evaluation.shapes.questions import COUNTS, Question, ask, named
 from star_export.evaluation.shapes.scenes import (
     COLORS,
     SHAPES,
@@ -38,6 +38,10 @@ PLACES = 12  # rows and columns that the heads tell apart
 #: What the tower's head tells of each patch, 0 being nothing: shape and color of the object that it
 #: shows, tens and units of the number, row and column of the middle of either.
 LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11, PLACES + 1, PLACES + 1)
+#: What the decoder's head tells halfway, at the last token of a name: row and column of what it names;
+#: of the number, its tens and units too; of a kind of object, how many there are.
+HALFWAY = (PLACES, PLACES, 10, 10, len(COUNTS))
+_UNASKED = (-100,) * len(HALFWAY)
 _DECK = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
 _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
@@ -52,12 +56,14 @@ class Course:
         questions: Questions about each picture; none in the vision phase.
         flipped: How many of the comparisons that say "below" or "right of" are asked. With all of them
             no single place tells the answer, and nothing is learnt for long; so few come first.
+        halfway: Whether the decoder's head is asked about numbers and counts too, not only about places.
         split: Split the pictures come from.
     """
 
     canvas: int
     questions: int
     flipped: float = 1.0
+    halfway: bool = False
     split: str = "train"
 
 
@@ -122,14 +128,25 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         labels = [-100] * (len(before) - 1) + answer + [-100] * (padding + 1)
         return ids, labels
 
-    def _named(self, question: Question, scene: Scene) -> list[tuple[int, int]]:
-        """Row and column of the thing at the last token of its name, -100 at all other tokens."""
-        places = [(-100, -100)] * SEGMENT
+    def _named(self, question: Question, scene: Scene) -> list[tuple[int, ...]]:
+        """At the last token of each name, what :data:`HALFWAY` asks of it; -100 for what it does not."""
+        asked = [_UNASKED] * SEGMENT
         for name, thing in named(scene):
             for match in re.finditer(rf" the {name}\b", question.text):
-                before = self.tokenizer.encode(f"\n{question.text[: match.end()]}", add_special_tokens=False)
-                places[len(before.ids) - 1] = _middle(thing.x, thing.y, scene.canvas)
-        return places
+                place = _middle(thing.x, thing.y, scene.canvas)
+                asked[self._token(question.text[: match.end()])] = (*place, *_UNASKED[2:])
+        if self.course.halfway and question.kind == "number" and (plate := scene.plate) is not None:
+            place = _middle(plate.x, plate.y, scene.canvas)
+            digits = divmod(plate.number, 10)
+            asked[self._token("What number")] = (*place, *digits, *_UNASKED[4:])
+        if self.course.halfway and question.kind == "count":
+            named_last = question.text.index(" are there")
+            asked[self._token(question.text[:named_last])] = (*_UNASKED[:4], int(question.answer))
+        return asked
+
+    def _token(self, beginning: str) -> int:
+        """Which token of a question the last one of its beginning is."""
+        return len(self.tokenizer.encode(f"\n{beginning}", add_special_tokens=False).ids) - 1
 
 
 def _middle(x: float, y: float, canvas: int) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from models.training import attention  # noqa: F401  (registers itself)
-from models.training.lessons import LABELS, PLACES, SEGMENT
+from models.training.lessons import HALFWAY, LABELS, SEGMENT
 from models.training.network import LAYERS, PATCH
 
 _NOTHING = 0.1  # weight of patches that show nothing: most do
@@ -22,24 +22,24 @@ class Outcome:
     Attributes:
         patch_loss: Cross entropy of the patches' labels.
         answer_loss: Cross entropy of the answers' tokens, 0 without questions.
-        place_loss: Cross entropy of the places of what the questions name, likewise.
+        name_loss: Cross entropy of what the names stand for, likewise.
         right_patches: Share of patches that show something and are wholly right.
         right_answers: Which answers are wholly right: bool ``[B, Q]``.
     """
 
     patch_loss: torch.Tensor
     answer_loss: torch.Tensor
-    place_loss: torch.Tensor
+    name_loss: torch.Tensor
     right_patches: torch.Tensor
     right_answers: torch.Tensor
 
 
 class Student(nn.Module):
-    """A LLaVA and two heads: one tells what each patch shows, one where lies what a question names.
+    """A LLaVA and two heads: one tells what each patch shows, one what a question's names stand for.
 
     The first reads the tower's last layer, the language model the one before, as in LLaVA-1.5. The
     second reads the last token of each name in the middle of the language model: to compare two
-    places, it must have found each of them first.
+    places, it must have found each of them first. What it tells: :data:`models.training.lessons.HALFWAY`.
 
     Args:
         config: The model's configuration.
@@ -50,7 +50,7 @@ class Student(nn.Module):
         super().__init__()
         self.llava = LlavaForConditionalGeneration(config)
         self.head = nn.Linear(config.vision_config.hidden_size, sum(LABELS))
-        self.place_head = nn.Linear(config.text_config.hidden_size, 2 * PLACES)
+        self.name_head = nn.Linear(config.text_config.hidden_size, sum(HALFWAY))
         self.register_buffer("before", before, persistent=False)
         patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         core = self.llava.model
@@ -74,13 +74,17 @@ class Student(nn.Module):
         wrong = torch.zeros_like(labels, dtype=torch.bool)
         wrong[asked] = logits.argmax(-1) != labels[asked]
         loss = F.cross_entropy(logits, labels[asked])
-        return Outcome(patch_loss, loss, self._place_loss(halfway, batch), right_patches, ~wrong.any(-1))
+        return Outcome(patch_loss, loss, self._name_loss(halfway, batch["named"]), right_patches, ~wrong.any(-1))
 
-    def _place_loss(self, halfway: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and the places ``[B, Q, SEGMENT, 2]``."""
-        ends = batch["named"][..., 0] != -100
-        told = self.place_head(halfway[ends]).float().unflatten(-1, (2, PLACES))
-        return F.cross_entropy(told.flatten(0, 1), batch["named"][ends].flatten())
+    def _name_loss(self, halfway: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and labels ``[B, Q, SEGMENT, 5]``."""
+        ends = (labels != -100).any(-1)
+        told = self.name_head(halfway[ends]).float().split(HALFWAY, -1)
+        losses = [
+            F.cross_entropy(scores, wanted, ignore_index=-100, reduction="sum")
+            for scores, wanted in zip(told, labels[ends].unbind(-1), strict=True)
+        ]
+        return torch.stack(losses).sum() / (labels != -100).sum()
 
     def _read(
         self, features: torch.Tensor, input_ids: torch.Tensor, places: torch.Tensor

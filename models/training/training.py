@@ -2,7 +2,7 @@
 
 The vision tower learns to tell what each patch shows; the whole model learns to
 answer, on pictures of 12 x 12 patches; then on pictures of 24 x 24 patches,
-with interpolated position embeddings.
+with interpolated position embeddings; and at last to read early what it answers.
 """
 
 import json
@@ -64,9 +64,17 @@ PHASES = (
         rate=1.5e-3,
         decay=500,
     ),
+    Phase(
+        name="answers, 24x24, halfway",
+        course=Course(canvas=96, questions=16, halfway=True),
+        steps=500,
+        batch=8,
+        rate=1.5e-3,
+        decay=400,
+    ),
 )
 WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
-PATCH_WEIGHT, PLACE_WEIGHT = 0.3, 0.2  # of the heads' losses against the answers'
+PATCH_WEIGHT, NAME_WEIGHT = 0.3, 0.2  # of the heads' losses against the answers'
 
 
 def corpus(seed: int) -> list[str]:
@@ -170,7 +178,7 @@ class Training:
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate * min(1.0, (self.step + 1) / WARMUP, fade)
         outcome = self._see(batch)
-        practice = PATCH_WEIGHT * outcome.patch_loss + PLACE_WEIGHT * outcome.place_loss
+        practice = PATCH_WEIGHT * outcome.patch_loss + NAME_WEIGHT * outcome.name_loss
         (outcome.answer_loss + practice).backward()
         pairs = [(self.masters[name], p) for name, p in self.student.named_parameters()]
         for master, weight in pairs:
@@ -202,7 +210,7 @@ class Training:
             right = torch.cat([o.right_answers.flatten() for o, _ in seen]).float().cpu()
             kinds = torch.cat([batch["kinds"].flatten() for _, batch in seen])
             each = ", ".join(f"{name} {right[kinds == i].mean():.3f}" for i, name in enumerate(WEIGHTS))
-            line += f"; of places {outcome.place_loss:.3f}; of answers {outcome.answer_loss:.3f}"
+            line += f"; of names {outcome.name_loss:.3f}; of answers {outcome.answer_loss:.3f}"
             line += f", right {right.mean():.3f} ({each})"
         return f"{line}; {self.seconds / 60:.1f} min"
 

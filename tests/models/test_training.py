@@ -67,9 +67,9 @@ def test_names_are_labelled_with_the_place_of_what_they_name(tokenizer) -> None:
     question = Question("comparison", "Is the cyan ring left of the cross?", "yes")
     ids, _ = lessons._segment(question)
     labelled = {
-        tokenizer.decode([ids[i]]): place
-        for i, place in enumerate(lessons._named(question, scene))
-        if place != (-100, -100)
+        tokenizer.decode([ids[i]]): asked[:2]
+        for i, asked in enumerate(lessons._named(question, scene))
+        if asked[0] != -100
     }
     assert labelled == {"ring": (2, 3), "cross": (7, 8)}  # twelfths of 96
 
