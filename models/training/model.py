@@ -74,7 +74,8 @@ class Student(nn.Module):
         wrong = torch.zeros_like(labels, dtype=torch.bool)
         wrong[asked] = logits.argmax(-1) != labels[asked]
         loss = F.cross_entropy(logits, labels[asked])
-        return Outcome(patch_loss, loss, self._name_loss(halfway, batch["named"]), right_patches, ~wrong.any(-1))
+        name_loss = self._name_loss(halfway, batch["named"])
+        return Outcome(patch_loss, loss, name_loss, right_patches, ~wrong.any(-1))
 
     def _name_loss(self, halfway: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and labels ``[B, Q, SEGMENT, 5]``."""

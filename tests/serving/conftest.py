@@ -54,7 +54,9 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         command = [environment / "bin/star-export", "triton", bundle, "-o", folder / "repository"]
         command += ["--threads", "1", "--serve", *options, "--", *own]
         log = folder / "log.txt"
-        process = subprocess.Popen([*map(str, command)], stdout=log.open("w"), stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            [*map(str, command)], stdout=log.open("w"), stderr=subprocess.STDOUT, text=True
+        )
         started.append(process)
         http, grpc, metrics = (f"localhost:{port}" for port in ports)
         wait_until_ready(process, http)
