@@ -124,6 +124,7 @@ class Ticket:
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._shown = 0  # tokens that pieces were made of
         self._updates: queue.SimpleQueue[Piece | Answer | Exception] = queue.SimpleQueue()
+        self._ahead: Piece | Answer | Exception | None = None  # taken from the queue, not yet handed out
         self._answer: Answer | None = None
 
     def cancel(self) -> None:
@@ -136,15 +137,24 @@ class Ticket:
         return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def next(self, seconds: float | None = None) -> Piece | Answer | None:
-        """A piece of text, at last the answer; None when nothing came for some seconds.
+        """All text that waits, at last the answer; None when nothing came for some seconds.
+
+        Who reads slowly gets larger pieces, not more of them.
 
         Raises:
             StarExportError: If the request failed; another exception if a library did.
         """
+        update, self._ahead = self._ahead, None
         try:
-            update = self._updates.get(timeout=seconds)
+            update = update or self._updates.get(timeout=seconds)
+            while isinstance(update, Piece):
+                self._ahead = self._updates.get_nowait()
+                if not isinstance(self._ahead, Piece):
+                    break
+                update = Piece(update.text + self._ahead.text, update.token_ids + self._ahead.token_ids)
+                self._ahead = None
         except queue.Empty:
-            return None
+            pass
         if isinstance(update, Exception):
             raise update
         return update

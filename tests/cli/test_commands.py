@@ -41,15 +41,42 @@ def test_unknown_command(cli: Any) -> None:
     assert "Did you mean 'build'?" in outcome.err
 
 
+def test_run_stops_before_a_stop_string(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = (
+        "run",
+        bundle("mha"),
+        "--image",
+        picture,
+        "--prompt",
+        "Where?",
+        "--max-new-tokens",
+        6,
+        "--json",
+    )
+    whole = json.loads(cli(*request).out)
+    stop = whole["text"][2:4]
+    result = json.loads(cli(*request, "--stop", stop).out)
+    assert result["text"] == whole["text"][: whole["text"].index(stop)]
+    assert result["finish_reason"] == "stop"
+    assert cli(*request, "--stop", "").code == 2
+
+
 def test_run_streams_what_json_reports(cli: Any, bundle: BundleOf, picture: Path) -> None:
     request = ("run", bundle("mha"), "--image", picture, "--prompt", "Where?", "--max-new-tokens", 6)
     streamed, result = cli(*request), json.loads(cli(*request, "--json").out)
     assert streamed.code == 0
     assert streamed.out == result["text"] + "\n"
     assert "518 -> 64 visual tokens" in streamed.err
-    assert {"text", "token_ids", "stage1_indices", "stage2_indices", "prompt_tokens", "timings_ms"} == set(
-        result
-    )
+    assert set(result) == {
+        "text",
+        "token_ids",
+        "finish_reason",
+        "stage1_indices",
+        "stage2_indices",
+        "prompt_tokens",
+        "timings_ms",
+    }
+    assert result["finish_reason"] == "length"
     assert set(result["timings_ms"]) == {"vision", "prefill", "decode", "total"}
     assert len(result["token_ids"]) == len(result["timings_ms"]["decode"]) + 1 == 6
     assert len(result["stage1_indices"]) == 518

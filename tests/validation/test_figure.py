@@ -27,7 +27,7 @@ def answer(text: str = "A red square.", *, keep: int = 20) -> Scores:
         for scores, count in ((first, PATCHES - 14), (second, keep))
     ]
     timings = Timings(0.0, 0.0, (), 0.0)
-    result = Result(text, (), *(tuple(s.kept.tolist()) for s in stages), 0, timings)
+    result = Result(text, (), "stop", *(tuple(s.kept.tolist()) for s in stages), 0, timings)
     return Scores(stages[0], stages[1], result)
 
 
