@@ -6,7 +6,6 @@ its client. Exit code 1 if an answer is wrong, a request is lost, or memory grow
 """
 
 import argparse
-import io
 import json
 import os
 import random
@@ -23,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -76,7 +76,7 @@ def make_cases(pipeline: Pipeline, folder: Path, count: int, *, pruned: bool) ->
     for number in range(count):
         image = folder / f"{number % 12}.png"
         if not image.exists():
-            _save(draw(random_scene(rng_of("validation", 7, number))), image)
+            Image.fromarray(draw(random_scene(rng_of("validation", 7, number)))).save(image)
         prompt = chance.choice(PROMPTS)
         length = chance.choice(LENGTHS)
         sampling = {"temperature": 0.7, "seed": number} if number % 4 == 0 else {}
@@ -87,14 +87,6 @@ def make_cases(pipeline: Pipeline, folder: Path, count: int, *, pruned: bool) ->
         inputs = {"max_new_tokens": length, **sampling, **budget}
         cases.append(Case(image, prompt, inputs, result.text, result.token_ids))
     return cases
-
-
-def _save(pixels: Any, path: Path) -> None:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    path.write_bytes(buffer.getvalue())
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The model during training: the Hugging Face modules, packed questions, and a head on the vision tower."""
+"""The model during training: the Hugging Face modules, packed questions, and two heads for practice."""
 
 import math
 from dataclasses import dataclass

@@ -53,12 +53,18 @@ def stream(
 
 
 def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """All responses to one request as one, with ``usage`` and ``timings_ms`` parsed."""
+    """All responses to one request as one, with ``usage`` and ``timings_ms`` parsed.
+
+    Raises:
+        PlatformError: If the last one is missing.
+    """
     whole: dict[str, Any] = {"text": "", "token_ids": []}
     for response in responses:
         whole["text"] += response["text"]
         whole["token_ids"] += response["token_ids"]
-        whole |= {f.name: response[f.name] for f in OUTPUTS[2:] if f.name in response}
+        whole |= {f.name: response[f.name] for f in OUTPUTS if f.optional and f.name in response}
+    if "finish_reason" not in whole:
+        raise PlatformError("the answer broke off: the server went away; try again")
     for name in ("usage", "timings_ms"):
         whole[name] = json.loads(whole[name])
     return whole

@@ -16,7 +16,7 @@ import triton_python_backend_utils as pb  # only inside Triton
 
 from star_export.engines.scheduler import Scheduler, count_slots
 from star_export.engines.ticket import Answer, Piece, Ticket
-from star_export.errors import BusyError, DeadlineError, StarExportError
+from star_export.errors import BusyError, DeadlineError, InputError, StarExportError
 from star_export.pipeline import load
 from star_export.sampling import Sampling
 from star_export.serving.fields import INPUTS, image_bytes, scalars
@@ -97,7 +97,10 @@ class TritonPythonModel:
                 sampling=sampling,
                 stop=given.get("stop", ()),
             )
-        timeout = min(given.get("timeout_s", self._timeout), self._timeout)
+        timeout = given.get("timeout_s", self._timeout)
+        if not timeout > 0:  # NaN too
+            raise InputError(f"timeout_s must be above 0, got {timeout:g}")
+        timeout = min(timeout, self._timeout)
         return self._scheduler.submit(request, timeout=timeout), bool(given.get("stream", False))
 
     def _send(self, ticket: Ticket, sender: Any, *, stream: bool) -> None:

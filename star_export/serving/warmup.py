@@ -9,7 +9,7 @@ TOKENS = 4
 
 
 def warm_up(scheduler: Scheduler) -> None:
-    """Fill every slot once: every batch size runs, and memory is taken now or never.
+    """Answer as many requests as there are slots, a few tokens each: all three graphs have run after that.
 
     Raises:
         StarExportError: If the bundle cannot answer.

@@ -104,6 +104,8 @@ def test_the_client_tells_what_is_wrong(tmp_path: Path) -> None:
 
 def test_responses_are_put_together() -> None:
     last = {"text": "", "token_ids": [2], "finish_reason": "stop", "usage": "{}", "timings_ms": '{"ttft": 1}'}
+    with pytest.raises(PlatformError, match="broke off"):
+        collect(iter([{"text": "a", "token_ids": [5, 6]}]))
     whole = collect(iter([{"text": "a", "token_ids": [5, 6]}, last]))
     assert whole == {
         "text": "a",

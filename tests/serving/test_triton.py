@@ -40,7 +40,14 @@ CASES: list[dict[str, Any]] = [
     {"prompt": "How many rings are there?", "temperature": 0.8, "top_p": 0.9, "seed": 3},
     {"prompt": NUMBER, "stop": ["6"]},
 ]
-DTYPES = {"keep": "INT32", "max_new_tokens": "INT32", "seed": "INT64", "temperature": "FP32", "top_p": "FP32"}
+DTYPES = {
+    "keep": "INT32",
+    "max_new_tokens": "INT32",
+    "seed": "INT64",
+    "temperature": "FP32",
+    "top_p": "FP32",
+    "timeout_s": "FP32",
+}
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +165,7 @@ def test_answers_under_load_are_those_of_run(server, mini: Pipeline) -> None:
         ({"prompt": NUMBER, "temperature": float("nan")}, None, "--temperature must be"),
         ({"prompt": NUMBER, "top_p": 2.0}, None, "--top-p must be"),
         ({"prompt": NUMBER, "stop": [""]}, None, "--stop takes"),
+        ({"prompt": NUMBER, "timeout_s": float("nan")}, None, "timeout_s must be above 0"),
     ],
 )
 def test_bad_requests_are_told_what_is_wrong(server, mini, case, picture, message) -> None:
