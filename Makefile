@@ -7,7 +7,7 @@ TRITON := .venv-triton
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-kernel clean
+.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-triton bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -33,6 +33,10 @@ test-triton: $(READY) $(TRITON)/.ready
 # Many clients against a tritonserver; throughput, TTFT, and whether anything is wrong, lost or leaked.
 load: $(READY) $(TRITON)/.ready
 	STAR_EXPORT_TRITON=$(TRITON) $(BIN)/python .ci/load.py build/load
+
+# Decode in the front door's process against a Triton model of its own; after `make load`.
+bench-triton: $(TRITON)/.ready
+	$(TRITON)/bin/python .ci/bench_triton.py build/load/star
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt].
 test-gpu: $(READY)

@@ -24,7 +24,7 @@ from typing import Any
 
 from PIL import Image
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, track
 from rich.table import Table
 
 from star_export.build import BuildOptions, build
@@ -37,7 +37,8 @@ from star_export.serving.server import wait_until_ready
 from star_export.validation.checkpoints import make_checkpoint
 
 PORT = 18800
-KEEPS, LENGTHS = (29, 58, 64, 115), (16, 32, 64, 128)
+KV_CACHE_MIB = "64"
+KEEPS, LENGTHS = (13, 26, 51), (32, 64, 128, 256)
 PROMPTS = ("What is this?", "Describe the picture in detail.", "Where is the red circle?", "Why?")
 #: Memory may grow by this share after the first third of the time.
 GROWTH = 0.05
@@ -70,17 +71,19 @@ class Tally:
         return self.outcomes["right"] / self.seconds
 
 
-def make_cases(pipeline: Pipeline, folder: Path, count: int, *, pruned: bool) -> list[Case]:
+def make_cases(pipeline: Pipeline, folder: Path, count: int) -> list[Case]:
     """Requests with the answers that the pipeline gives, one at a time."""
     chance, cases = random.Random(0), []
-    for number in range(count):
+    slots = (int(KV_CACHE_MIB) << 20) // pipeline.spec.slot_bytes
+    title = f"{pipeline.bundle.folder.name}: {slots} slots fit; its own answers"
+    for number in track(range(count), title, console=Console(stderr=True)):
         image = folder / f"{number % 12}.png"
         if not image.exists():
             Image.fromarray(draw(random_scene(rng_of("validation", 7, number)))).save(image)
         prompt = chance.choice(PROMPTS)
         length = chance.choice(LENGTHS)
         sampling = {"temperature": 0.7, "seed": number} if number % 4 == 0 else {}
-        budget = {"keep": chance.choice(KEEPS)} if pruned else {}
+        budget = {"keep": chance.choice(KEEPS)} if pipeline.spec.star else {}
         result = pipeline.generate(
             image, prompt, max_new_tokens=length, sampling=Sampling(**sampling), **budget
         ).result()
@@ -184,33 +187,35 @@ def main() -> int:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     star, full = (_bundle(args.work, prune=prune) for prune in (True, False))
-    tallies, seconds, memory = {}, 60 * args.minutes, "64"  # MiB of KV caches
+    cases = {bundle: make_cases(load(bundle), args.work, args.cases) for bundle in (star, full)}
+    tallies, seconds = {}, 60 * args.minutes
+    slots = "--max-slots", str(args.clients), "--kv-cache", KV_CACHE_MIB
     for title, bundle, options, share in (
-        ("batched", star, ("--max-slots", str(args.clients), "--kv-cache", memory), 1.0),
+        ("batched", star, slots, 1.0),
         ("one at a time", star, ("--max-slots", "1"), 1 / 3),
-        ("batched, unpruned", full, ("--max-slots", str(args.clients), "--kv-cache", memory), 1 / 3),
+        ("batched, unpruned", full, slots, 1 / 3),
     ):
-        pipeline = load(bundle)
-        cases = make_cases(pipeline, args.work, args.cases, pruned=bundle == star)
-        print(f"{title}: {int(memory) * 2**20 // pipeline.spec.slot_bytes} slots fit", file=sys.stderr)
         with server(bundle, args.work / "repository", *options) as process:
-            tallies[title] = run(process, cases, clients=args.clients, seconds=share * seconds, title=title)
+            tallies[title] = run(
+                process, cases[bundle], clients=args.clients, seconds=share * seconds, title=title
+            )
     return report(tallies)
 
 
 def _bundle(work: Path, *, prune: bool) -> Path:
     checkpoint, folder = work / "checkpoint", work / ("star" if prune else "full")
     if not checkpoint.exists():
-        make_checkpoint(checkpoint, "mha")
+        make_checkpoint(checkpoint, "serving")
     if not folder.exists():
-        budget = {"keep": 64, "max_keep": 115} if prune else {}
-        build(BuildOptions(model=str(checkpoint), output=folder, prune=prune, max_new_tokens=128, **budget))
+        room = {"max_text_tokens": 64, "max_new_tokens": max(LENGTHS)}
+        budget = {"keep": max(KEEPS)} if prune else {}
+        build(BuildOptions(model=str(checkpoint), output=folder, prune=prune, **room, **budget))
     return folder
 
 
 def report(tallies: dict[str, Tally]) -> int:
     """Print the table; the exit code."""
-    table = Table("", "requests/s", "TTFT p50 ms", "p90", "p99", "memory", "outcomes")
+    table = Table("", "requests/s", "TTFT p50 ms", "p90", "p99", "memory")
     failed = False
     for title, tally in tallies.items():
         cuts = [1000 * cut for cut in statistics.quantiles(tally.ttft, n=100)]
@@ -223,8 +228,8 @@ def report(tallies: dict[str, Tally]) -> int:
             f"{tally.rate:.2f}",
             *(f"{cuts[p - 1]:.0f}" for p in (50, 90, 99)),
             f"{growth:+.1%} of {early / 1e6:.0f} MB",
-            json.dumps(tally.outcomes),
         )
+        print(f"{title}: {json.dumps(tally.outcomes)}")
     Console().print(table)
     batched, single, full = tallies.values()
     print(f"batched / one at a time: {batched.rate / single.rate:.2f}x requests/s")

@@ -182,6 +182,8 @@ class OnnxRuntimeSession:
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+        # Idle threads of one graph would take the cores from the next one.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         if graph not in self._prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:

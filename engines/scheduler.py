@@ -9,7 +9,7 @@ has more. Nothing here knows of a server: any front door can submit requests fro
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,8 @@ def count_slots(pipeline: "Pipeline", kv_bytes: int, *, most: int) -> int:
 class Scheduler:
     """Runs many requests on one pipeline, in a thread of its own.
 
+    Decode has run at every batch size when the constructor returns.
+
     Args:
         pipeline: A loaded bundle, used by nobody else meanwhile.
         slots: Sequences that are decoded at once.
@@ -65,6 +67,9 @@ class Scheduler:
         self.stats = Stats(slots=slots)
         self._features = FeatureCache(feature_bytes)
         self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
+        for caches, rows in self._slots.batches():
+            nothing = np.zeros(rows, np.int64)
+            pipeline.decode_batch(caches, nothing, nothing, nothing)
         self._waiting: deque[Ticket] = deque()
         self._arriving: tuple[Ticket, VisionOutput] | None = None
         self._running: dict[int, Ticket] = {}  # by slot
@@ -263,9 +268,10 @@ class _Slots:
     """
 
     def __init__(self, caches: Caches, count: int) -> None:
-        self._caches, self.count = caches, count
+        self.count = count
         self._each = [caches.rows(slot, slot + 1) for slot in range(count)]
-        self._batches: dict[int, Caches] = {}
+        sizes = [1 << power for power in range((count - 1).bit_length())] + [count]
+        self._batches = {rows: caches.rows(0, rows) for rows in sizes}
         self._spoiled: set[int] = set()
 
     def lowest_free(self, taken: dict[int, Ticket]) -> int | None:
@@ -286,6 +292,8 @@ class _Slots:
     def batch(self, wanted: int) -> tuple[Caches, int]:
         """Caches of at least the first ``wanted`` slots, and how many these are."""
         rows = min(self.count, 1 << (wanted - 1).bit_length())
-        if rows not in self._batches:
-            self._batches[rows] = self._caches.rows(0, rows)
         return self._batches[rows], rows
+
+    def batches(self) -> Iterable[tuple[Caches, int]]:
+        """Every batch that :meth:`batch` may give."""
+        return ((caches, rows) for rows, caches in self._batches.items())

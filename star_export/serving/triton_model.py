@@ -7,6 +7,7 @@ TensorRT backend could not keep the KV caches in place from one decode step to t
 import json
 import os
 import threading
+import time
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,14 @@ import triton_python_backend_utils as pb  # only inside Triton
 
 from star_export.engines.scheduler import Scheduler, count_slots
 from star_export.engines.ticket import Answer, Piece, Ticket
-from star_export.errors import BusyError, DeadlineError, InputError, StarExportError
+from star_export.errors import BusyError, DeadlineError, InputError, SettingsError
 from star_export.pipeline import load
 from star_export.sampling import Sampling
 from star_export.serving.fields import INPUTS, image_bytes, scalars
 from star_export.serving.metrics import Metrics
 from star_export.serving.warmup import warm_up
 
-#: Seconds between two looks at whether the client is still there, while no token comes.
+#: Seconds between two looks at whether the client is still there: each asks Triton's own process.
 LOOK_EVERY = 0.02
 
 
@@ -105,10 +106,13 @@ class TritonPythonModel:
 
     def _send(self, ticket: Ticket, sender: Any, *, stream: bool) -> None:
         """Send pieces as they come and the end of the answer; let go when the client has gone."""
+        look = time.monotonic()
         while not isinstance(update := ticket.next(LOOK_EVERY), Answer):
-            if sender.is_cancelled():
-                ticket.cancel()
-            elif update is not None and stream:
+            if time.monotonic() >= look:
+                look = time.monotonic() + LOOK_EVERY
+                if sender.is_cancelled():
+                    ticket.cancel()
+            if update is not None and stream and not ticket.cancelled:
                 sender.send(_response(update))
         if update.finish_reason == "cancelled":
             raise CancelledError("the request was cancelled")
@@ -135,7 +139,7 @@ def _refuse(sender: Any, error: Exception) -> None:
         code = pb.TritonError.UNAVAILABLE
     elif isinstance(error, CancelledError):
         code = pb.TritonError.CANCELLED
-    elif isinstance(error, StarExportError):
+    elif isinstance(error, InputError | SettingsError):
         code = pb.TritonError.INVALID_ARG
     else:
         code = pb.TritonError.INTERNAL

@@ -9,7 +9,7 @@ TOKENS = 4
 
 
 def warm_up(scheduler: Scheduler) -> None:
-    """Answer as many requests as there are slots, a few tokens each: all three graphs have run after that.
+    """Answer a request in every slot, a few tokens each; decode has run at every batch size before.
 
     Raises:
         StarExportError: If the bundle cannot answer.

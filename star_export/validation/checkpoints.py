@@ -89,6 +89,11 @@ PRESETS = {
         image_size=128, patch_size=8, vision_hidden=32, vision_layers=3, vision_heads=4,
         hidden=64, intermediate=128, layers=36, heads=4, kv_heads=2,
     ),
+    # 30 M parameters: more than a CPU caches, as serving has it. 16x16 patches of 14 pixels, grouped queries.
+    "serving": Preset(
+        image_size=224, patch_size=14, vision_hidden=96, vision_layers=4, vision_heads=4,
+        hidden=512, intermediate=2048, layers=8, heads=8, kv_heads=2, shard_size="200MB",
+    ),
     # About 0.5 B parameters, in LLaVA-1.5's proportions, for `star-export bench`.
     "bench": Preset(
         image_size=336, patch_size=14, vision_hidden=512, vision_layers=12, vision_heads=8,

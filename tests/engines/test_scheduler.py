@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star_export.contract import DECODE, PREFILL, VISION
+from star_export.contract import DECODE, INPUT_IDS, PREFILL, VISION
 from star_export.engines.features import FeatureCache
 from star_export.engines.scheduler import Scheduler, count_slots
 from star_export.engines.ticket import Piece
@@ -99,8 +99,8 @@ def test_at_most_one_piece_of_other_work_between_two_steps(
         ran.append((graph, len(scheduler._running)))
         return run(graph, feeds, caches)
 
-    monkeypatch.setattr(mha.session, "run", spy)
     with Scheduler(mha, slots=4) as scheduler:
+        monkeypatch.setattr(mha.session, "run", spy)
         answers = [ticket.answer() for ticket in [scheduler.submit(one) for one in requests(mha)]]
     graphs = [graph for graph, _ in ran]
     assert graphs.count(VISION) == 3  # three pictures, seen once each
@@ -108,6 +108,21 @@ def test_at_most_one_piece_of_other_work_between_two_steps(
     assert graphs.count(DECODE) < sum(len(answer.token_ids) - 1 for answer in answers) / 2
     for before, (graph, running) in zip(graphs, ran[1:], strict=False):
         assert graph == DECODE or running == 0 or before == DECODE
+
+
+def test_every_batch_size_has_run_before_the_first_request(
+    mha: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    run = mha.session.run
+
+    def spy(graph, feeds, caches=None):
+        sizes.append(len(feeds[INPUT_IDS]))
+        return run(graph, feeds, caches)
+
+    monkeypatch.setattr(mha.session, "run", spy)
+    Scheduler(mha, slots=5).close()
+    assert sizes == [1, 2, 4, 5]
 
 
 def test_a_full_queue_refuses_and_goes_on(mha: Pipeline) -> None:
