@@ -104,9 +104,7 @@ def main() -> None:
         for name in ("here", "elsewhere"):
             version = Path(folder) / name / "1"
             version.mkdir(parents=True)
-            config = _CONFIG.format(
-                name=name, bundle=json.dumps(str(args.bundle.resolve())), slots=args.slots
-            )
+            config = _CONFIG.format(name=name, bundle=bundle, slots=args.slots)
             (version.parent / "config.pbtxt").write_text(config)
             (version / "model.py").write_text(_MODEL_PY.format(here=here, model=name.capitalize()))
         times = _ask(Path(folder))

@@ -30,6 +30,12 @@ PROVIDERS = {
 PREPACKED = (DECODE,)
 
 
+#: For a machine that does other work too. Threads of a graph that is done do not spin, which would
+#: take cores from the next one; work is cut finer the less of it is left, so that a thread which
+#: lost its core does not hold up the others.
+THREADING = {"session.force_spinning_stop": "1", "session.dynamic_block_base": "4"}
+
+
 @dataclass(frozen=True)
 class OnnxRuntimeArray:
     """A tensor in ONNX Runtime's memory."""
@@ -182,8 +188,8 @@ class OnnxRuntimeSession:
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
-        # Idle threads of one graph would take the cores from the next one.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
+        for key, setting in THREADING.items():
+            options.add_session_config_entry(key, setting)
         if graph not in self._prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:
