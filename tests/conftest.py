@@ -55,9 +55,15 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
     """``bundle("mha", prune=False, dtype="float16")``: folder of a built bundle. Do not write into it."""
 
     def get(
-        preset: str, *, prune: bool = True, dtype: str = "float32", fp32_layers: tuple[str, ...] = ()
+        preset: str,
+        *,
+        prune: bool = True,
+        dtype: str = "float32",
+        fp32_layers: tuple[str, ...] = (),
+        max_new_tokens: int = 32,
     ) -> Path:
-        folder = shared / "-".join((preset, "star" if prune else "full", dtype, *fp32_layers))
+        kind = "star" if prune else "full"
+        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
         options = BuildOptions(
             model=str(checkpoint(preset)),
             output=folder,
@@ -65,7 +71,7 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
             max_keep=MAX_KEEP[preset] if prune else None,
             prune=prune,
             max_text_tokens=128,
-            max_new_tokens=32,
+            max_new_tokens=max_new_tokens,
             dtype=dtype,
             fp32_layers=fp32_layers,
         )

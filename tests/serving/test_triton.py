@@ -32,7 +32,7 @@ pytestmark = pytest.mark.triton
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUMBER = "What number is written?"
-LONG = 32
+LONG = 1024
 CASES: list[dict[str, Any]] = [
     {"prompt": NUMBER},
     {"prompt": NUMBER, "keep": 29},
@@ -63,7 +63,7 @@ def server(serve, bundle):
 @pytest.fixture(scope="module")
 def narrow(serve, bundle):
     """One slot, a queue of one, long answers."""
-    return serve(bundle("mha"), "--max-slots", "1", "--queue", "1")
+    return serve(bundle("mha", max_new_tokens=LONG), "--max-slots", "1", "--queue", "1")
 
 
 def expected(pipeline: Pipeline, case: dict[str, Any]) -> tuple[str, list[int], str]:
