@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_python_example(bundle: Callable[..., Path], picture: Path, tmp_path: Path) -> None:
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    code = "".join(blocks)
     (tmp_path / "bundle").symlink_to(bundle("mha"))
     shutil.copy(picture, tmp_path / "picture.png")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
