@@ -12,7 +12,9 @@ from star_export.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportE
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     from star_export.cli.app import app
+    from star_export.cli.interrupt import remember_interrupts
 
+    remember_interrupts()
     try:
         app()
     except (StarExportError, OSError, MemoryError) as error:

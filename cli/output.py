@@ -19,6 +19,8 @@ from rich.progress import (
 )
 from rich.status import Status
 
+from star_export.cli.interrupt import stop_if_interrupted
+
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -59,6 +61,7 @@ class StepProgress:
 
     def start(self, step: str, total_bytes: int | None = None) -> None:
         """A step begins; the one before it is done."""
+        stop_if_interrupted()
         self.finish()
         self._task = self._progress.add_task(step, total=total_bytes)
 

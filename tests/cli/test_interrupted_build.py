@@ -53,6 +53,29 @@ def test_interrupt(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_that_is_swallowed_stops_the_next_step() -> None:
+    """As it happens when a destructor runs at that moment."""
+    code = """
+import os, signal
+from star_export.cli.interrupt import remember_interrupts
+from star_export.cli.output import step_progress
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass  # the signal is handled in here
+remember_interrupts()
+with step_progress() as steps:
+    steps.start("one")
+    Dying()
+    print("went on")
+    steps.start("two")
+    print("went too far")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "went on\n"
+    assert "KeyboardInterrupt" in done.stderr.splitlines()[-1]
+
+
 def test_full_disk(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))  # vision fits, the decoder does not
