@@ -22,7 +22,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n auto --dist loadfile
 
-# A build of a 3 GB checkpoint under a memory limit.
+# A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers, unpruned and as engines.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 

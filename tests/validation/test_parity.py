@@ -58,7 +58,7 @@ def test_pruned_bundles_pass(copy: Copy, preset: str, dtype: str, keep: tuple[in
     assert all(case.stages[i].error > 0 for case in report.cases for i in (1, 4, 5, 6, 7))
 
 
-@pytest.mark.parametrize("preset", ["mha", "gqa", "deep"])
+@pytest.mark.parametrize("preset", ["mha", "gqa", pytest.param("deep", marks=pytest.mark.slow)])
 def test_unpruned_bundles_pass(copy: Copy, preset: str) -> None:
     report = check(copy(preset, prune=False))
     assert report.passed

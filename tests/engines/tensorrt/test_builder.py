@@ -43,7 +43,7 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
     [
         ("mha", {}),
         ("gqa", {}),
-        ("deep", {}),
+        pytest.param("deep", {}, marks=pytest.mark.slow),
         ("gqa", {"prune": False}),
         ("gqa", {"dtype": "bfloat16"}),
         ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
