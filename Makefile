@@ -7,7 +7,7 @@ TRITON := .venv-triton
 READY  := $(VENV)/.ready
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-prepacking bench-triton bench-kernel clean
+.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -76,8 +76,8 @@ bench: $(READY)
 	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
 
 # The other table of docs/performance.md; after `make bench`.
-bench-prepacking: $(READY)
-	$(BIN)/python docs/prepacking.py build/bench/bundle docs/shapes.png
+bench-session: $(READY)
+	$(BIN)/python docs/session_options.py build/bench/bundle docs/shapes.png
 
 # The table of docs/kernels.md, on a GPU.
 bench-kernel: $(READY)

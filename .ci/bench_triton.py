@@ -99,6 +99,8 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--slots", type=int, default=16)
     args = parser.parse_args()
+    if not args.bundle.is_dir():
+        parser.error(f"{args.bundle} does not exist; `make load` builds it")
     bundle, here = json.dumps(str(args.bundle.resolve())), str(Path(__file__).resolve().parent)
     with tempfile.TemporaryDirectory() as folder:
         for name in ("here", "elsewhere"):

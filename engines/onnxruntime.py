@@ -26,14 +26,8 @@ PROVIDERS = {
 #: Graphs whose weights are copied into ONNX Runtime's packed layout at load. Decode
 #: multiplies one row by every weight and gains much from it; vision and prefill have
 #: hundreds of rows, gain little, and instead map the file: less memory and a quicker
-#: load (docs/performance.md, `make bench-prepacking`).
+#: load (docs/performance.md, `make bench-session`).
 PREPACKED = (DECODE,)
-
-
-#: For a machine that does other work too. Threads of a graph that is done do not spin, which would
-#: take cores from the next one; work is cut finer the less of it is left, so that a thread which
-#: lost its core does not hold up the others.
-THREADING = {"session.force_spinning_stop": "1", "session.dynamic_block_base": "4"}
 
 
 @dataclass(frozen=True)
@@ -126,6 +120,8 @@ class OnnxRuntimeSession:
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load.
+        spinning: Let the threads of a graph that is done go on waiting for work busily. They take
+            the cores from the next graph (`make bench-session`).
 
     Raises:
         BundleError: If ONNX Runtime cannot load a graph, or the bundle is bfloat16.
@@ -139,12 +135,13 @@ class OnnxRuntimeSession:
         device: str = "cpu",
         threads: int | None = None,
         prepacked: Collection[str] = PREPACKED,
+        spinning: bool = False,
     ) -> None:
         check_dtype(bundle)
         check_device(device)
         self.bundle, self.spec, self.device = bundle, bundle.spec, device
         self.max_batch: int | None = None
-        self._threads, self._prepacked = threads, prepacked
+        self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
             for graph, io in contract(bundle.spec).items()
@@ -188,8 +185,8 @@ class OnnxRuntimeSession:
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
-        for key, setting in THREADING.items():
-            options.add_session_config_entry(key, setting)
+        if not self._spinning:
+            options.add_session_config_entry("session.force_spinning_stop", "1")
         if graph not in self._prepacked:
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:

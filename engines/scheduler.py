@@ -291,7 +291,7 @@ class _Slots:
 
     def batch(self, wanted: int) -> tuple[Caches, int]:
         """Caches of at least the first ``wanted`` slots, and how many these are."""
-        rows = min(self.count, 1 << (wanted - 1).bit_length())
+        rows = next(rows for rows in self._batches if rows >= wanted)
         return self._batches[rows], rows
 
     def batches(self) -> Iterable[tuple[Caches, int]]:

@@ -1,7 +1,7 @@
-"""What packing the weights at load costs and gains: load time, memory, prefill, decode.
+"""What options of ONNX Runtime's sessions cost and gain: load time, vision, prefill, decode, memory.
 
 Every round starts one process per variant, so that memory and load time are its own;
-variants take turns. Usage: python docs/prepacking.py BUNDLE PICTURE
+variants take turns. Usage: python docs/session_options.py BUNDLE PICTURE
 """
 
 import json
@@ -10,14 +10,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from star_export.bundle import open_bundle
-from star_export.contract import DECODE, GRAPHS
+from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.pipeline import Pipeline
 from star_export.preprocessing import load_image, pixel_values
 
-VARIANTS = {"none": (), "decode": (DECODE,), "all": GRAPHS}
+DEFAULT = "default"
+VARIANTS: dict[str, dict[str, Any]] = {
+    DEFAULT: {},
+    "nothing prepacked": {"prepacked": ()},
+    "all prepacked": {"prepacked": GRAPHS},
+    "spinning": {"spinning": True},
+}
 ROUNDS, TOKENS = 5, 16
 
 
@@ -25,12 +32,14 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     """One process: load, answer once to warm up, answer again with the clock running."""
     begin = time.perf_counter()
     bundle = open_bundle(folder)
-    pipeline = Pipeline(bundle, OnnxRuntimeSession(bundle, prepacked=VARIANTS[variant]))
+    pipeline = Pipeline(bundle, OnnxRuntimeSession(bundle, **VARIANTS[variant]))
     loaded = time.perf_counter()
     tokens = pipeline.tokenize("What is in the picture?")
-    vision = pipeline.encode_image(pixel_values(load_image(picture), pipeline.image_spec))
+    pixels = pixel_values(load_image(picture), pipeline.image_spec)
     for _ in range(2):
         start = time.perf_counter()
+        vision = pipeline.encode_image(pixels)
+        seen = time.perf_counter()
         state = pipeline.prefill(tokens, vision, keep=pipeline.budget(None))
         prefilled = time.perf_counter()
         for _ in range(TOKENS):
@@ -39,22 +48,23 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     anonymous = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
     return {
         "load s": loaded - begin,
-        "prefill ms": 1000 * (prefilled - start),
+        "vision ms": 1000 * (seen - start),
+        "prefill ms": 1000 * (prefilled - seen),
         "decode ms/token": 1000 * (decoded - prefilled) / TOKENS,
         "own memory GB": 1024 * int(anonymous) / 1e9,
     }
 
 
 def main(folder: str, picture: str) -> None:
-    """Print the median of every measure, and its ratio to the default (decode)."""
+    """Print the median of every measure, and its ratio to the default."""
     runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
     for _ in range(ROUNDS):
         for variant in VARIANTS:
             command = [sys.executable, __file__, folder, picture, variant]
             runs[variant].append(json.loads(subprocess.check_output(command)))
-    for measure_ in runs["none"][0]:
+    for measure_ in runs[DEFAULT][0]:
         medians = {v: statistics.median(run[measure_] for run in runs[v]) for v in VARIANTS}
-        cells = [f"{v} {m:,.2f} ({m / medians['decode']:.2f}x)" for v, m in medians.items()]
+        cells = [f"{v} {m:,.2f} ({m / medians[DEFAULT]:.2f}x)" for v, m in medians.items()]
         print(f"{measure_:<18}{'   '.join(cells)}")
 
 
