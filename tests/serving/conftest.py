@@ -60,6 +60,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ru
         started.append(process)
         http, grpc, metrics = (f"localhost:{port}" for port in ports)
         wait_until_ready(process, http)
+        _wait_for_port(ports[2])  # Triton is ready some milliseconds before its metrics are
         return Running(process, folder / "repository", http, grpc, metrics)
 
     yield start
@@ -73,3 +74,11 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return int(probe.getsockname()[1])
+
+
+def _wait_for_port(port: int) -> None:
+    deadline = time.monotonic() + 20
+    with socket.socket() as probe:
+        while probe.connect_ex(("localhost", port)) != 0:
+            assert time.monotonic() < deadline, f"nothing listens at port {port}"
+            time.sleep(0.05)
