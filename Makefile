@@ -5,9 +5,11 @@ BIN    := $(VENV)/bin
 OUT    := build/demo
 TRITON := .venv-triton
 READY  := $(VENV)/.ready
+# PyPI's torch for Linux is its CUDA build, of gigabytes; PyTorch's own index has one for CPUs.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel clean
+.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -83,8 +85,28 @@ bench-session: $(READY)
 bench-kernel: $(READY)
 	$(BIN)/python -m star_export.validation.kernel_bench
 
+# That every extra can be installed from PyPI alone, on every supported Python.
+resolve: $(READY)
+	$(BIN)/python .ci/resolve.py
+
+# The README's two commands as a new user has them: a fresh clone, a fresh environment, packages from PyPI alone.
+fresh:
+	rm -rf build/fresh
+	git clone -q . build/fresh
+	env -u PIP_FIND_LINKS -u PIP_CONSTRAINT PIP_CONFIG_FILE=/dev/null $(MAKE) -C build/fresh demo
+	env -u PIP_FIND_LINKS -u PIP_CONSTRAINT PIP_CONFIG_FILE=/dev/null $(MAKE) -C build/fresh test
+	rm -rf build/fresh
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" != Linux ] || nvidia-smi -L > /dev/null 2>&1; then \
+	    echo "downloading DOWNLOAD_GPU"; \
+	elif $(BIN)/python -c "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5)" 2> /dev/null \
+	    && $(BIN)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch; then \
+	    echo "downloading DOWNLOAD_CPU"; \
+	else \
+	    echo "downloading DOWNLOAD_FALLBACK"; \
+	fi
 	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
 	touch $@
 

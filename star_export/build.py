@@ -19,7 +19,7 @@ from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
-from star_export.files import staging_folder, write_json
+from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.specs import (
     DEFAULT_DROP_RATIO,
     DType,
@@ -159,6 +159,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         SettingsError: If options contradict the model, or the output exists.
         PlatformError: If a package, the network or disk space is missing.
     """
+    clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
     if options.output.exists() and not options.overwrite:
         raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
     if options.output.exists() and not _replaceable(options.output):

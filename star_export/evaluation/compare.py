@@ -1,6 +1,5 @@
 """STAR against its own stages, FastV and blind choices, on one model and one task."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from star_export.evaluation.methods import STAR, Bundles, Method, Pruned, all_me
 from star_export.evaluation.record import Record
 from star_export.evaluation.statistics import Estimate, Score, Scores
 from star_export.evaluation.task import open_task
+from star_export.files import scratch_folder
 from star_export.pipeline import load
 from star_export.specs import DEFAULT_DROP_RATIO, DType, ExportSpec, check_keep, resolve_star, stage1_count
 
@@ -178,13 +178,13 @@ def _spec(options: CompareOptions) -> ExportSpec:
 def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], None]) -> Iterator[Bundles]:
     """What all methods run on, gone afterwards."""
     assert spec.star is not None
-    with tempfile.TemporaryDirectory(dir=options.answers.parent, prefix=".compare-") as scratch:
+    with scratch_folder(options.answers.parent, f".{options.answers.name}.compare-") as scratch:
 
         def make(name: str, **settings: Any) -> Looker:
             say(f"building {name}")
             building = BuildOptions(
                 model=options.model,
-                output=Path(scratch) / name,
+                output=scratch / name,
                 dtype=options.dtype,
                 max_text_tokens=MAX_TEXT_TOKENS,
                 max_new_tokens=MAX_NEW_TOKENS,

@@ -1,6 +1,5 @@
 """The unpruned bundle that a pruned one is compared with."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
 from star_export.errors import SettingsError
+from star_export.files import scratch_folder
 
 
 @contextmanager
@@ -39,9 +39,9 @@ def unpruned_baseline(
         _check_given(bundle, given)
         yield given
         return
-    with tempfile.TemporaryDirectory(dir=bundle.folder.parent, prefix=".baseline-") as scratch:
+    with scratch_folder(bundle.folder.parent, f".{bundle.folder.name}.baseline-") as scratch:
         progress("building the unpruned baseline")
-        yield build_baseline(bundle, Path(scratch) / "baseline", source=source, backend=backend)
+        yield build_baseline(bundle, scratch / "baseline", source=source, backend=backend)
 
 
 def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -> Path:

@@ -1,16 +1,24 @@
 """Nothing is half written: files and folders appear whole or not at all."""
 
+import contextlib
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from star_export.errors import PlatformError
-from star_export.files import atomic_open, sha256, staging_folder, write_json
+from star_export.files import (
+    atomic_open,
+    clear_scratch,
+    sha256,
+    staging_folder,
+    staging_name,
+    write_json,
+)
 
 # Writes a file of 1 MB through one of the two helpers where files may have 64 kB.
 FULL_DISK = """
@@ -86,6 +94,13 @@ def test_atomic_open_keeps_old_content_on_error(tmp_path: Path, error: type[Base
     assert tree(tmp_path) == {"a.txt": "old"}
 
 
+def test_the_temporary_file_is_on_the_disk_of_the_target(tmp_path: Path) -> None:
+    """Else it could not take its place at once."""
+    with atomic_open(tmp_path / "a.txt"):
+        [temporary] = entries(tmp_path)
+        assert temporary.startswith(".a.txt.")
+
+
 def test_write_json_is_readable_and_keeps_non_ascii(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Zürich"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")
@@ -133,10 +148,10 @@ def test_overwrite_keeps_the_old_one_on_error(old_bundle: Path) -> None:
 
 def test_overwrite_puts_the_old_one_back_when_the_rename_fails(old_bundle: Path) -> None:
     with (
-        pytest.raises(PlatformError, match="could not write the bundle to"),
+        pytest.raises(PlatformError, match=r"could not write .*bundle"),
         staging_folder(old_bundle, overwrite=True) as folder,
     ):
-        shutil.rmtree(folder)  # nothing left to rename
+        folder.rmdir()  # nothing left to rename
     assert tree(old_bundle.parent) == {"bundle/manifest.json": "old"}
     assert entries(old_bundle.parent) == ["bundle"]
 
@@ -147,7 +162,7 @@ def test_overwrite_survives_an_interrupt_in_the_swap(
     rename = Path.rename
 
     def interrupted(self: Path, target: Path) -> Path:
-        if ".partial-" in self.name:
+        if self.name == "new":
             raise KeyboardInterrupt
         return rename(self, target)
 
@@ -168,6 +183,89 @@ def test_an_existing_target_is_not_replaced_unasked(old_bundle: Path) -> None:
     assert entries(old_bundle.parent) == ["bundle"]
 
 
+def test_an_error_of_something_else_is_no_lack_of_space(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError, match="elsewhere"),
+        staging_folder(tmp_path / "bundle", overwrite=False),
+    ):
+        (tmp_path / "elsewhere").read_bytes()
+
+
+def test_a_folder_that_cannot_be_written_is_no_lack_of_space(old_bundle: Path) -> None:
+    with (
+        pytest.raises(PlatformError, match="No such file or directory; nothing was left behind, mend that"),
+        staging_folder(old_bundle, overwrite=True) as folder,
+    ):
+        (folder / "missing" / "file").write_text("")
+
+
+# Stages a folder, then waits; "swap" moves the old one away first, as an overwrite does.
+KILLED = """
+import sys, time
+from pathlib import Path
+from star_export.files import staging_folder
+
+target = Path(sys.argv[1])
+with staging_folder(target, overwrite=True) as folder:
+    (folder / "large").write_text("half")
+    if sys.argv[2] == "swap":
+        (folder.parent / "old").mkdir()
+        target.rename(folder.parent / "old" / target.name)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@contextlib.contextmanager
+def staging_process(target: Path, kind: str = "") -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", KILLED, str(target), kind]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_what_killed_processes_left_goes_and_what_running_ones_use_stays(tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    with staging_process(target) as killed:
+        killed.kill()
+        killed.wait()
+        [left] = entries(tmp_path)
+    with staging_process(target):
+        [used] = entries(tmp_path)
+        assert used != left
+        with staging_folder(target, overwrite=False) as folder:
+            (folder / "a").write_text("1")
+        assert entries(tmp_path) == [used, "bundle"]
+        assert tree(target) == {"a": "1"}
+
+
+@pytest.mark.parametrize("later", ["", "a newer one"])
+def test_a_bundle_moved_away_by_a_killed_overwrite_comes_back(old_bundle: Path, later: str) -> None:
+    with staging_process(old_bundle, "swap") as killed:
+        killed.kill()
+        killed.wait()
+    assert not old_bundle.exists()
+    if later:
+        old_bundle.mkdir()
+        (old_bundle / "manifest.json").write_text(later)
+    clear_scratch(old_bundle.parent, staging_name(old_bundle))
+    assert tree(old_bundle.parent) == {"bundle/manifest.json": later or "old"}
+    assert entries(old_bundle.parent) == ["bundle"]
+
+
+def test_folders_of_other_names_are_not_leftovers(tmp_path: Path) -> None:
+    mine = tmp_path / ".bundle.partial-notes"
+    mine.mkdir()
+    (mine / "mine").write_text("keep")  # no lock: nothing of ours
+    with staging_folder(tmp_path / "bundl*", overwrite=False):
+        pass
+    with staging_folder(tmp_path / "bundle", overwrite=False):
+        pass
+    assert tree(mine) == {"mine": "keep"}
+
+
 def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
@@ -185,7 +283,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_a_full_disk_leaves_the_old_bundle(old_bundle: Path) -> None:
     output = fill_disk("folder", old_bundle)
-    assert output.startswith("PlatformError could not write the bundle")
+    assert output.startswith("PlatformError could not write")
     assert "free space" in output
     assert tree(old_bundle.parent) == {"bundle/manifest.json": "old"}
     assert entries(old_bundle.parent) == ["bundle"]
