@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve fresh clean
+.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -88,6 +88,11 @@ bench-kernel: $(READY)
 # That every extra can be installed from PyPI alone, on every supported Python.
 resolve: $(READY)
 	$(BIN)/python .ci/resolve.py
+
+# Small faults planted in the logic, of which the tests should notice most: a sample within 15 minutes.
+# The whole, hours: .venv/bin/python .ci/mutants.py --seconds 0
+mutants: $(READY)
+	$(BIN)/python .ci/mutants.py --seconds 720
 
 # The README's two commands as a new user has them: a fresh clone, a fresh environment, packages from PyPI alone.
 fresh:

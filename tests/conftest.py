@@ -1,16 +1,17 @@
 """Real checkpoints and real bundles, made once per test run."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from filelock import FileLock
 from PIL import Image
 
-from star_export.build import BuildOptions, build
-from star_export.validation.checkpoints import make_checkpoint
+# Small models: two torch threads mostly wait for each other, for seconds on a busy machine. Torch itself
+# is imported where a test needs it, so that the others start at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Largest budget below each small model's stage-1 count that tests use.
 MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288}
@@ -18,15 +19,11 @@ MINI = Path(__file__).parents[1] / "models/mini"
 PROMPT = "What is in the picture?"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """Small models: two torch threads mostly wait for each other, for seconds on a busy machine."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder that all processes of this test run share."""
+    """A folder that all processes of this test run share; a given one also with other runs."""
+    if given := os.environ.get("STAR_EXPORT_TEST_BUNDLES"):
+        return Path(given)
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "shared"
     folder.mkdir(exist_ok=True)
@@ -41,6 +38,8 @@ def checkpoint(shared: Path) -> Callable[[str], Path]:
     """
 
     def get(preset: str) -> Path:
+        from star_export.validation.checkpoints import make_checkpoint
+
         if preset == "mini":
             return MINI
         folder = shared / preset
@@ -62,6 +61,8 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
     ) -> Path:
+        from star_export.build import BuildOptions, build
+
         kind = "star" if prune else "full"
         folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
         options = BuildOptions(

@@ -121,7 +121,8 @@ def test_the_report_is_written_into_the_bundle(copy: Copy, checkpoint: Callable[
     assert written == json.loads(json.dumps(report.to_dict()))
     assert written["passed"] is True
     assert (written["bundle"], written["reference"]) == (str(folder), str(checkpoint("mha")))
-    assert written["versions"]["torch"] == torch.__version__
+    # A wheel's own version may lack the build that torch tells (+cu130).
+    assert written["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
     assert check(folder).passed  # a report in the bundle does not damage it
 
 
