@@ -104,13 +104,13 @@ fresh:
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	@if [ "$$(uname -s)" != Linux ] || nvidia-smi -L > /dev/null 2>&1; then \
-	    echo "downloading DOWNLOAD_GPU"; \
-	elif $(BIN)/python -c "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5)" 2> /dev/null \
-	    && $(BIN)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch; then \
-	    echo "downloading DOWNLOAD_CPU"; \
+	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L > /dev/null 2>&1 && $(BIN)/python -c \
+	    "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5)" 2> /dev/null; then \
+	    echo "downloading about 0.7 GB, with torch for CPUs: this machine has no NVIDIA GPU"; \
+	    $(BIN)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
+	        || echo "not there: downloading about 3 GB, with torch for CUDA"; \
 	else \
-	    echo "downloading DOWNLOAD_FALLBACK"; \
+	    echo "downloading about 3 GB on Linux, with torch for CUDA; 0.7 GB elsewhere"; \
 	fi
 	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
 	touch $@
