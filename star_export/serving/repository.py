@@ -192,6 +192,6 @@ pip install star-export
 It is ready when `curl localhost:8000/v2/health/ready` succeeds. Then
 
 ```
-star-export client localhost:8000 --image picture.png --prompt "What is this?"
+star-export client localhost:8001 --image picture.png --prompt "What is this?"
 ```
 """
