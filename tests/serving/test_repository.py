@@ -1,21 +1,15 @@
-"""The model repository and the client, as far as they need no server."""
+"""The model repository."""
 
-import base64
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from star_export.bundle import open_bundle
 from star_export.cli.app import app
-from star_export.errors import InputError, PlatformError, SettingsError
-from star_export.serving.client import collect, stream
-from star_export.serving.fields import image_bytes, scalars
+from star_export.errors import SettingsError
 from star_export.serving.repository import ServeOptions, server_command, write_repository
-
-PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 
 
 def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
@@ -73,44 +67,3 @@ def test_settings_are_checked(bundle, tmp_path: Path, options, library, message:
     with pytest.raises(SettingsError, match=message):
         write_repository(open_bundle(bundle("mha")), tmp_path / "out", options, plugin_library=library)
     assert not list(tmp_path.iterdir())
-
-
-def test_pictures_come_as_bytes_as_base64_or_as_data_urls() -> None:
-    data = PICTURE.read_bytes()
-    text = base64.b64encode(data)
-    assert image_bytes(data) == data
-    assert image_bytes(text) == data
-    assert image_bytes(b"data:image/png;base64," + text) == data
-
-
-def test_inputs_become_python_values() -> None:
-    given = {
-        "prompt": np.array([b"caf\xc3\xa9"], object),
-        "stop": np.array([b"a", b"b"], object),
-        "keep": np.array([29], np.int32),
-        "image": np.array([b"\xff"], object),
-    }
-    assert scalars(given) == {"image": b"\xff", "prompt": "café", "keep": 29, "stop": ("a", "b")}
-    with pytest.raises(InputError, match="stop must be UTF-8"):
-        scalars({"stop": np.array([b"a", b"\xff"], object)})
-
-
-def test_the_client_tells_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
-        list(stream("localhost:1", tmp_path / "none.png", "What?"))
-    with pytest.raises(PlatformError, match="no answer from localhost:1"):
-        list(stream("localhost:1", PICTURE, "What?"))
-
-
-def test_responses_are_put_together() -> None:
-    last = {"text": "", "token_ids": [2], "finish_reason": "stop", "usage": "{}", "timings_ms": '{"ttft": 1}'}
-    with pytest.raises(PlatformError, match="broke off"):
-        collect(iter([{"text": "a", "token_ids": [5, 6]}]))
-    whole = collect(iter([{"text": "a", "token_ids": [5, 6]}, last]))
-    assert whole == {
-        "text": "a",
-        "token_ids": [5, 6, 2],
-        "finish_reason": "stop",
-        "usage": {},
-        "timings_ms": {"ttft": 1},
-    }

@@ -1,5 +1,6 @@
 """The models that Triton runs, on a real bundle, with a fake of Triton around them."""
 
+import io
 import json
 import logging
 import os
@@ -152,7 +153,7 @@ def outcome(model: Any, **fields: Any) -> Outcome:
     assert timings["total"] >= timings["ttft"] > 0
     return Outcome(
         "".join(one["text"] for one in found),
-        sum((one["token_ids"] for one in found), []),
+        [token for one in found for token in one["token_ids"]],
         last["finish_reason"],
         json.loads(last["usage"])["stage2_tokens"],
         len(found),
@@ -164,14 +165,10 @@ def expected(pipeline: Pipeline, **fields: Any) -> Outcome:
     sampling = Sampling(**{k: given[k] for k in ("temperature", "top_p", "seed") if k in given})
     settings = {k: given[k] for k in ("keep", "max_new_tokens", "stop") if k in given}
     result = pipeline.generate(given["image"], given["prompt"], sampling=sampling, **settings).result()
-    return Outcome(
-        result.text, list(result.token_ids), result.finish_reason, len(result.stage2_indices), 1
-    )
+    return Outcome(result.text, list(result.token_ids), result.finish_reason, len(result.stage2_indices), 1)
 
 
 def turned() -> bytes:
-    import io
-
     data = io.BytesIO()
     Image.open(io.BytesIO(PICTURE)).convert("RGB").rotate(90).save(data, "PNG")
     return data.getvalue()
@@ -284,14 +281,14 @@ def test_a_cancelled_request_leaves_its_slot(model, slow) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_answer_that_cannot_be_sent_is_not_made(model, slow, stream: bool, caplog) -> None:
     slow(model)
-    stats = model._scheduler.stats
+    stats, end = model._scheduler.stats, "cancelled" if stream else "length"
     before = stats.finished.copy()
     one = request(stream=stream)
     one.sender.broken = True
     send(model, one)
     wait_until(lambda: stats.finished.total() == before.total() + 1)
     wait_until(lambda: not model._present)
-    assert stats.finished["cancelled" if stream else "length"] == before["cancelled" if stream else "length"] + 1
+    assert stats.finished[end] == before[end] + 1
     assert "an error could not be sent: the response cannot be sent" in caplog.text
 
 
