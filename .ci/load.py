@@ -2,7 +2,8 @@
 
 Three servers, one after the other, with the same work: in-flight batching, one request at a time, and
 the unpruned bundle with the same memory for KV caches. One picture is a photo of 12 megapixels. One
-request in ten is garbage or is dropped by its client. Exit code 1 if an answer is wrong, a request is lost, or memory grows.
+request in ten is garbage or is dropped by its client. Exit code 1 if an answer is wrong, a request is
+lost, or memory grows.
 """
 
 import argparse

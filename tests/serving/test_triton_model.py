@@ -295,7 +295,9 @@ def test_an_answer_that_cannot_be_sent_is_not_made(model, slow, stream: bool, ca
 def test_a_full_queue_refuses_and_takes_again(narrow, slow) -> None:
     slow(narrow)
     asked = [request() for _ in range(4)]
-    send(narrow, *asked)
+    send(narrow, asked[0])
+    wait_until(lambda: narrow._scheduler.stats.running == 1)
+    send(narrow, *asked[1:])
     busy = (Code.UNAVAILABLE, "2 requests are here already; try again later")
     assert [error_of(one) for one in asked[2:]] == [busy] * 2
     for one in asked[:2]:
