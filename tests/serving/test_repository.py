@@ -1,6 +1,8 @@
 """The model repository."""
 
 import json
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,67 @@ from typer.testing import CliRunner
 from star_export.bundle import open_bundle
 from star_export.cli.app import app
 from star_export.errors import SettingsError
-from star_export.serving.repository import ServeOptions, server_command, write_repository
+from star_export.serving.fields import INPUTS, OUTPUTS
+from star_export.serving.repository import (
+    ServeOptions,
+    default_backend,
+    model_config,
+    server_command,
+    write_repository,
+)
+
+
+def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
+    options = ServeOptions(
+        kv_cache_mib=5000, max_slots=7, queue=3, timeout_s=9.5, feature_cache_mib=11, threads=2
+    )
+    write_repository(open_bundle(bundle("mha")), tmp_path / "repository", options)
+    config = (tmp_path / "repository/star_llava/config.pbtxt").read_text()
+    found = dict(re.findall(r'key: "(\w+)" value: { string_value: "(.*?)" }', config))
+    own = {"bundle": "bundle", "plugin_library": ""}
+    assert found == {name: str(value) for name, value in asdict(options).items()} | own
+    assert asdict(ServeOptions()) == {
+        "backend": "onnxruntime",
+        "kv_cache_mib": 4096,
+        "max_slots": 32,
+        "queue": 64,
+        "timeout_s": 120.0,
+        "feature_cache_mib": 256,
+        "threads": 0,
+    }
+    for model, module in (("star_llava", "triton_model"), ("star_llava_infer", "triton_unary")):
+        code = (tmp_path / "repository" / model / "1/model.py").read_text()
+        compile(code, "model.py", "exec")
+        assert f"from star_export.serving.{module} import TritonPythonModel" in code
+
+
+def test_engines_are_served_where_a_bundle_has_them(bundle) -> None:
+    source = open_bundle(bundle("mha"))
+    assert default_backend(source) == "onnxruntime"
+    for engines, backend in (
+        ({"tensorrt-rtx": {}}, "tensorrt-rtx"),
+        ({"tensorrt-rtx": {}, "tensorrt": {}}, "tensorrt"),
+    ):
+        assert default_backend(replace(source, manifest={**source.manifest, "engines": engines})) == backend
+
+
+def test_a_plugin_library_comes_along(bundle, tmp_path: Path) -> None:
+    library = tmp_path / "libstar.so"
+    library.write_bytes(b"a library")
+    output = tmp_path / "repository"
+    write_repository(open_bundle(bundle("mha")), output, ServeOptions(), plugin_library=library)
+    assert (output / "star_llava/1/plugin.so").read_bytes() == b"a library"
+    config = (output / "star_llava/config.pbtxt").read_text()
+    assert 'key: "plugin_library" value: { string_value: "plugin.so" }' in config
+
+
+def test_a_bundle_on_another_disk_is_copied(bundle, tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("star_export.serving.repository.os.link", refuse)
+    write_repository(open_bundle(bundle("mha")), tmp_path / "repository", ServeOptions())
+    open_bundle(tmp_path / "repository/star_llava/1/bundle", verify=True)
 
 
 def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
@@ -25,6 +87,26 @@ def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
     assert "decoupled: true" in config
     assert "decoupled: false" in (output / "star_llava_infer/config.pbtxt").read_text()
     assert server_command(output) in (output / "README.md").read_text()
+
+
+def test_documentation_and_configuration_have_the_same_tensors() -> None:
+    page = (Path(__file__).parents[2] / "docs/triton.md").read_text()
+    rows = re.findall(r"^\| (`.+`) \| (\w+) \[(\w)\](, optional|, last response)? \|", page, re.MULTILINE)
+    documented = [
+        (name, kind.replace("BYTES", "STRING"), length.replace("n", "-1"), bool(optional))
+        for names, kind, length, optional in rows
+        for name in re.findall(r"\w+", names)
+    ]
+    assert [(f.name, f.kind, str(f.length), f.optional) for f in (*INPUTS, *OUTPUTS)] == documented
+    tensor = r'(?:in|out)put { name: "(\w+)" data_type: TYPE_(\w+) dims: \[ (-?1) \](?: (optional): true)? }'
+    last_only = {field.name for field in OUTPUTS if field.optional}
+    for model in ("star_llava", "star_llava_infer"):
+        config = model_config(model, {"a": 1, "b": 'x"\\'})
+        configured = re.findall(tensor, config)
+        assert [(*rest, bool(flag) or rest[0] in last_only) for *rest, flag in configured] == documented
+        assert f'name: "{model}"\nbackend: "python"\nmax_batch_size: 0\n' in config
+        assert 'parameters { key: "a" value: { string_value: "1" } }\n' in config
+        assert r'parameters { key: "b" value: { string_value: "x\"\\" } }' in config
 
 
 def test_a_repository_is_replaced_only_when_asked_and_nothing_else_is(bundle, tmp_path: Path) -> None:
