@@ -1,6 +1,7 @@
 """The client over real gRPC, against a fake of Triton's front end before the real model."""
 
 import json
+import socket
 import sys
 import time
 from concurrent.futures import CancelledError
@@ -125,6 +126,16 @@ def test_a_server_that_is_not_there_or_not_ready() -> None:
         pytest.raises(PlatformError, match="does not serve star_llava, or not yet"),
     ):
         list(stream(address, PICTURE, "What?"))
+
+
+def test_a_port_that_says_nothing() -> None:
+    with socket.socket() as silent:
+        silent.bind(("localhost", 0))
+        silent.listen()
+        url, began = f"localhost:{silent.getsockname()[1]}", time.monotonic()
+        with pytest.raises(PlatformError, match=f"no answer from {url}"):
+            list(stream(url, PICTURE, "What?", timeout=0.2))
+    assert time.monotonic() - began < 10
 
 
 def test_waiting_has_an_end() -> None:
