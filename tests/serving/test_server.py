@@ -54,18 +54,22 @@ def test_a_server_that_ends_by_itself_has_failed(tritonserver, tmp_path: Path) -
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_that_is_asked_to_end_has_not(tritonserver, tmp_path: Path, number: int) -> None:
-    ready = tmp_path / "ready"
-    tritonserver(f"trap 'exit 0' TERM; trap 'exit 9' INT; touch {ready}; while :; do sleep 0.02; done")
+    ready, leaders = tmp_path / "ready", []
+    waiting = "while :; do sleep 0.02; done"
+    tritonserver(f"trap 'exit 0' TERM; trap 'exit 9' INT; echo $$ > {ready}.; mv {ready}. {ready}; {waiting}")
 
     def ask() -> None:
         while not ready.exists():
             time.sleep(0.01)
+        child = int(ready.read_text())
+        leaders.append(os.getsid(child) == child)  # so that a terminal's Ctrl-C does not reach it too
         os.kill(os.getpid(), number)
 
     asking = threading.Thread(target=ask)
     asking.start()
     assert serve(tmp_path) == 0
     asking.join()
+    assert leaders == [True]
 
 
 def test_no_server_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
