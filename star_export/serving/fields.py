@@ -15,7 +15,7 @@ from star_export.errors import InputError
 
 MODEL, UNARY_MODEL = "star_llava", "star_llava_infer"
 
-#: Parameter by which the second asks the first for :class:`Refusal`\ s with their code in the text.
+#: Parameter by which the second asks the first for errors with their code in the text; see ``refusal``.
 FORWARDED = "star_forwarded"
 #: Parameters that no user means for the model.
 TRITONS_OWN = (FORWARDED, "id", "binary_data_output", "triton_enable_empty_final_response")
