@@ -161,6 +161,7 @@ class MetricFamily:
 class Metric:
     def __init__(self, kind: str, labels: dict[str, str]) -> None:
         self.kind, self.labels, self.value = kind, labels, 0.0
+        self.history: list[float] = []
 
     def increment(self, by: float) -> None:
         assert self.kind == MetricFamily.COUNTER
@@ -170,6 +171,7 @@ class Metric:
     def set(self, value: float) -> None:
         assert self.kind == MetricFamily.GAUGE
         self.value = value
+        self.history.append(value)
 
 
 class _Service(service.GRPCInferenceServiceServicer):
