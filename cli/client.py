@@ -7,9 +7,9 @@ from star_export.cli.output import err, print_json
 EPILOG = """
 **Examples**
 
-`star-export client localhost:8000 --image dog.png --prompt "What is this?"`
+`star-export client localhost:8001 --image dog.png --prompt "What is this?"`
 
-`star-export client triton.example:8000 --image dog.png --prompt "Describe it." --keep 29 --json`
+`star-export client grpc://triton.example:8001 --image dog.png --prompt "Describe it." --keep 29 --json`
 """
 
 

@@ -306,7 +306,7 @@ ServerOptionsArgument = Annotated[
     typer.Argument(metavar="[-- OPTIONS]", help="With --serve: further options of tritonserver."),
 ]
 UrlArgument = Annotated[
-    str, typer.Argument(metavar="URL", help="Triton's HTTP port, such as localhost:8000.")
+    str, typer.Argument(metavar="URL", help="Triton's gRPC port, such as localhost:8001.")
 ]
 ClientTimeoutOption = Annotated[
     float, typer.Option("--timeout", min=0.001, help="Seconds to wait for each piece of the answer.")

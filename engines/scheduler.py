@@ -19,7 +19,7 @@ import numpy.typing as npt
 from star_export.engines.features import FeatureCache, Pixels
 from star_export.engines.session import Caches, DeviceArray
 from star_export.engines.ticket import Stats, Ticket, Usage
-from star_export.errors import BusyError, DeadlineError, SettingsError, StarExportError
+from star_export.errors import BusyError, DeadlineError, DeviceError, SettingsError, StarExportError
 
 if TYPE_CHECKING:
     from star_export.generation import Request
@@ -53,6 +53,7 @@ class Scheduler:
         slots: Sequences that are decoded at once.
         queue: Requests that may wait for a slot.
         feature_bytes: Memory for the features of pictures seen before.
+        on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
 
     Example:
         >>> with Scheduler(pipeline, slots=8) as scheduler:
@@ -61,10 +62,17 @@ class Scheduler:
     """
 
     def __init__(
-        self, pipeline: "Pipeline", *, slots: int, queue: int = 64, feature_bytes: int = 256 << 20
+        self,
+        pipeline: "Pipeline",
+        *,
+        slots: int,
+        queue: int = 64,
+        feature_bytes: int = 256 << 20,
+        on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
         self.pipeline, self.slots, self.queue = pipeline, slots, queue
         self.stats = Stats(slots=slots)
+        self._on_lost = on_lost
         self._features = FeatureCache(feature_bytes)
         self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
         for caches, rows in self._slots.batches():
@@ -83,6 +91,13 @@ class Scheduler:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def warm_up(self, request: "Request") -> None:
+        """Run vision, and prefill in every slot; only before anything was submitted."""
+        vision = self._see(request.pixels)
+        for slot in range(self.slots):
+            self.pipeline.prefill(request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot))
+        self.pipeline.session.synchronize()
 
     def submit(self, request: "Request", *, timeout: float | None = None) -> Ticket:
         """Queue a request.
@@ -141,6 +156,20 @@ class Scheduler:
                 log.exception("a request failed")
             for ticket in concerned:
                 self._fail(ticket, error)
+            if isinstance(error, DeviceError):
+                self._give_up(error)
+
+    def _give_up(self, error: DeviceError) -> None:
+        """Nothing will run any more: fail every request, accept no others."""
+        with self._changed:
+            self._closing = True
+            everyone = [*self._waiting, *self._running.values()]
+            self._waiting.clear()
+        if self._arriving:
+            everyone.append(self._arriving[0])
+        for ticket in everyone:
+            self._fail(ticket, error)
+        self._on_lost(error)
 
     def _leave(self) -> None:
         """Let go of requests that were cancelled or took too long."""

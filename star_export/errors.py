@@ -40,3 +40,7 @@ class BusyError(StarExportError):
 
 class DeadlineError(StarExportError):
     """A request took longer than it may."""
+
+
+class DeviceError(StarExportError):
+    """The GPU is lost to this process: whatever uses it fails until the process is started again."""

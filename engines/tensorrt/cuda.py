@@ -15,10 +15,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from star_export.errors import PlatformError
+from star_export.errors import DeviceError, PlatformError
 
 #: Tensors that share an allocation start at multiples of this, as separate ones would.
 ALIGNMENT = 256
+
+#: Errors of the runtime and of the driver after which every further call fails in this process.
+STICKY = frozenset({
+    214,  # ECC uncorrectable
+    220,  # NVLink uncorrectable
+    226,  # contained
+    700,  # illegal address
+    702,  # launch timeout
+    710,  # assert
+    714,  # hardware stack error
+    715,  # illegal instruction
+    716,  # misaligned address
+    717,  # invalid address space
+    718,  # invalid program counter
+    719,  # launch failure
+    721,  # tensor memory leak
+    810,  # MPS client terminated
+    911,  # external device
+})  # fmt: skip
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -66,9 +85,12 @@ def check(returned: tuple[Any, ...], doing: str) -> Any:
         doing: What the call was for, for the message.
 
     Raises:
-        PlatformError: With CUDA's name and text of the error.
+        DeviceError: If no call will succeed in this process any more.
+        PlatformError: If this one failed. Both with CUDA's name and text of the error.
     """
     error, *values = returned
+    if int(error) in STICKY:
+        raise DeviceError(f"the GPU is lost, {doing}: {_describe(error)}; start the program again")
     if int(error):
         raise PlatformError(f"{doing}: {_describe(error)}")
     return values[0] if len(values) == 1 else tuple(values)
@@ -211,9 +233,12 @@ class Stream:
         check(cudart.cudaStreamBeginCapture(self._stream, mode), "beginning a CUDA graph")
         try:
             enqueue()
-        finally:
-            ended = cudart.cudaStreamEndCapture(self._stream)
-        return Graph(check(ended, "capturing a CUDA graph"))
+        except BaseException:
+            _, graph = cudart.cudaStreamEndCapture(self._stream)
+            if graph is not None:  # what was recorded until then
+                cudart.cudaGraphDestroy(graph)
+            raise
+        return Graph(check(cudart.cudaStreamEndCapture(self._stream), "capturing a CUDA graph"))
 
     def launch(self, graph: Graph) -> None:
         """Run a captured graph, without waiting."""

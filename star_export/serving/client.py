@@ -1,16 +1,43 @@
-"""A client of ``generate_stream`` that needs nothing but Python."""
+"""A client of ``star_llava`` over gRPC.
 
-import base64
-import http.client
+Not over HTTP: a body of more than about 4 MB, which one photo of a phone makes, ends tritonserver 2.51.
+"""
+
+import importlib
 import json
-import urllib.error
-import urllib.request
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from star_export.errors import InputError, PlatformError, StarExportError
-from star_export.serving.fields import MODEL, OUTPUTS
+import numpy as np
+
+from star_export.errors import (
+    BusyError,
+    DeadlineError,
+    InputError,
+    PlatformError,
+    SettingsError,
+    StarExportError,
+)
+from star_export.serving.fields import INPUTS, MODEL, OUTPUTS, check_names
+
+#: NumPy's and Triton's types of each kind of field.
+TYPES: dict[str, tuple[Any, str]] = {
+    "STRING": (np.object_, "BYTES"),
+    "INT32": (np.int32, "INT32"),
+    "INT64": (np.int64, "INT64"),
+    "FP32": (np.float32, "FP32"),
+    "BOOL": (np.bool_, "BOOL"),
+}
+
+#: Errors by gRPC's status; a server that gives another one has failed.
+KINDS: dict[str, type[StarExportError]] = {
+    "INVALID_ARGUMENT": InputError,
+    "UNAVAILABLE": BusyError,
+    "CANCELLED": DeadlineError,
+    "DEADLINE_EXCEEDED": DeadlineError,
+}
 
 
 def stream(
@@ -19,7 +46,7 @@ def stream(
     """Ask a server about a picture.
 
     Args:
-        url: Of Triton's HTTP port: ``localhost:8000``.
+        url: Of Triton's gRPC port: ``localhost:8001``, or with ``grpc://`` before it.
         image: File of the picture.
         prompt: The question.
         timeout: Seconds to wait for each piece.
@@ -30,26 +57,33 @@ def stream(
 
     Raises:
         InputError: If the picture cannot be read, or the server refuses the request.
-        PlatformError: If the server cannot be reached, is busy or goes away.
+        SettingsError: If the URL is none of gRPC, or a number does not fit its input.
+        BusyError: If the queue is full or the server goes down.
+        DeadlineError: If it took too long, here or there.
+        PlatformError: If tritonclient is missing, or no such server can be reached.
+        StarExportError: If the server failed.
     """
-    try:
-        data = image.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {image}: {error.strerror}; give the path of a picture") from error
+    check_names(inputs)
     given = {name: value for name, value in inputs.items() if value is not None}
-    body = {"image": base64.b64encode(data).decode(), "prompt": prompt, "stream": True, **given}
-    address = f"{url if '://' in url else f'http://{url}'}/v2/models/{MODEL}/generate_stream"
-    try:
-        request = urllib.request.Request(address, json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=timeout) as response:
-            for line in response:
-                if line.startswith(b"data: "):
-                    yield _response(json.loads(line.removeprefix(b"data: ")), url)
-    except urllib.error.HTTPError as error:
-        raise _refused(_message(error), url) from error
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        raise PlatformError(f"no answer from {url}: {reason}; is a server there, and is it ready?") from error
+    values = {"image": _read(image), "prompt": prompt, "stream": True, **given}
+    grpc, address = _library(), _address(url)
+    tensors = [_tensor(grpc, name, value) for name, value in values.items()]
+    updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    with grpc.InferenceServerClient(address) as client:
+        _check_server(client, url, timeout)
+        # Without this header, Triton sends errors without their codes.
+        client.start_stream(
+            lambda result, error: updates.put(error or result), headers={"triton_grpc_error": "true"}
+        )
+        last = False
+        try:
+            client.async_stream_infer(MODEL, tensors)
+            while not last:
+                response = _response(updates, url, timeout)
+                last = "finish_reason" in response
+                yield response
+        finally:
+            client.stop_stream(cancel_requests=not last)
 
 
 def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
@@ -70,22 +104,63 @@ def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def _response(found: dict[str, Any], url: str) -> dict[str, Any]:
-    if "error" in found:
-        raise _refused(found["error"], url)
-    ids = found["token_ids"]  # one element comes without its list
-    return {**found, "token_ids": ids if isinstance(ids, list) else [ids]}
-
-
-def _message(error: urllib.error.HTTPError) -> str:
-    text = error.read().decode(errors="replace")
+def _read(image: Path) -> bytes:
     try:
-        return str(json.loads(text)["error"])
-    except (ValueError, KeyError, TypeError):
-        return text or str(error)
+        return image.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot read {image}: {error.strerror}; give the path of a picture") from error
 
 
-def _refused(message: str, url: str) -> StarExportError:
-    """Busy servers are another kind of error than bad requests."""
-    kind = PlatformError if "try again" in message else InputError
-    return kind(f"{url} says: {message}")
+def _library() -> Any:
+    try:
+        return importlib.import_module("tritonclient.grpc")
+    except ImportError as error:
+        raise PlatformError(
+            f"Triton's client is not installed ({error}); run: pip install 'star-export[client]'"
+        ) from error
+
+
+def _address(url: str) -> str:
+    address = url.removeprefix("grpc://")
+    if "://" in address or not address.rpartition(":")[2].isdecimal():
+        raise SettingsError(f"{url} is no address of a gRPC port; give one such as localhost:8001")
+    return address
+
+
+def _tensor(grpc: Any, name: str, value: Any) -> Any:
+    (field,) = (field for field in INPUTS if field.name == name)
+    dtype, kind = TYPES[field.kind]
+    items = [value] if field.length == 1 else list(value)
+    try:
+        array = np.array([x.encode() if isinstance(x, str) else x for x in items], dtype)
+    except OverflowError as error:
+        raise SettingsError(f"{name} must fit into {kind}, got {value}") from error
+    tensor = grpc.InferInput(name, array.shape, kind)
+    tensor.set_data_from_numpy(array)
+    return tensor
+
+
+def _check_server(client: Any, url: str, timeout: float) -> None:
+    """Tell a server that is not there from one that is busy: gRPC has one status for both."""
+    try:
+        ready = client.is_model_ready(MODEL, client_timeout=timeout)
+    except Exception as error:  # tritonclient's, or one of gRPC's
+        raise PlatformError(
+            f"no answer from {url}: {error}; is a server there, and is this its gRPC port (8001, usually)?"
+        ) from error
+    if not ready:
+        raise PlatformError(f"{url} does not serve {MODEL}, or not yet; its log says why")
+
+
+def _response(updates: "queue.SimpleQueue[Any]", url: str, timeout: float) -> dict[str, Any]:
+    try:
+        update = updates.get(timeout=timeout)
+    except queue.Empty:
+        raise DeadlineError(f"nothing came from {url} for {timeout:g} s; allow more with --timeout") from None
+    if isinstance(update, Exception):
+        status = str(getattr(update, "status", lambda: None)()).removeprefix("StatusCode.")
+        kind, message = KINDS.get(status, StarExportError), getattr(update, "message", lambda: update)()
+        raise kind(f"{url} {'says' if kind is not StarExportError else 'failed'}: {message}") from update
+    found = {field.name: update.as_numpy(field.name) for field in OUTPUTS}
+    plain = {name: array.tolist() for name, array in found.items() if array is not None}
+    return {name: ids if name == "token_ids" else ids[0].decode() for name, ids in plain.items()}

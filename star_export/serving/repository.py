@@ -189,9 +189,10 @@ pip install star-export
 {command}
 ```
 
-It is ready when `curl localhost:8000/v2/health/ready` succeeds. Then
+It is ready when `curl localhost:8000/v2/health/ready` succeeds. Then, where
+`pip install 'star-export[client]'` was run:
 
 ```
-star-export client localhost:8000 --image picture.png --prompt "What is this?"
+star-export client localhost:8001 --image picture.png --prompt "What is this?"
 ```
 """

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -118,12 +119,21 @@ def serve(repository: Path, more: Sequence[str] = ()) -> int:
         Its exit code.
 
     Raises:
-        PlatformError: If there is no server.
+        PlatformError: If there is no server, or it ended though nobody asked it to.
     """
     with find_server() as server:
         process = subprocess.Popen(
             server.command(repository, more), env={**os.environ, **server.environment}, start_new_session=True
         )
+        asked = threading.Event()
+
+        def stop(*_: object) -> None:
+            asked.set()
+            process.send_signal(signal.SIGTERM)
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM))
-        return process.wait()
+            signal.signal(number, stop)
+        code = process.wait()
+    if code == 0 and not asked.is_set():
+        raise PlatformError("the server ended by itself; its log says why; start it again")
+    return code

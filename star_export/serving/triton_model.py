@@ -5,7 +5,9 @@ TensorRT backend could not keep the KV caches in place from one decode step to t
 """
 
 import json
+import logging
 import os
+import signal
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -17,12 +19,15 @@ import triton_python_backend_utils as pb  # only inside Triton
 
 from star_export.engines.scheduler import Scheduler, count_slots
 from star_export.engines.ticket import Answer, Piece, Ticket
-from star_export.errors import BusyError, DeadlineError, InputError, SettingsError
+from star_export.errors import BusyError, DeviceError, InputError
 from star_export.pipeline import load
 from star_export.sampling import Sampling
-from star_export.serving.fields import INPUTS, image_bytes, scalars
+from star_export.serving.fields import FORWARDED, INPUTS, check_names, image_bytes, scalars
 from star_export.serving.metrics import Metrics
+from star_export.serving.refusal import refuse
 from star_export.serving.warmup import warm_up
+
+log = logging.getLogger("star_export.serving")
 
 #: Seconds between two looks at whether the client is still there: each asks Triton's own process.
 LOOK_EVERY = 0.02
@@ -47,6 +52,7 @@ class TritonPythonModel:
             slots=slots,
             queue=int(settings["queue"]),
             feature_bytes=int(settings["feature_cache_mib"]) << 20,
+            on_lost=_end_server,
         )
         self._timeout = float(settings["timeout_s"])
         self._most = slots + int(settings["queue"])
@@ -60,27 +66,34 @@ class TritonPythonModel:
         """Take requests; each is answered from a thread of its own."""
         for request in requests:
             sender = request.get_response_sender()
+            parameters = json.loads(request.parameters() or "{}")
+            tensors = {f.name: pb.get_input_tensor_by_name(request, f.name) for f in INPUTS}
+            values = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
             with self._lock:
                 full = self._present >= self._most
                 self._present += not full
             if full:
-                _refuse(sender, BusyError(f"{self._most} requests are here already; try again later"))
+                error = BusyError(f"{self._most} requests are here already; try again later")
+                refuse(sender, error, forwarded=FORWARDED in parameters)
                 continue
-            tensors = {f.name: pb.get_input_tensor_by_name(request, f.name) for f in INPUTS}
-            values = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
-            threading.Thread(target=self._serve, args=(values, sender), daemon=True).start()
+            threading.Thread(target=self._serve, args=(values, parameters, sender), daemon=True).start()
 
     def finalize(self) -> None:
         """Finish what is running."""
         self._scheduler.close()
         self._metrics.close()
 
-    def _serve(self, values: dict[str, Any], sender: Any) -> None:
+    def _serve(self, values: dict[str, Any], parameters: dict[str, Any], sender: Any) -> None:
         try:
+            check_names(parameters)
             ticket, stream = self._submit(values)
-            self._send(ticket, sender, stream=stream)
+            try:
+                self._send(ticket, sender, stream=stream)
+            except Exception:
+                ticket.cancel()  # nobody will read the rest
+                raise
         except Exception as error:  # the client gets it, whatever it is
-            _refuse(sender, error)
+            refuse(sender, error, forwarded=FORWARDED in parameters)
         finally:
             with self._lock:
                 self._present -= 1
@@ -133,15 +146,7 @@ def _text(name: str, text: str) -> Any:
     return pb.Tensor(name, np.array([text.encode()], np.object_))
 
 
-def _refuse(sender: Any, error: Exception) -> None:
-    """End a request with an error."""
-    if isinstance(error, BusyError | DeadlineError):
-        code = pb.TritonError.UNAVAILABLE
-    elif isinstance(error, CancelledError):
-        code = pb.TritonError.CANCELLED
-    elif isinstance(error, InputError | SettingsError):
-        code = pb.TritonError.INVALID_ARG
-    else:
-        code = pb.TritonError.INTERNAL
-    response = pb.InferenceResponse(error=pb.TritonError(str(error) or repr(error), code))
-    sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _end_server(error: DeviceError) -> None:
+    """Let Triton, whose child this process is, go down as if asked to: it is unready at once."""
+    log.critical("%s; this server ends, so that it can be started again", error)
+    os.kill(os.getppid(), signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Requests that nobody waits for, so that the first ones that somebody does are quick."""
+"""Work that nobody waits for, so that the first requests that somebody does are quick."""
 
 from PIL import Image
 
@@ -9,7 +9,7 @@ TOKENS = 4
 
 
 def warm_up(scheduler: Scheduler) -> None:
-    """Answer a request in every slot, a few tokens each; decode has run at every batch size before.
+    """Prefill every slot, then answer one request; decode has run at every batch size before.
 
     Raises:
         StarExportError: If the bundle cannot answer.
@@ -18,6 +18,6 @@ def warm_up(scheduler: Scheduler) -> None:
     size = pipeline.spec.model.vision.image_size
     length = min(TOKENS, pipeline.spec.max_new_tokens)
     request = pipeline.request(Image.new("RGB", (size, size), "gray"), "?", max_new_tokens=length)
-    for ticket in [scheduler.submit(request) for _ in range(min(scheduler.slots, scheduler.queue))]:
-        ticket.answer()
+    scheduler.warm_up(request)
+    scheduler.submit(request).answer()
     scheduler.stats = Stats(slots=scheduler.slots)

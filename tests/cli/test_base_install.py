@@ -89,6 +89,12 @@ def test_what_needs_the_extra_says_so(python: Path, command: tuple[str, ...]) ->
     assert "Traceback" not in done.stderr
 
 
+def test_the_client_needs_an_extra_of_its_own(python: Path, picture: Path) -> None:
+    done = call(python, "-m", "star_export.cli", "client", "localhost:1", "-i", picture, "-p", "What?")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().endswith("run: pip install 'star-export[client]'")
+
+
 def test_doctor_says_what_is_missing(python: Path) -> None:
     done = call(python, "-m", "star_export.cli", "doctor", "--json")
     assert done.returncode == 0

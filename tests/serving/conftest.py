@@ -41,33 +41,39 @@ class Running:
             time.sleep(0.1)
 
 
+ENVIRONMENT = Path(os.environ.get("STAR_EXPORT_TRITON", ".venv-triton")).absolute()
+
+
 @pytest.fixture(scope="session")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
     """``serve(bundle, "--max-slots", "2")``: write a repository and start a server on it."""
     started: list[subprocess.Popen[str]] = []
 
     def start(bundle: Path, *options: str) -> Running:
-        environment = Path(os.environ.get("STAR_EXPORT_TRITON", ".venv-triton")).absolute()
-        folder = tmp_path_factory.mktemp("triton")
-        ports = [_free_port() for _ in range(3)]
-        own = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
-        command = [environment / "bin/star-export", "triton", bundle, "-o", folder / "repository"]
-        command += ["--threads", "1", "--serve", *options, "--", *own]
-        log = folder / "log.txt"
-        process = subprocess.Popen(
-            [*map(str, command)], stdout=log.open("w"), stderr=subprocess.STDOUT, text=True
-        )
-        started.append(process)
-        http, grpc, metrics = (f"localhost:{port}" for port in ports)
-        wait_until_ready(process, http)
-        _wait_for_port(ports[2])  # Triton is ready some milliseconds before its metrics are
-        return Running(process, folder / "repository", http, grpc, metrics)
+        repository = tmp_path_factory.mktemp("triton") / "repository"
+        command = [ENVIRONMENT / "bin/star-export", "triton", bundle, "-o", repository]
+        command += ["--threads", "1", "--serve", *options, "--"]
+        running = launch(repository, [*map(str, command)])
+        started.append(running.process)
+        return running
 
     yield start
     for process in started:
         process.send_signal(signal.SIGTERM)
     for process in started:
         assert process.wait(60) == 0
+
+
+def launch(repository: Path, command: list[str]) -> Running:
+    """Start a server with ports of its own and wait until it is ready; its log lies beside the repository."""
+    ports = [_free_port() for _ in range(3)]
+    own = [f"--{name}-port={port}" for name, port in zip(("http", "grpc", "metrics"), ports, strict=True)]
+    with repository.with_name("log.txt").open("w") as log:
+        process = subprocess.Popen([*command, *own], stdout=log, stderr=subprocess.STDOUT, text=True)
+    http, grpc, metrics = (f"localhost:{port}" for port in ports)
+    wait_until_ready(process, http)
+    _wait_for_port(ports[2])  # Triton is ready some milliseconds before its metrics are
+    return Running(process, repository, http, grpc, metrics)
 
 
 def _free_port() -> int:

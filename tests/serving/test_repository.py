@@ -1,21 +1,77 @@
-"""The model repository and the client, as far as they need no server."""
+"""The model repository."""
 
-import base64
 import json
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from star_export.bundle import open_bundle
 from star_export.cli.app import app
-from star_export.errors import InputError, PlatformError, SettingsError
-from star_export.serving.client import collect, stream
-from star_export.serving.fields import image_bytes, scalars
-from star_export.serving.repository import ServeOptions, server_command, write_repository
+from star_export.errors import SettingsError
+from star_export.serving.fields import INPUTS, OUTPUTS
+from star_export.serving.repository import (
+    ServeOptions,
+    default_backend,
+    model_config,
+    server_command,
+    write_repository,
+)
 
-PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
+
+def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
+    options = ServeOptions(
+        kv_cache_mib=5000, max_slots=7, queue=3, timeout_s=9.5, feature_cache_mib=11, threads=2
+    )
+    write_repository(open_bundle(bundle("mha")), tmp_path / "repository", options)
+    config = (tmp_path / "repository/star_llava/config.pbtxt").read_text()
+    found = dict(re.findall(r'key: "(\w+)" value: { string_value: "(.*?)" }', config))
+    own = {"bundle": "bundle", "plugin_library": ""}
+    assert found == {name: str(value) for name, value in asdict(options).items()} | own
+    assert asdict(ServeOptions()) == {
+        "backend": "onnxruntime",
+        "kv_cache_mib": 4096,
+        "max_slots": 32,
+        "queue": 64,
+        "timeout_s": 120.0,
+        "feature_cache_mib": 256,
+        "threads": 0,
+    }
+    for model, module in (("star_llava", "triton_model"), ("star_llava_infer", "triton_unary")):
+        code = (tmp_path / "repository" / model / "1/model.py").read_text()
+        compile(code, "model.py", "exec")
+        assert f"from star_export.serving.{module} import TritonPythonModel" in code
+
+
+def test_engines_are_served_where_a_bundle_has_them(bundle) -> None:
+    source = open_bundle(bundle("mha"))
+    assert default_backend(source) == "onnxruntime"
+    for engines, backend in (
+        ({"tensorrt-rtx": {}}, "tensorrt-rtx"),
+        ({"tensorrt-rtx": {}, "tensorrt": {}}, "tensorrt"),
+    ):
+        assert default_backend(replace(source, manifest={**source.manifest, "engines": engines})) == backend
+
+
+def test_a_plugin_library_comes_along(bundle, tmp_path: Path) -> None:
+    library = tmp_path / "libstar.so"
+    library.write_bytes(b"a library")
+    output = tmp_path / "repository"
+    write_repository(open_bundle(bundle("mha")), output, ServeOptions(), plugin_library=library)
+    assert (output / "star_llava/1/plugin.so").read_bytes() == b"a library"
+    config = (output / "star_llava/config.pbtxt").read_text()
+    assert 'key: "plugin_library" value: { string_value: "plugin.so" }' in config
+
+
+def test_a_bundle_on_another_disk_is_copied(bundle, tmp_path: Path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    monkeypatch.setattr("star_export.serving.repository.os.link", refuse)
+    write_repository(open_bundle(bundle("mha")), tmp_path / "repository", ServeOptions())
+    open_bundle(tmp_path / "repository/star_llava/1/bundle", verify=True)
 
 
 def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
@@ -31,6 +87,26 @@ def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
     assert "decoupled: true" in config
     assert "decoupled: false" in (output / "star_llava_infer/config.pbtxt").read_text()
     assert server_command(output) in (output / "README.md").read_text()
+
+
+def test_documentation_and_configuration_have_the_same_tensors() -> None:
+    page = (Path(__file__).parents[2] / "docs/triton.md").read_text()
+    rows = re.findall(r"^\| (`.+`) \| (\w+) \[(\w)\](, optional|, last response)? \|", page, re.MULTILINE)
+    documented = [
+        (name, kind.replace("BYTES", "STRING"), length.replace("n", "-1"), bool(optional))
+        for names, kind, length, optional in rows
+        for name in re.findall(r"\w+", names)
+    ]
+    assert [(f.name, f.kind, str(f.length), f.optional) for f in (*INPUTS, *OUTPUTS)] == documented
+    tensor = r'(?:in|out)put { name: "(\w+)" data_type: TYPE_(\w+) dims: \[ (-?1) \](?: (optional): true)? }'
+    last_only = {field.name for field in OUTPUTS if field.optional}
+    for model in ("star_llava", "star_llava_infer"):
+        config = model_config(model, {"a": 1, "b": 'x"\\'})
+        configured = re.findall(tensor, config)
+        assert [(*rest, bool(flag) or rest[0] in last_only) for *rest, flag in configured] == documented
+        assert f'name: "{model}"\nbackend: "python"\nmax_batch_size: 0\n' in config
+        assert 'parameters { key: "a" value: { string_value: "1" } }\n' in config
+        assert r'parameters { key: "b" value: { string_value: "x\"\\" } }' in config
 
 
 def test_a_repository_is_replaced_only_when_asked_and_nothing_else_is(bundle, tmp_path: Path) -> None:
@@ -73,44 +149,3 @@ def test_settings_are_checked(bundle, tmp_path: Path, options, library, message:
     with pytest.raises(SettingsError, match=message):
         write_repository(open_bundle(bundle("mha")), tmp_path / "out", options, plugin_library=library)
     assert not list(tmp_path.iterdir())
-
-
-def test_pictures_come_as_bytes_as_base64_or_as_data_urls() -> None:
-    data = PICTURE.read_bytes()
-    text = base64.b64encode(data)
-    assert image_bytes(data) == data
-    assert image_bytes(text) == data
-    assert image_bytes(b"data:image/png;base64," + text) == data
-
-
-def test_inputs_become_python_values() -> None:
-    given = {
-        "prompt": np.array([b"caf\xc3\xa9"], object),
-        "stop": np.array([b"a", b"b"], object),
-        "keep": np.array([29], np.int32),
-        "image": np.array([b"\xff"], object),
-    }
-    assert scalars(given) == {"image": b"\xff", "prompt": "café", "keep": 29, "stop": ("a", "b")}
-    with pytest.raises(InputError, match="stop must be UTF-8"):
-        scalars({"stop": np.array([b"a", b"\xff"], object)})
-
-
-def test_the_client_tells_what_is_wrong(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot read"):
-        list(stream("localhost:1", tmp_path / "none.png", "What?"))
-    with pytest.raises(PlatformError, match="no answer from localhost:1"):
-        list(stream("localhost:1", PICTURE, "What?"))
-
-
-def test_responses_are_put_together() -> None:
-    last = {"text": "", "token_ids": [2], "finish_reason": "stop", "usage": "{}", "timings_ms": '{"ttft": 1}'}
-    with pytest.raises(PlatformError, match="broke off"):
-        collect(iter([{"text": "a", "token_ids": [5, 6]}]))
-    whole = collect(iter([{"text": "a", "token_ids": [5, 6]}, last]))
-    assert whole == {
-        "text": "a",
-        "token_ids": [5, 6, 2],
-        "finish_reason": "stop",
-        "usage": {},
-        "timings_ms": {"ttft": 1},
-    }
