@@ -3,15 +3,17 @@
 import datetime
 import json
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from msgspec import Meta
 from tokenizers import Tokenizer
 
 from star_export.errors import InputError
+from star_export.specs import TokenId
 
 #: LLaVA-1.5's prompt, for checkpoints without a chat template.
 DEFAULT_PROMPT = "USER: {image_token}\n{prompt} ASSISTANT:"
@@ -28,8 +30,8 @@ class PromptSpec:
         special_tokens: Names the template may use (``bos_token``, ``eos_token``).
     """
 
-    image_token: str
-    image_token_id: int
+    image_token: Annotated[str, Meta(min_length=1)]
+    image_token_id: TokenId
     chat_template: str | None
     special_tokens: dict[str, str]
 
