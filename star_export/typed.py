@@ -66,7 +66,7 @@ def _dropped(values: Any, kept: Any, path: str = "") -> str | None:
     """Path of the first key in ``values`` that is not in ``kept``."""
     if isinstance(values, dict):
         pairs = [(f"{path}.{key}", value, key) for key, value in values.items()]
-    elif isinstance(values, list):
+    elif isinstance(values, list | tuple):
         pairs = [(f"{path}[{index}]", value, index) for index, value in enumerate(values)]
     else:
         return None

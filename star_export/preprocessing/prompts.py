@@ -66,6 +66,8 @@ def render(prompt: str, spec: PromptSpec) -> str:
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; ask something about the picture")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise InputError("the prompt is not valid Unicode: it holds half of a surrogate pair; leave it out")
     if spec.image_token in prompt:
         return prompt
     if spec.chat_template is None:
