@@ -186,10 +186,14 @@ def _read(folder: Path) -> dict[str, Any]:
         )
     try:
         values = parse(path.read_bytes())
-        values["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, OSError) as error:
         raise BundleError(f"{path} is not a bundle manifest ({error}); build the bundle again") from error
-    return dict(values)
+    if not isinstance(values, dict) or "format_version" not in values:
+        raise BundleError(
+            f"{path} is not a bundle manifest (it has no format_version); give a folder made by "
+            "`star-export build`"
+        )
+    return values
 
 
 def _check_file(folder: Path, file: BundleFile, *, verify: bool) -> None:

@@ -25,7 +25,7 @@ TIE_RULE = "equal scores keep the lower index; NaN ranks last; kept indices asce
 class BundleFile:
     """One file as the manifest lists it."""
 
-    path: Annotated[str, Meta(min_length=1)]
+    path: Annotated[str, Meta(min_length=1, max_length=255)]
     bytes: Annotated[int, Meta(ge=0)]
     sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -92,7 +92,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     version = values["format_version"]
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise WrongVersionError(
-            f"has bundle format {version!r}, this star-export reads 1 to {FORMAT_VERSION}; "
+            f"has bundle format {_shortened(version)}, this star-export reads 1 to {FORMAT_VERSION}; "
             "upgrade star-export or build the bundle again"
         )
     for step in range(version, FORMAT_VERSION):
@@ -117,14 +117,35 @@ def read_manifest(values: dict[str, Any]) -> Manifest:
         _check_spec(manifest.spec)
     except SettingsError as error:
         raise ValueError(f"spec: {error}") from error
-    for key, expected in (
-        ("cache_capacities", cache_capacities(manifest.spec)),
-        ("contract", graph_contract(manifest.spec)),
-        ("tie_rule", TIE_RULE),
-    ):
-        if getattr(manifest, key) != expected:
-            raise ValueError(f"{key}: not that of its spec in contract {CONTRACT_VERSION}")
+    expected = {
+        "contract": graph_contract(manifest.spec),
+        "cache_capacities": cache_capacities(manifest.spec),
+        "tie_rule": TIE_RULE,
+    }
+    for key, value in expected.items():
+        if difference := _difference(getattr(manifest, key), value, key):
+            raise ValueError(f"{difference}; it belongs to another contract, or was changed")
     return manifest
+
+
+def _difference(found: Any, expected: Any, path: str) -> str | None:
+    """Where two JSON values first differ, and in what."""
+    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
+        pairs = [_difference(found[key], expected[key], f"{path}.{key}") for key in expected]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = [
+            _difference(*pair, f"{path}[{i}]") for i, pair in enumerate(zip(found, expected, strict=True))
+        ]
+    elif type(found) is type(expected) and found == expected:
+        return None
+    else:
+        return f"{path}: expected {_shortened(expected)}, found {_shortened(found)}"
+    return next(filter(None, pairs), None)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _check_spec(spec: ExportSpec) -> None:

@@ -59,7 +59,7 @@ def _found(values: Any, path: str) -> str:
             return ""
         values = values[step["field"] or int(step["item"])]
     found = repr(values)
-    return f", found {found}" if len(found) <= 40 else ""
+    return "" if values is None or len(found) > 40 else f", found {found}"
 
 
 def _dropped(values: Any, kept: Any, path: str = "") -> str | None:

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer
 
 from star_export.errors import BundleError
 from star_export.preprocessing.images import ImageSpec
-from star_export.preprocessing.prompts import PromptSpec
+from star_export.preprocessing.prompts import PromptSpec, rust_panics
 from star_export.specs import ModelSpec
 from star_export.typed import convert, parse
 
@@ -45,16 +45,15 @@ def read_tokenizer(path: Path, prompt: PromptSpec) -> Tokenizer:
         BundleError: If it cannot be read, or has another image token.
     """
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-        found = tokenizer.token_to_id(prompt.image_token)
-    except BaseException as error:  # plain Exception, or a Rust panic, which is not even that
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise BundleError(f"{path} is damaged: {error}; build the bundle again") from error
-        raise
-    if found != prompt.image_token_id:
+        with rust_panics():
+            tokenizer = Tokenizer.from_file(str(path))
+            found = tokenizer.encode(prompt.image_token, add_special_tokens=True).ids
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(f"{path} is damaged: {error}; build the bundle again") from error
+    if found.count(prompt.image_token_id) != 1:
         raise BundleError(
-            f"{path} gives {prompt.image_token} the id {found}, preprocessor.json says "
-            f"{prompt.image_token_id}; build the bundle again"
+            f"{path} makes {found[:8]} of {prompt.image_token}, whose id is {prompt.image_token_id}; "
+            "build the bundle again"
         )
     return tokenizer
 

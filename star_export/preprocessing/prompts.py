@@ -2,6 +2,8 @@
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
@@ -89,6 +91,17 @@ def render(prompt: str, spec: PromptSpec) -> str:
         raise InputError(f"the model's chat template refuses this prompt: {error}") from error
 
 
+@contextmanager
+def rust_panics() -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which is no Exception, into a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(str(error)) from error
+        raise
+
+
 def has_bos(text: str, spec: PromptSpec) -> bool:
     """Whether a rendered prompt begins with BOS itself, so that the tokenizer must not add one."""
     bos = spec.special_tokens.get("bos_token")
@@ -125,7 +138,11 @@ def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_im
     Raises:
         InputError: If there is not exactly one image, or no text after it.
     """
-    ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
+    try:
+        with rust_panics():
+            ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"the bundle's tokenizer cannot encode this prompt: {error}") from error
     count = ids.count(spec.image_token_id)
     if count != 1:
         raise InputError(

@@ -33,10 +33,9 @@ def damaged_json(values: Any, rng: random.Random) -> bytes:
 
 
 def _damage(values: Any, rng: random.Random) -> Any:
-    places = _places(values)
-    if not places or rng.random() < 0.01:
+    if not values or not isinstance(values, dict | list) or rng.random() < 0.01:
         return odd_value(rng)
-    parent, key = rng.choice(places)
+    parent, key = _place(values, rng)
     match rng.randrange(6):
         case 0 | 1:
             parent[key] = odd_value(rng)
@@ -49,22 +48,19 @@ def _damage(values: Any, rng: random.Random) -> Any:
         case 5 if isinstance(parent, dict):
             parent[str(key).upper()] = parent.pop(key)
         case _:
-            other, name = rng.choice(places)
-            parent[key] = json.loads(json.dumps(other.get(name) if isinstance(other, dict) else other[-1:]))
+            other, name = _place(values, rng)
+            parent[key] = json.loads(json.dumps(other[name]))
     return values
 
 
-def _places(values: Any) -> list[tuple[Any, Any]]:
-    """Every ``(container, key)`` below ``values``; of long containers the first 30."""
-    found: list[tuple[Any, Any]] = []
-    stack = [values]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict | list):
-            keys = list(node)[:30] if isinstance(node, dict) else range(min(30, len(node)))
-            found += [(node, key) for key in keys]
-            stack += [node[key] for key in keys]
-    return found
+def _place(values: Any, rng: random.Random) -> tuple[Any, Any]:
+    """A container below ``values`` and a key of it; every depth has its share, whatever its size."""
+    keys = list(values) if isinstance(values, dict) else range(len(values))
+    key = rng.choice(keys)
+    inner = values[key]
+    if isinstance(inner, dict | list) and inner and rng.random() < 0.8:
+        return _place(inner, rng)
+    return values, key
 
 
 def _near(value: Any, rng: random.Random) -> Any:
