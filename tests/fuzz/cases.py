@@ -19,7 +19,7 @@ from star_export.engines.session import Session
 from star_export.pipeline import Pipeline
 from star_export.sampling import Sampling
 
-from .damage import damaged_bytes, damaged_json, damaged_text, random_text
+from .damage import damaged_bytes, damaged_json, damaged_text, flipped_bytes, random_text
 
 PROMPT = "What color is the square?"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "ICO")
@@ -127,7 +127,8 @@ def graph(world: World, rng: random.Random) -> None:
         bundle = open_bundle(world.whole)
         _answer(Pipeline(bundle, open_session(bundle, threads=1)), world.picture, PROMPT)
 
-    damaged = damaged_bytes((world.whole / name).read_bytes(), rng)
+    damage = flipped_bytes if rng.random() < 0.8 else damaged_bytes
+    damaged = damage((world.whole / name).read_bytes(), rng)
     _with_damaged(world.whole, name, damaged, use)
 
 

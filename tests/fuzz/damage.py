@@ -95,9 +95,19 @@ def damaged_text(text: str, rng: random.Random) -> str:
 
 def random_text(rng: random.Random) -> str:
     """A few characters of any kind, lone surrogates and controls among them."""
-    ranges = ((0, 0x20), (0x20, 0x7F), (0x80, 0x3000), (0xD800, 0xE000), (0x1F300, 0x1FAFF), (0x300, 0x36F))
+    ranges = [(0, 0x20), (0x20, 0x7F), (0x80, 0x3000), (0x1F300, 0x1FAFF), (0x300, 0x36F)]
+    if rng.random() < 0.1:
+        ranges.append((0xD800, 0xE000))
     letters = [chr(rng.randrange(*rng.choice(ranges))) for _ in range(rng.randint(1, 8))]
     return "".join(letters) if rng.random() < 0.7 else rng.choice(string.punctuation) * rng.randint(1, 9)
+
+
+def flipped_bytes(data: bytes, rng: random.Random) -> bytes:
+    """``data`` with other values at a few places: formats of nested lengths stay readable."""
+    changed = bytearray(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        changed[rng.randrange(len(changed))] = rng.choice((0, 1, 2, 0x41, 0x7F, rng.randrange(256)))
+    return bytes(changed)
 
 
 def damaged_bytes(data: bytes, rng: random.Random) -> bytes:

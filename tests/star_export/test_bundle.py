@@ -161,15 +161,12 @@ def test_bundles_of_format_1_open_as_they_did(
 def test_bundles_of_format_1_answer_as_they_did(
     bundle: Callable[..., Path], tmp_path: Path, picture: Path
 ) -> None:
-    now = load(bundle("mha"))
+    def tokens(folder: Path) -> object:
+        return load(folder).generate(picture, "What?", max_new_tokens=8).result().token_ids
+
     folder = Path(shutil.copytree(bundle("mha"), tmp_path / "bundle"))
     edit(folder, before_engines)
-    old = load(folder)
-    tokens = [
-        pipeline.generate(picture, "What?", max_new_tokens=8).result().token_ids for pipeline in (now, old)
-    ]
-    assert tokens[0] == tokens[1]
-    assert len(tokens[0]) > 0
+    assert tokens(folder) == tokens(bundle("mha"))
 
 
 def test_every_older_format_has_its_upgrade() -> None:
@@ -242,16 +239,16 @@ def test_wrong_types_are_named_by_their_path(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (in_spec("model", "vision", "patch_size", to=13), "spec.model.vision: 336 px are no whole patches"),
+        (in_spec("model", "vision", "patch_size", to=13), "spec.model.vision: 96 px are no whole patches"),
         (in_spec("model", "text", "num_kv_heads", to=3), "4 heads cannot share 3 KV heads"),
         (in_spec("model", "image_token_id", to=512), "spec.model.image_token_id: 512 is outside"),
         (in_spec("star", "stage1_keep", to=517), "stage1_keep: drop_ratio gives 518, found 517"),
         (in_spec("star", "drop_ratio", to=0.2), "stage1_keep: drop_ratio gives 461, found 518"),
-        (in_spec("star", "prune_layer", to=6), "spec.star.prune_layer: 6 of 6 layers"),
+        (in_spec("star", "prune_layer", to=6), "spec.star.prune_layer: 6 is not below 6 layers"),
         (in_spec("star", "keep", to=289), "spec: keep 289 is over this bundle's maximum of 288"),
         (in_spec("star", "max_keep", to=518), "spec: max_keep 518 is not below the 518 tokens"),
         (in_spec("max_new_tokens", to=5000), "over the model's 2048 positions"),
-        (in_spec("star", to=None), "contract.vision: expected"),
+        (in_spec("star", to=None), "contract.vision.inputs: expected"),
         (
             in_spec("max_text_tokens", to=127),
             r"contract.prefill.inputs\[5\].shape\[2\]: expected 677, found 678",
@@ -330,7 +327,7 @@ def test_files_beside_the_bundles_own_are_not_lost(folder: Path) -> None:
         check_replaceable(folder)
     for path in notes[:3]:
         path.unlink()
-    with pytest.raises(SettingsError, match="also holds own/c.txt, so"):
+    with pytest.raises(SettingsError, match=r"also holds own/c.txt, so"):
         check_replaceable(folder)
     notes[3].unlink()
     (folder / "link").symlink_to("/nowhere")
@@ -341,7 +338,7 @@ def test_files_beside_the_bundles_own_are_not_lost(folder: Path) -> None:
 @pytest.mark.parametrize("files", [5, [5], [{}]])
 def test_without_a_list_of_files_none_is_the_bundles(folder: Path, files: object) -> None:
     edit(folder, lambda manifest: manifest.update(files=files))
-    with pytest.raises(SettingsError, match="also holds config.json, graphs/decode.onnx"):
+    with pytest.raises(SettingsError, match=r"also holds config.json, graphs/decode.onnx"):
         check_replaceable(folder)
 
 
