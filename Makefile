@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -27,6 +27,11 @@ test: $(READY)
 # A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers, unpruned and as engines.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
+
+# 10,000 damaged manifests, parameters, tokenizers, graphs, pictures and prompts: none may end in a traceback.
+SEED ?= 1
+fuzz: $(READY)
+	RUST_BACKTRACE=0 $(BIN)/python -m tests.fuzz --seed $(SEED)
 
 # The real tritonserver, in an environment of its own, on this CPU.
 test-triton: $(READY) $(TRITON)/.ready

@@ -35,6 +35,8 @@ def inspect(folder: BundleArgument, json: JsonOption = False) -> None:
 
 
 def _print_facts(bundle: "Bundle") -> None:
+    from star_export.engines.tensorrt.facts import read_facts
+
     spec, model = bundle.spec, bundle.spec.model
     source = bundle.manifest["source"]
     facts = {
@@ -59,8 +61,9 @@ def _print_facts(bundle: "Bundle") -> None:
         + megabytes(spec.slot_bytes)
     )
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
-    for backend, engines in bundle.manifest.get("engines", {}).items():
-        facts[backend] = f"{engines['version']} engines for {', '.join(engines['targets'])}"
+    for backend in bundle.manifest.get("engines", {}):
+        engines = read_facts(bundle, backend)
+        facts[backend] = f"{engines.version} engines for {', '.join(engines.targets)}"
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)

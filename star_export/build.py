@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from star_export import bundle as layout
 from star_export.aliases import ALIASES
-from star_export.bundle import open_bundle, write_engines, write_manifest
+from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
 from star_export.checkpoint import Checkpoint, canonical_module, open_checkpoint
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
@@ -162,8 +162,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
     if options.output.exists() and not options.overwrite:
         raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
-    if options.output.exists() and not _replaceable(options.output):
-        raise SettingsError(f"{options.output} is not a bundle, so --overwrite will not replace it")
+    if options.output.exists():
+        check_replaceable(options.output)
     require_export_extra()
     progress = progress or NoProgress()
     progress.start("read checkpoint")
@@ -227,10 +227,6 @@ def require_export_extra() -> None:
         raise PlatformError(
             f"building and checking need {', '.join(missing)}; run: pip install 'star-export[export]'"
         )
-
-
-def _replaceable(folder: Path) -> bool:
-    return (folder / layout.MANIFEST).is_file() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 class _Steps:

@@ -5,17 +5,26 @@ Paths in a manifest are relative and stay inside the folder. ``parity.json``,
 which ``check`` adds later, is the only file the manifest does not list.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from star_export.contract import GRAPHS, contract
-from star_export.errors import BundleError
+from star_export.contract import CONTRACT_VERSION, GRAPHS
+from star_export.errors import BundleError, SettingsError
 from star_export.files import sha256, write_json
+from star_export.manifest import (
+    FORMAT_VERSION,
+    TIE_RULE,
+    BundleFile,
+    WrongVersionError,
+    cache_capacities,
+    graph_contract,
+    is_manifest,
+    read_manifest,
+    upgraded,
+)
 from star_export.specs import ExportSpec
-
-FORMAT_VERSION = 1
+from star_export.typed import parse
 
 MANIFEST = "manifest.json"
 PARITY = "parity.json"
@@ -24,19 +33,8 @@ PREPROCESSOR = "preprocessor.json"
 CONFIG = "config.json"
 GRAPH_FOLDER = "graphs"
 
-TIE_RULE = "equal scores keep the lower index; NaN ranks last; kept indices ascend"
-
 #: Files above this size are hashed by ``inspect`` and ``check`` only, not at every load.
 HASH_AT_LOAD_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class BundleFile:
-    """One file as the manifest lists it."""
-
-    path: str
-    bytes: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         spec: What was exported.
-        manifest: The whole manifest as JSON values.
+        manifest: The whole manifest as JSON values, of their types and in the present format.
         files: The files it consists of.
     """
 
@@ -84,12 +82,13 @@ def write_manifest(
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     manifest = {
         "format_version": FORMAT_VERSION,
+        "contract_version": CONTRACT_VERSION,
         "source": source,
         "versions": versions,
         "spec": spec.to_dict(),
         "tie_rule": TIE_RULE,
-        "contract": {graph: io.to_dict() for graph, io in contract(spec).items()},
-        "cache_capacities": {"early": spec.early_capacity, "late": spec.late_capacity},
+        "contract": graph_contract(spec),
+        "cache_capacities": cache_capacities(spec),
         "engines": engines or {},
         "files": [_listed(folder, name) for name in names if name not in (MANIFEST, PARITY)],
     }
@@ -107,12 +106,11 @@ def write_engines(bundle: Bundle, backend: str, facts: dict[str, Any] | None) ->
     Raises:
         OSError: If the disk is full.
     """
-    old = bundle.manifest.get("engines", {})
-    gone = set(old.get(backend, {}).get("files", {}).values())
+    own = PurePosixPath("engines", backend)  # whatever a damaged entry calls its files
     new = facts["files"].values() if facts else ()
-    kept = [entry for entry in bundle.manifest["files"] if entry["path"] not in gone | set(new)]
+    kept = [e for e in bundle.manifest["files"] if not PurePosixPath(e["path"]).is_relative_to(own)]
     entries = [*kept, *(_listed(bundle.folder, name) for name in new)]
-    engines = {name: entry for name, entry in old.items() if name != backend}
+    engines = {name: e for name, e in bundle.manifest.get("engines", {}).items() if name != backend}
     if facts is not None:
         engines[backend] = facts
     files = sorted(entries, key=lambda entry: entry["path"])
@@ -136,62 +134,72 @@ def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
         BundleError: If it is no bundle, from a newer version, unsafe, incomplete or changed.
     """
     folder = Path(folder)
-    manifest = _read_manifest(folder)
+    path = folder / MANIFEST
+    values = _read(folder)
     try:
-        spec = ExportSpec.from_dict(manifest["spec"])
-        files = tuple(BundleFile(**entry) for entry in manifest["files"])
-        _check_types(manifest, spec)
-        for file in files:
+        values = upgraded(values)
+        manifest = read_manifest(values)
+        for file in manifest.files:
             _check_file(folder, file, verify=verify)
-    except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-        raise BundleError(f"{folder / MANIFEST} is damaged ({error!r}); build the bundle again") from error
+    except WrongVersionError as error:
+        raise BundleError(f"{folder} {error}") from error
+    except (ValueError, OSError) as error:
+        raise BundleError(f"{path} is damaged: {error}; build the bundle again") from error
     required = {TOKENIZER, PREPROCESSOR, *(f"{GRAPH_FOLDER}/{graph}.onnx" for graph in GRAPHS)}
-    if missing := required - {file.path for file in files}:
-        raise BundleError(f"{folder / MANIFEST} does not list {', '.join(sorted(missing))}; build again")
-    return Bundle(folder, spec, manifest, files)
+    if missing := required - {file.path for file in manifest.files}:
+        raise BundleError(f"{path} does not list {', '.join(sorted(missing))}; build again")
+    return Bundle(folder, manifest.spec, values, manifest.files)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def check_replaceable(folder: Path) -> None:
+    """Refuse to replace a folder that is no bundle, or that holds files which are not the bundle's.
+
+    A damaged bundle and one of another version can be replaced, an empty folder too.
+
+    Raises:
+        SettingsError: With what would be lost.
+    """
+    if folder.is_dir() and not any(folder.iterdir()):
+        return
+    try:
+        values = _read(folder)
+    except BundleError:
+        values = {}
+    if not is_manifest(values):
+        raise SettingsError(f"{folder} is not a bundle, so --overwrite will not replace it")
+    entries = values["files"] if isinstance(values["files"], list) else []
+    listed = {str(entry.get("path")) for entry in entries if isinstance(entry, dict)}
+    names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if foreign := sorted(names - listed - {MANIFEST, PARITY}):
+        raise SettingsError(
+            f"{folder} also holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}, "
+            "so --overwrite will not replace it; move what is not the bundle's elsewhere"
+        )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """The manifest as it was written."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(
             f"{folder} is not a bundle: it has no {MANIFEST}; make one with `star-export build`"
         )
     try:
-        manifest = json.loads(path.read_bytes())
-        version = manifest["format_version"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        values = parse(path.read_bytes())
+    except (ValueError, OSError) as error:
         raise BundleError(f"{path} is not a bundle manifest ({error}); build the bundle again") from error
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+    if not isinstance(values, dict) or "format_version" not in values:
         raise BundleError(
-            f"{folder} has bundle format {version!r}, this star-export reads 1 to {FORMAT_VERSION}; "
-            "upgrade star-export or build the bundle again"
+            f"{path} is not a bundle manifest (it has no format_version); give a folder made by "
+            "`star-export build`"
         )
-    return dict(manifest)
-
-
-def _check_types(manifest: dict[str, Any], spec: ExportSpec) -> None:
-    """Refuse wrong types and a contract that the spec does not give."""
-    for value in (spec.max_text_tokens, spec.max_new_tokens, spec.model.vision.num_patches):
-        if type(value) is not int or value < 1:
-            raise ValueError(f"{value!r} is not a positive number")
-    dict(manifest["versions"])
-    engines = manifest.get("engines", {})
-    if not isinstance(engines, dict):
-        raise ValueError("its engines are not listed by backend")
-    for facts in engines.values():
-        if not isinstance(facts["version"], str) or not all(isinstance(t, str) for t in facts["targets"]):
-            raise ValueError("an entry of its engines has no version or targets")
-    if not isinstance(manifest["source"]["model"], str) or "revision" not in manifest["source"]:
-        raise ValueError("the source model is missing")
-    if manifest["contract"] != {graph: io.to_dict() for graph, io in contract(spec).items()}:
-        raise ValueError("the contract does not fit the spec")
+    return values
 
 
 def _check_file(folder: Path, file: BundleFile, *, verify: bool) -> None:
-    relative = PurePosixPath(file.path)
-    path = folder / relative
-    if relative.is_absolute() or ".." in relative.parts or not _inside(path, folder):
+    relative = PureWindowsPath(file.path)  # takes both kinds of separators, and drives
+    path = folder / file.path
+    if relative.anchor or ".." in relative.parts or not _inside(path, folder):
         raise BundleError(f"{folder / MANIFEST} names {file.path}, which leaves the bundle; do not use it")
     if not path.is_file():
         raise BundleError(f"{folder} lacks {file.path}; copy the whole bundle again or rebuild it")

@@ -15,6 +15,9 @@ from typing import Any
 
 from star_export.specs import ExportSpec
 
+#: Counts changes of what is below: graphs of another version cannot be run by this code.
+CONTRACT_VERSION = 1
+
 VISION, PREFILL, DECODE = "vision", "prefill", "decode"
 GRAPHS = (VISION, PREFILL, DECODE)
 

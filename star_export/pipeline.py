@@ -5,7 +5,6 @@ token at a time. The steps are separate methods, so that the parity check and
 the benchmark measure exactly what users run.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from star_export import contract as names
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
@@ -25,11 +23,11 @@ from star_export.engines.session import Caches, DeviceArray, Session, Tensor, on
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.generation import Generation, Request
 from star_export.preprocessing import (
-    ImageSpec,
-    PromptSpec,
     TokenizedPrompt,
     load_image,
     pixel_values,
+    read_preprocessing,
+    read_tokenizer,
     render,
     tokenize,
 )
@@ -124,13 +122,9 @@ class Pipeline:
     def __init__(self, bundle: Bundle, session: Session) -> None:
         self.bundle, self.session = bundle, session
         self.spec: ExportSpec = bundle.spec
-        try:
-            parameters = json.loads(bundle.path(PREPROCESSOR).read_bytes())
-            self.image_spec = ImageSpec(**parameters["image"])
-            self.prompt_spec = PromptSpec(**parameters["prompt"])
-            self.tokenizer = Tokenizer.from_file(str(bundle.path(TOKENIZER)))
-        except Exception as error:  # tokenizers raises plain Exception
-            raise BundleError(f"{bundle.folder}: tokenizer or preprocessing is damaged: {error}") from error
+        parameters = read_preprocessing(bundle.path(PREPROCESSOR), self.spec.model)
+        self.image_spec, self.prompt_spec = parameters.image, parameters.prompt
+        self.tokenizer = read_tokenizer(bundle.path(TOKENIZER), self.prompt_spec)
         self.running: Generation | None = None
 
     @cached_property
@@ -226,6 +220,11 @@ class Pipeline:
         text = render(prompt, self.prompt_spec)
         count = self.spec.image_tokens if image_tokens is None else image_tokens
         tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=count)
+        if (largest := int(tokens.input_ids.max())) >= self.spec.model.text.vocab_size:
+            raise BundleError(
+                f"{self.bundle.path(TOKENIZER)} gives token {largest}, the model has "
+                f"{self.spec.model.text.vocab_size}; build the bundle again"
+            )
         if tokens.text_tokens > self.spec.max_text_tokens:
             raise InputError(
                 f"the prompt has {tokens.text_tokens} text tokens, "

@@ -9,11 +9,20 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from star_export.errors import SettingsError
 
 DType = Literal["float32", "float16", "bfloat16"]
+
+# What a manifest may hold; upper bounds are far above any model, and below what exhausts memory.
+Count = Annotated[int, Meta(ge=1, le=1 << 31)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Side = Annotated[int, Meta(ge=1, le=1 << 14)]
+TokenId = Annotated[int, Meta(ge=0, le=1 << 31)]
+Epsilon = Annotated[float, Meta(gt=0, lt=1)]
 
 #: Bytes of one element.
 DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
@@ -31,14 +40,14 @@ class VisionSpec:
         num_layers: Layers that are exported; the last one's attention map scores stage 1.
     """
 
-    image_size: int
-    patch_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
+    image_size: Side
+    patch_size: Side
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Layers
+    num_heads: Count
     hidden_act: str
-    layer_norm_eps: float
+    layer_norm_eps: Epsilon
 
     @property
     def num_patches(self) -> int:
@@ -50,19 +59,19 @@ class VisionSpec:
 class TextSpec:
     """A Llama decoder, with or without grouped-query attention."""
 
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    vocab_size: int
+    hidden_size: Count
+    intermediate_size: Count
+    num_layers: Layers
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    vocab_size: Count
     hidden_act: str
-    rms_norm_eps: float
+    rms_norm_eps: Epsilon
     attention_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
-    max_position_embeddings: int
+    max_position_embeddings: Count
     rope_parameters: dict[str, Any]
 
 
@@ -74,8 +83,8 @@ class ModelSpec:
     text: TextSpec
     projector_act: str
     projector_bias: bool
-    image_token_id: int
-    eos_token_ids: tuple[int, ...]
+    image_token_id: TokenId
+    eos_token_ids: tuple[TokenId, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +99,11 @@ class StarSpec:
         max_keep: Largest ``N2`` the late KV cache has room for.
     """
 
-    drop_ratio: float
-    stage1_keep: int
-    prune_layer: int
-    keep: int
-    max_keep: int
+    drop_ratio: Annotated[float, Meta(ge=0, lt=1)]
+    stage1_keep: Count
+    prune_layer: Layers
+    keep: Count
+    max_keep: Count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,10 +121,10 @@ class ExportSpec:
 
     model: ModelSpec
     star: StarSpec | None
-    max_text_tokens: int
-    max_new_tokens: int
+    max_text_tokens: Count
+    max_new_tokens: Count
     dtype: DType
-    fp32_layers: tuple[str, ...] = ()
+    fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
 
     @property
     def image_tokens(self) -> int:
@@ -168,23 +177,8 @@ class ExportSpec:
         return "float32" if _named(module, self.fp32_layers) else self.dtype
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the inverse of :meth:`from_dict`."""
+        """Plain JSON values; :func:`star_export.typed.convert` reads them back."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "ExportSpec":
-        """Rebuild a spec from :meth:`to_dict`.
-
-        Raises:
-            KeyError, TypeError: If a field is missing or unknown.
-        """
-        model = dict(data["model"])
-        model["vision"] = VisionSpec(**model["vision"])
-        model["text"] = TextSpec(**model["text"])
-        model["eos_token_ids"] = tuple(model["eos_token_ids"])
-        star = StarSpec(**data["star"]) if data["star"] is not None else None
-        layers = tuple(data.get("fp32_layers", ()))  # absent before there was bfloat16
-        return cls(**{**data, "model": ModelSpec(**model), "star": star, "fp32_layers": layers})
 
 
 def _named(module: str, patterns: Iterable[str]) -> bool:

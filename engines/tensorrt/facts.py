@@ -7,11 +7,14 @@ both sides and the command that mends it.
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS
+from star_export.contract import GRAPHS, Dim, contract
 from star_export.errors import BundleError
+from star_export.typed import convert
 
 #: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
 AMPERE_PLUS = "sm80+"
@@ -20,7 +23,7 @@ AMPERE_PLUS = "sm80+"
 #: matrix multiplication there, which the stage scores need.
 RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
-Shape = tuple[int, ...]
+Shape = tuple[Annotated[int, Meta(ge=0)], ...]
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,9 @@ class EngineFacts:
     """
 
     backend: str
-    version: str
+    version: Annotated[str, Meta(pattern=r"^[0-9]{1,9}(\.[0-9]{1,9})*$")]
     targets: tuple[str, ...]
-    plugins: str
+    plugins: Annotated[str, Meta(pattern="^(aot|library|none)$")]
     version_compatible: bool
     weight_streaming: bool
     driver: str | None
@@ -64,23 +67,8 @@ class EngineFacts:
         return max(profile.max[0] for profile in self.profiles["decode"].values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, the inverse of :meth:`from_dict`."""
+        """Plain JSON values; :func:`star_export.typed.convert` reads them back."""
         return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "EngineFacts":
-        """Read what :meth:`to_dict` wrote.
-
-        Raises:
-            KeyError, TypeError, AttributeError: If a field is missing, unknown or of another type.
-        """
-        profiles = {
-            graph: {
-                name: Profile(*(tuple(p[k]) for k in ("min", "opt", "max"))) for name, p in inputs.items()
-            }
-            for graph, inputs in data["profiles"].items()
-        }
-        return cls(**{**data, "targets": tuple(data["targets"]), "profiles": profiles})
 
 
 def engine_folder(backend: str) -> str:
@@ -109,16 +97,39 @@ def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
     if entry is None:
         raise BundleError(f"{bundle.folder} has no {backend} engines; make them: {command}")
     try:
-        facts = EngineFacts.from_dict(entry)
+        facts = convert(entry, EngineFacts)
         listed = {file.path for file in bundle.files}
-        if facts.backend != backend or any(facts.files[graph] not in listed for graph in GRAPHS):
+        if facts.backend != backend or any(facts.files.get(graph) not in listed for graph in GRAPHS):
             raise ValueError("its files are not those of the bundle")
-        _version_numbers(facts.version)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if not _profiles_fit(facts, bundle):
+            raise ValueError("its profiles are not those of the bundle's graphs")
+    except ValueError as error:
         raise BundleError(
             f"{bundle.folder}: the manifest's {backend} entry is damaged ({error}); run: {command}"
         ) from error
     return facts
+
+
+def _profiles_fit(facts: EngineFacts, bundle: Bundle) -> bool:
+    """Whether every dynamic input, and no other, has a range of its rank."""
+    ranks = {
+        graph: {tensor.name: len(tensor.shape) for tensor in io.inputs if not all(map(_fixed, tensor.shape))}
+        for graph, io in contract(bundle.spec).items()
+    }
+    found = {
+        graph: {name: len(profile.min) for name, profile in inputs.items()}
+        for graph, inputs in facts.profiles.items()
+    }
+    return found == ranks and all(_in_order(p) for inputs in facts.profiles.values() for p in inputs.values())
+
+
+def _in_order(profile: Profile) -> bool:
+    corners = profile.min, profile.opt, profile.max
+    return len({*map(len, corners)}) == 1 and all(sorted(c) == [*c] for c in zip(*corners, strict=True))
+
+
+def _fixed(size: Dim) -> bool:
+    return isinstance(size, int)
 
 
 def check_runnable(bundle: Bundle, facts: EngineFacts, *, version: str, capability: tuple[int, int]) -> None:

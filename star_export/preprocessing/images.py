@@ -7,17 +7,24 @@ from the source model's processor and stored in the bundle.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Meta
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from star_export.errors import InputError
+from star_export.specs import Side
 
 #: Pictures with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
 #: Longest allowed side over shortest: resizing a sliver would need gigabytes.
 MAX_ASPECT_RATIO = 200
+
+# Outside of these float32 pixels would become infinite.
+Channel = Annotated[float, Meta(ge=-1e3, le=1e3)]
+Spread = Annotated[float, Meta(ge=1e-3, le=1e3)]
 
 ImageInput = str | Path | bytes | Image.Image
 
@@ -36,13 +43,13 @@ class ImageSpec:
         std: Per channel, divided by.
     """
 
-    shortest_edge: int | None
-    resize_to: tuple[int, int] | None
-    resample: int
-    crop: tuple[int, int] | None
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    shortest_edge: Side | None
+    resize_to: tuple[Side, Side] | None
+    resample: Annotated[int, Meta(ge=0, le=5)]
+    crop: tuple[Side, Side] | None
+    rescale_factor: Annotated[float, Meta(gt=0, le=1)]
+    mean: tuple[Channel, Channel, Channel]
+    std: tuple[Spread, Spread, Spread]
 
 
 def load_image(source: ImageInput) -> Image.Image:

@@ -2,16 +2,20 @@
 
 import datetime
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from msgspec import Meta
 from tokenizers import Tokenizer
 
 from star_export.errors import InputError
+from star_export.specs import TokenId
 
 #: LLaVA-1.5's prompt, for checkpoints without a chat template.
 DEFAULT_PROMPT = "USER: {image_token}\n{prompt} ASSISTANT:"
@@ -28,8 +32,8 @@ class PromptSpec:
         special_tokens: Names the template may use (``bos_token``, ``eos_token``).
     """
 
-    image_token: str
-    image_token_id: int
+    image_token: Annotated[str, Meta(min_length=1)]
+    image_token_id: TokenId
     chat_template: str | None
     special_tokens: dict[str, str]
 
@@ -64,6 +68,8 @@ def render(prompt: str, spec: PromptSpec) -> str:
     """
     if not prompt.strip():
         raise InputError("the prompt is empty; ask something about the picture")
+    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+        raise InputError("the prompt is not valid Unicode: it holds half of a surrogate pair; leave it out")
     if spec.image_token in prompt:
         return prompt
     if spec.chat_template is None:
@@ -83,6 +89,17 @@ def render(prompt: str, spec: PromptSpec) -> str:
         )
     except Exception as error:  # a template can raise whatever Python can
         raise InputError(f"the model's chat template refuses this prompt: {error}") from error
+
+
+@contextmanager
+def rust_panics() -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which is no Exception, into a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ == "PanicException":
+            raise RuntimeError(str(error)) from error
+        raise
 
 
 def has_bos(text: str, spec: PromptSpec) -> bool:
@@ -121,7 +138,11 @@ def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_im
     Raises:
         InputError: If there is not exactly one image, or no text after it.
     """
-    ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
+    try:
+        with rust_panics():
+            ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"the bundle's tokenizer cannot encode this prompt: {error}") from error
     count = ids.count(spec.image_token_id)
     if count != 1:
         raise InputError(

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines.tensorrt.facts import EngineFacts, Profile, check_runnable, engine_path
 from star_export.errors import BundleError
+from star_export.typed import convert
 
 FACTS = EngineFacts(
     backend="tensorrt",
@@ -27,7 +29,7 @@ def opened(bundle: Callable[..., Path]) -> Bundle:
 
 
 def test_facts_survive_json() -> None:
-    assert EngineFacts.from_dict(FACTS.to_dict()) == FACTS
+    assert convert(json.loads(json.dumps(FACTS.to_dict())), EngineFacts) == FACTS
     assert FACTS.max_batch == 8
 
 
