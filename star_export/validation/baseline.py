@@ -1,12 +1,13 @@
 """The unpruned bundle that a pruned one is compared with."""
 
+import json
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from star_export.build import BuildOptions, build
-from star_export.bundle import Bundle, open_bundle
+from star_export.bundle import PREPROCESSOR, Bundle, open_bundle
 from star_export.engines import check_backend, free_device_memory
 from star_export.engines.onnxruntime import check_dtype
 from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
@@ -14,6 +15,7 @@ from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
 from star_export.errors import SettingsError
+from star_export.preprocessing import PromptSpec
 
 
 @contextmanager
@@ -50,7 +52,7 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
     Raises:
         CheckpointError, PlatformError: As :func:`star_export.build.build`.
     """
-    spec = bundle.spec
+    spec, prompt = bundle.spec, PromptSpec(**json.loads(bundle.path(PREPROCESSOR).read_bytes())["prompt"])
     options = BuildOptions(
         model=source,
         output=folder,
@@ -60,6 +62,8 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
         dtype=spec.dtype,
         engines=_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None,
         fp32_layers=spec.fp32_layers,
+        chat_template=prompt.chat_template if prompt.given_template else None,
+        end_tokens=tuple(prompt.end_tokens),
     )
     return build(options).folder
 
