@@ -259,7 +259,7 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOpt
 
     with steps.step("tokenizer and preprocessing"):
         processor = convert.read_processor(checkpoint.folder)
-        tokenizer = convert.bundle_tokenizer(processor)
+        tokenizer = processor.tokenizer.backend_tokenizer
         end_token_ids(options.end_tokens, tokenizer)
         prompt = convert.prompt_spec(
             processor, checkpoint.model, chat_template=options.chat_template, end_tokens=options.end_tokens

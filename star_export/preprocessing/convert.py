@@ -33,7 +33,7 @@ _IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageP
 
 
 def read_processor(folder: Path) -> Any:
-    """The checkpoint's ``LlavaProcessor``.
+    """The checkpoint's ``LlavaProcessor``, without the truncation and padding left in a ``tokenizer.json``.
 
     Raises:
         CheckpointError: If the tokenizer or the image processor cannot be read.
@@ -42,7 +42,12 @@ def read_processor(folder: Path) -> Any:
 
     try:
         # Where torchvision is installed it would be the default, with other rounding than Pillow.
-        return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        processor.tokenizer.backend_tokenizer.no_truncation()
+        processor.tokenizer.backend_tokenizer.no_padding()
+        for name in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+            processor.tokenizer.init_kwargs.pop(name, None)  # where a processor's call finds them again
+        return processor
     except Exception as error:  # transformers raises many unrelated types
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{folder} has no readable tokenizer and processor: {reason}") from error
@@ -180,14 +185,6 @@ def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
         if text == render(_OTHER_QUESTION, spec):
             raise InputError("the chat template leaves the question out")
     return tokenize(text, tokenizer, spec, tokens_per_image=1)
-
-
-def bundle_tokenizer(processor: Any) -> Tokenizer:
-    """The fast tokenizer, without the truncation and padding that its file may ask for."""
-    tokenizer = Tokenizer.from_str(processor.tokenizer.backend_tokenizer.to_str())
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
