@@ -52,8 +52,13 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
     Raises:
         CheckpointError, PlatformError: As :func:`star_export.build.build`.
     """
+    return build(baseline_options(bundle, folder, source=source, backend=backend)).folder
+
+
+def baseline_options(bundle: Bundle, folder: Path, *, source: str, backend: str) -> BuildOptions:
+    """What makes ``source`` an unpruned bundle that reads prompts and ends answers as ``bundle`` does."""
     spec, prompt = bundle.spec, PromptSpec(**json.loads(bundle.path(PREPROCESSOR).read_bytes())["prompt"])
-    options = BuildOptions(
+    return BuildOptions(
         model=source,
         output=folder,
         prune=False,
@@ -65,7 +70,6 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
         chat_template=prompt.chat_template if prompt.given_template else None,
         end_tokens=tuple(prompt.end_tokens),
     )
-    return build(options).folder
 
 
 def _check_given(bundle: Bundle, given: Path) -> None:
