@@ -68,7 +68,7 @@ class TextStream:
         if name is None or token in self._special:
             return ""
         self._window.append(token)
-        if len(name) == 6 and name.startswith("<0x") and name.endswith(">"):
+        if name.startswith("<0x") and name.endswith(">"):
             return ""
         text = self._tokenizer.decode(self._window)
         open_end = text.endswith("\ufffd")  # may become a character with the next token
