@@ -91,11 +91,15 @@ def _render(processor: Any, prompt: str, chat_template: str | None) -> str:
         )
         return text
 
+    def ask(question: str) -> str:
+        return apply([{"type": "image"}, {"type": "text", "text": question}])
+
     try:
-        text = apply([{"type": "image"}, {"type": "text", "text": prompt}])
+        if ask(prompt).count(image) == 1 and ask(prompt) != ask(f"{prompt}?"):
+            return ask(prompt)
     except Exception:  # whatever a template for text alone makes of a list
-        text = ""
-    return text if text.count(image) == 1 else apply(f"{image}\n{prompt}")
+        pass
+    return apply(f"{image}\n{prompt}")
 
 
 def compare_tokenized(found: TokenizedPrompt, expected: ExpectedInput) -> StageResult | None:

@@ -36,6 +36,13 @@ HUB = TURN + IMAGES + "{%- generation -%}" + TEXTS + "{%- endgeneration -%}" + E
 JOINS = "{%- for m in messages -%}{{ m['role'] | upper + ': ' + m['content'] + ' ' }}" + END
 PRINTS = "{%- for m in messages -%}{{ '[' ~ m['role'] ~ ']' ~ (m['content'] | trim) ~ '[end]' }}" + END
 SKIPS = TURN + "{%- if m['content'] is string -%}{{ m['content'] ~ ' ' }}{%- endif -%}" + END
+LOSES = (
+    TURN
+    + "{%- if m['content'] is string -%}{{ m['content'] ~ ' ' }}{%- else -%}"
+    + IMAGES
+    + "{%- endif -%}"
+    + END
+)
 LLAVA = f"USER: <image>\n{QUESTION} ASSISTANT:"
 
 
@@ -71,6 +78,7 @@ CASES: dict[str, tuple[list[Edit], str]] = {
     "hub template": ([write("chat_template.json", {"chat_template": HUB})], LLAVA),
     "template that takes text alone": ([write("chat_template.jinja", JOINS)], LLAVA),
     "template that skips lists": ([write("chat_template.jinja", SKIPS)], LLAVA),
+    "template that loses the text of lists": ([write("chat_template.jinja", LOSES)], LLAVA),
     "template that prints the list": (
         [write("chat_template.jinja", PRINTS)],
         f"[user]<image>\n{QUESTION}[end]ASSISTANT:",
