@@ -11,7 +11,7 @@ from star_export.cli.app import app
 from star_export.cli.check import check_with_progress, print_table
 from star_export.cli.options import refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
-from star_export.errors import EXIT_CHECK_FAILED, SettingsError
+from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
 from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ _EXPORT_ONLY = (
     "max_new_tokens",
     "dtype",
     "fp32_layers",
+    "chat_template",
+    "end_token",
     "overwrite",
 )
 
@@ -80,6 +82,8 @@ def build(
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
+    chat_template: opt.ChatTemplateOption = None,
+    end_token: opt.EndTokensOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
     max_batch: opt.MaxBatchOption = 8,
@@ -149,7 +153,16 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
     given["output"] = given["output"] or Path(Path(given["model"]).resolve().name + suffix)
     given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
     given["fp32_layers"] = tuple(given["fp32_layers"] or ())
+    given["end_tokens"] = tuple(context.params["end_token"] or ())
+    given["chat_template"] = _read_text(given["chat_template"])
     return BuildOptions(**given, engines=engines)
+
+
+def _read_text(template: Path | None) -> str | None:
+    try:
+        return None if template is None else template.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InputError(f"--chat-template {template} cannot be read: {error}") from error
 
 
 def _fields(context: typer.Context, options: Any) -> dict[str, Any]:

@@ -155,6 +155,20 @@ WorkspaceOption = Annotated[
         help="Scratch memory a kernel may take; less can rule out the fastest kernels.  [default: no limit]",
     ),
 ]
+ChatTemplateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--chat-template", metavar="FILE", help="Jinja file to use instead of the checkpoint's chat template."
+    ),
+]
+EndTokensOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--end-token",
+        metavar="TEXT",
+        help="This token ends an answer too, such as `<|eot_id|>`; repeat for more.",
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing bundle.")]
 CheckOption = Annotated[bool, typer.Option("--check", help="Check the bundle against PyTorch right away.")]
 

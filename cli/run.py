@@ -24,6 +24,7 @@ def run(
     top_p: opt.TopPOption = 1.0,
     seed: opt.SeedOption = None,
     stop: opt.StopOption = None,
+    end_token: opt.EndTokensOption = None,
     backend: opt.BackendOption = "onnxruntime",
     plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
@@ -37,7 +38,13 @@ def run(
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     pipeline = load(folder, backend=backend, threads=threads, plugin_library=plugin_library, verify=verify)
     generation = pipeline.generate(
-        image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop or ()
+        image,
+        prompt,
+        keep=keep,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop or (),
+        end_tokens=end_token or (),
     )
     if json:
         print_json(generation.result().to_dict())

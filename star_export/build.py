@@ -28,6 +28,7 @@ from star_export.specs import (
     check_fp32_layers,
     resolve_star,
 )
+from star_export.transcript import end_token_ids
 
 #: Weights file of each graph; prefill and decode share one.
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
@@ -99,6 +100,8 @@ class BuildOptions:
     dtype: DType = "float32"
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
+    chat_template: str | None = None
+    end_tokens: tuple[str, ...] = ()
     overwrite: bool = False
 
 
@@ -174,7 +177,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         load_builder(options.engines.backend)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = _Steps(folder, progress)
-        _write_preprocessing(folder, checkpoint, steps)
+        _write_preprocessing(folder, checkpoint, options, steps)
         _write_graphs(folder, checkpoint, spec, steps)
         engines = {}
         if options.engines is not None:
@@ -247,16 +250,23 @@ class _Steps:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
 
-def _write_preprocessing(folder: Path, checkpoint: Checkpoint, steps: _Steps) -> None:
+def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOptions, steps: _Steps) -> None:
+    """Tokenizer and parameters, tried on a question: what cannot answer is refused before any graph."""
     from star_export.preprocessing import convert
 
     with steps.step("tokenizer and preprocessing"):
         processor = convert.read_processor(checkpoint.folder)
-        convert.save_tokenizer(processor, folder / layout.TOKENIZER)
+        tokenizer = processor.tokenizer.backend_tokenizer
+        end_token_ids(options.end_tokens, tokenizer)
+        prompt = convert.prompt_spec(
+            processor, checkpoint.model, chat_template=options.chat_template, end_tokens=options.end_tokens
+        )
+        prompt = convert.fit_content(prompt, tokenizer, max_text_tokens=options.max_text_tokens)
         parameters = {
             "image": asdict(convert.image_spec(processor, checkpoint.model)),
-            "prompt": asdict(convert.prompt_spec(processor, checkpoint.model)),
+            "prompt": asdict(prompt),
         }
+        convert.save_tokenizer(tokenizer, folder / layout.TOKENIZER)
         write_json(folder / layout.PREPROCESSOR, parameters)
         write_json(folder / layout.CONFIG, json.loads((checkpoint.folder / "config.json").read_bytes()))
 

@@ -76,6 +76,7 @@ class Request:
         max_new_tokens: Tokens to generate at most.
         sampling: How the next token is chosen.
         stop: Strings that end the answer and are no part of it.
+        end_token_ids: Tokens that end it, besides the bundle's own.
     """
 
     pixels: npt.NDArray[np.float32]
@@ -84,12 +85,13 @@ class Request:
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
 
     def transcript(self, pipeline: "Pipeline") -> Transcript:
         """An empty answer to this request."""
         return Transcript(
             pipeline.tokenizer,
-            eos_token_ids=pipeline.spec.model.eos_token_ids,
+            eos_token_ids=(*pipeline.end_token_ids, *self.end_token_ids),
             max_new_tokens=self.max_new_tokens,
             stop=self.stop,
         )

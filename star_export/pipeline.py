@@ -34,7 +34,7 @@ from star_export.preprocessing import (
 from star_export.preprocessing.images import ImageInput
 from star_export.sampling import Sampling
 from star_export.specs import DType, ExportSpec, check_keep
-from star_export.transcript import check_stop
+from star_export.transcript import check_stop, end_token_ids
 
 Int64 = npt.NDArray[np.int64]
 
@@ -125,7 +125,16 @@ class Pipeline:
         parameters = read_preprocessing(bundle.path(PREPROCESSOR), self.spec.model)
         self.image_spec, self.prompt_spec = parameters.image, parameters.prompt
         self.tokenizer = read_tokenizer(bundle.path(TOKENIZER), self.prompt_spec)
+        try:
+            self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
+        except SettingsError as error:
+            raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error}") from error
         self.running: Generation | None = None
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the model's own, and those that the build added."""
+        return (*self.spec.model.eos_token_ids, *self._added_ends)
 
     @cached_property
     def _caches(self) -> Caches:
@@ -141,6 +150,7 @@ class Pipeline:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        end_tokens: Sequence[str] = (),
     ) -> Generation:
         """Answer a prompt about a picture.
 
@@ -151,6 +161,7 @@ class Pipeline:
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
             stop: Strings that end the answer and are no part of it.
+            end_tokens: Tokens that end it, besides the bundle's own, such as ``<|eot_id|>``.
 
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
@@ -159,10 +170,16 @@ class Pipeline:
 
         Raises:
             InputError: If the picture or the prompt cannot be used.
-            SettingsError: If a number is out of range.
+            SettingsError: If a number is out of range, or an end token is unknown.
         """
         request = self.request(
-            image, prompt, keep=keep, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop
+            image,
+            prompt,
+            keep=keep,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            stop=stop,
+            end_tokens=end_tokens,
         )
         return Generation(self, request)
 
@@ -175,6 +192,7 @@ class Pipeline:
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
+        end_tokens: Sequence[str] = (),
     ) -> Request:
         """Check and prepare what :meth:`generate` or a scheduler runs; see there. Any thread may."""
         limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
@@ -190,6 +208,7 @@ class Pipeline:
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
+            end_token_ids=end_token_ids(end_tokens, self.tokenizer),
         )
 
     def budget(self, keep: int | None) -> int:

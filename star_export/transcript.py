@@ -3,11 +3,13 @@
 from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
 
 from star_export.errors import SettingsError
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
+
+#: Decoded again with every new token: what a decoder does to text depends on the few tokens before it.
+_CONTEXT = 4
 
 
 def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
@@ -22,6 +24,62 @@ def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
             f"got {list(stop)!r}"
         )
     return tuple(stop)
+
+
+def end_token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of tokens that end an answer, such as ``<|eot_id|>``.
+
+    Raises:
+        SettingsError: If a text is not exactly one token.
+    """
+    found = []
+    for text in texts:
+        token = tokenizer.token_to_id(text)
+        if token is None:
+            count = len(tokenizer.encode(text, add_special_tokens=False).ids)
+            raise SettingsError(
+                f"--end-token {text!r} is no token of this model, which reads it as {count} tokens; give one "
+                "that its tokenizer.json lists, or end answers with --stop"
+            )
+        found.append(token)
+    return tuple(found)
+
+
+class TextStream:
+    """The text of tokens as they come, in pieces that add up to the text of all of them at once.
+
+    A decoder may change the end of a text when more follows: a character of which bytes are missing,
+    and every character of a run of byte tokens (``<0xE7>``), which is valid or not as a whole. Such an
+    end is held back. All before it is final, so that a window over the last tokens is enough.
+
+    Args:
+        tokenizer: The model's tokenizer; its special tokens have no text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        self._window: list[int] = []
+        self._given = 0  # characters of the window's text that were handed out
+
+    def push(self, token: int) -> str:
+        """Append a token; the text that is final now and was not before, often empty."""
+        name = self._tokenizer.id_to_token(token)
+        if name is None or token in self._special:
+            return ""
+        self._window.append(token)
+        if name.startswith("<0x") and name.endswith(">"):
+            return ""
+        text = self._tokenizer.decode(self._window)
+        open_end = text.endswith("\ufffd")  # may become a character with the next token
+        piece = text[self._given : len(text) - open_end]
+        self._window = self._window[-_CONTEXT:]
+        self._given = len(self._tokenizer.decode(self._window)) - open_end
+        return piece
+
+    def finish(self) -> str:
+        """The rest of the text, when no more tokens come."""
+        return self._tokenizer.decode(self._window)[self._given :]
 
 
 class Transcript:
@@ -50,9 +108,8 @@ class Transcript:
         max_new_tokens: int,
         stop: Sequence[str] = (),
     ) -> None:
-        self._tokenizer, self._stop = tokenizer, stop
-        self._eos, self._limit = eos_token_ids, max_new_tokens
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._stop, self._eos, self._limit = stop, eos_token_ids, max_new_tokens
+        self._stream = TextStream(tokenizer)
         self._stopped = False  # by a stop string
         self._given = 0  # characters of the text that were handed out
         self.token_ids: list[int] = []
@@ -62,7 +119,7 @@ class Transcript:
     def push(self, token: int) -> str:
         """Append a token; the text that is certain now and was not before, often empty."""
         self.token_ids.append(token)
-        self.text += self._stream.step(self._tokenizer, token) or ""
+        self.text += self._stream.push(token)
         if self._cut() or token in self._eos:
             self.finish_reason = "stop"
         elif len(self.token_ids) == self._limit:
@@ -71,17 +128,18 @@ class Transcript:
 
     def finish(self) -> str:
         """The rest of the text: what was held back, a character that never became complete."""
-        whole = self._tokenizer.decode(self.token_ids)
-        if whole.startswith(self.text) and not self._stopped:
-            self.text = whole
+        if not self._stopped:
+            self.text += self._stream.finish()
             self._cut()
         return self._give(len(self.text))
 
     def _cut(self) -> bool:
-        """End the text at the first stop string, if there is one; none begins in what was handed out."""
-        found = [at for stop in self._stop if (at := self.text.find(stop, self._given)) >= 0]
+        """End the text at the stop string that is complete first; none begins in what was handed out."""
+        found = [
+            (at + len(stop), at) for stop in self._stop if (at := self.text.find(stop, self._given)) >= 0
+        ]
         if found:
-            self.text, self._stopped = self.text[: min(found)], True
+            self.text, self._stopped = self.text[: min(found)[1]], True
         return self._stopped
 
     def _undecided(self) -> int:

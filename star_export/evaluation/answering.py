@@ -69,7 +69,7 @@ def respond(
     ids = [state.best_token()]
     prefill_ms = 1000 * (time.perf_counter() - start)
     limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
-    while ids[-1] not in pipeline.spec.model.eos_token_ids and len(ids) < limit:
+    while ids[-1] not in pipeline.end_token_ids and len(ids) < limit:
         pipeline.decode(state, ids[-1])
         ids.append(state.best_token())
     text = pipeline.tokenizer.decode(ids).strip()

@@ -3,20 +3,37 @@
 Needs the ``export`` extra: transformers reads every layout it ever wrote.
 """
 
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from star_export.errors import CheckpointError
+from tokenizers import Tokenizer
+
+from star_export.errors import CheckpointError, InputError, SettingsError
 from star_export.files import atomic_open
 from star_export.preprocessing.images import ImageSpec
-from star_export.preprocessing.prompts import PromptSpec
+from star_export.preprocessing.prompts import (
+    DEFAULT_PROMPT,
+    PromptSpec,
+    TokenizedPrompt,
+    render,
+    render_messages,
+    tokenize,
+)
 from star_export.specs import ModelSpec
+
+log = logging.getLogger("star_export.preprocessing")
+
+#: What a build asks to try a chat template, and a key of its content that no template reads.
+_QUESTION, _OTHER_QUESTION, _UNREAD = "What is in the picture?", "Where is it?", "star_export_unread"
 
 _IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
 
 
 def read_processor(folder: Path) -> Any:
-    """The checkpoint's ``LlavaProcessor``.
+    """The checkpoint's ``LlavaProcessor``, without the truncation and padding left in a ``tokenizer.json``.
 
     Raises:
         CheckpointError: If the tokenizer or the image processor cannot be read.
@@ -25,7 +42,12 @@ def read_processor(folder: Path) -> Any:
 
     try:
         # Where torchvision is installed it would be the default, with other rounding than Pillow.
-        return AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+        processor.tokenizer.backend_tokenizer.no_truncation()
+        processor.tokenizer.backend_tokenizer.no_padding()
+        for name in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
+            processor.tokenizer.init_kwargs.pop(name, None)  # where a processor's call finds them again
+        return processor
     except Exception as error:  # transformers raises many unrelated types
         reason = str(error).strip().split("\n")[0]
         raise CheckpointError(f"{folder} has no readable tokenizer and processor: {reason}") from error
@@ -63,11 +85,20 @@ def image_spec(processor: Any, model: ModelSpec) -> ImageSpec:
     )
 
 
-def prompt_spec(processor: Any, model: ModelSpec) -> PromptSpec:
+def prompt_spec(
+    processor: Any, model: ModelSpec, *, chat_template: str | None = None, end_tokens: Sequence[str] = ()
+) -> PromptSpec:
     """Prompt parameters of a processor.
 
+    Args:
+        processor: The checkpoint's ``LlavaProcessor``.
+        model: Shape of the model.
+        chat_template: Used instead of the checkpoint's own.
+        end_tokens: Tokens that end an answer, besides the model's own.
+
     Raises:
-        CheckpointError: If tokenizer and config disagree about the image token.
+        CheckpointError: If tokenizer and config disagree about the image token, or no chat template
+            is the default one.
     """
     token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
     if token_id != model.image_token_id:
@@ -78,12 +109,85 @@ def prompt_spec(processor: Any, model: ModelSpec) -> PromptSpec:
     return PromptSpec(
         image_token=processor.image_token,
         image_token_id=token_id,
-        chat_template=processor.chat_template,
+        chat_template=stored_template(processor) if chat_template is None else chat_template,
         special_tokens={name: str(token) for name, token in special.items() if isinstance(token, str)},
+        given_template=chat_template is not None,
+        end_tokens=tuple(end_tokens),
     )
 
 
-def save_tokenizer(processor: Any, path: Path) -> None:
-    """Write the fast tokenizer as one ``tokenizer.json``."""
+def stored_template(processor: Any) -> str | None:
+    """The checkpoint's chat template, where transformers looks: the processor's, then the tokenizer's.
+
+    Raises:
+        CheckpointError: If there are several and none is called ``default``.
+    """
+    for owner in (processor, processor.tokenizer):
+        template = owner.chat_template
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}
+        if isinstance(template, dict):
+            if "default" not in template:
+                raise CheckpointError(
+                    f"the checkpoint has the chat templates {', '.join(sorted(template))} and none is called "
+                    "default; give one with --chat-template FILE"
+                )
+            return str(template["default"])
+        if template is not None:
+            return str(template)
+    return None
+
+
+def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int) -> PromptSpec:
+    """The spec with the form of content that its chat template takes, tried on a question.
+
+    Raises:
+        CheckpointError: If no form gives a prompt with one image, the question and text after the image.
+        SettingsError: If even a short prompt has more than ``max_text_tokens``.
+    """
+    if spec.chat_template is None:
+        form = DEFAULT_PROMPT.format(image_token=spec.image_token, prompt="...")
+        log.warning(
+            "no chat template: prompts take LLaVA-1.5's form %r, or that of --chat-template FILE", form
+        )
+    reasons: dict[str, None] = {}  # in order, each once
+    for tried in (replace(spec, content="parts"), replace(spec, content="string")):
+        try:
+            count = _ask(tried, tokenizer).text_tokens
+        except InputError as error:
+            reasons[str(error)] = None
+            continue
+        if count > max_text_tokens:
+            raise SettingsError(
+                f"a short question has {count} text tokens with this model's template, so --max-text-tokens "
+                f"{max_text_tokens} has no room for any"
+            )
+        return tried
+    raise CheckpointError(
+        f"no prompt can be made of this checkpoint: {'; '.join(reasons)}; "
+        "give a chat template that works with --chat-template FILE"
+    )
+
+
+def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
+    """Render and tokenize a question.
+
+    Raises:
+        InputError: If the template refuses, loses or merely prints it, or it has not exactly one image.
+    """
+    text = render(_QUESTION, spec)
+    if spec.chat_template is not None:
+        message = spec.message(_QUESTION)
+        if spec.content == "parts":
+            parts = [{**part, _UNREAD: _UNREAD} for part in message["content"]]
+            if _UNREAD in render_messages([{**message, "content": parts}], spec):
+                raise InputError("the chat template prints a list of parts as it is")
+        if text == render(_OTHER_QUESTION, spec):
+            raise InputError("the chat template leaves the question out")
+    return tokenize(text, tokenizer, spec, tokens_per_image=1)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer as one ``tokenizer.json``."""
     with atomic_open(path) as file:
-        file.write(processor.tokenizer.backend_tokenizer.to_str(pretty=True).encode())
+        file.write(tokenizer.to_str(pretty=True).encode())

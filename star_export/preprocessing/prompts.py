@@ -1,20 +1,17 @@
 """Prompts to ``input_ids``, with the places of the image tokens and of the scoring rows."""
 
-import datetime
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from msgspec import Meta
 from tokenizers import Tokenizer
 
 from star_export.errors import InputError
+from star_export.preprocessing.templates import compile_template
 from star_export.specs import TokenId
 
 #: LLaVA-1.5's prompt, for checkpoints without a chat template.
@@ -30,12 +27,25 @@ class PromptSpec:
         image_token_id: Its id in the vocabulary.
         chat_template: Jinja template of the model, or None for LLaVA-1.5's own form.
         special_tokens: Names the template may use (``bos_token``, ``eos_token``).
+        content: How the template takes a message: as a list of ``parts``, or as one ``string``
+            that begins with the image token.
+        given_template: Whether ``chat_template`` was given to the build, instead of the checkpoint's.
+        end_tokens: Tokens that end an answer, besides the model's own.
     """
 
     image_token: Annotated[str, Meta(min_length=1)]
     image_token_id: TokenId
     chat_template: str | None
     special_tokens: dict[str, str]
+    content: Literal["parts", "string"] = "parts"
+    given_template: bool = False
+    end_tokens: tuple[str, ...] = ()
+
+    def message(self, prompt: str) -> dict[str, Any]:
+        """A user's question about one picture, as the chat template takes it."""
+        if self.content == "string":  # as LLaVA-1.5 writes it
+            return {"role": "user", "content": f"{self.image_token}\n{prompt}"}
+        return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
 
 
 @dataclass(frozen=True)
@@ -74,18 +84,22 @@ def render(prompt: str, spec: PromptSpec) -> str:
         return prompt
     if spec.chat_template is None:
         return DEFAULT_PROMPT.format(image_token=spec.image_token, prompt=prompt)
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return render_messages([spec.message(prompt)], spec)
+
+
+def render_messages(messages: list[dict[str, Any]], spec: PromptSpec) -> str:
+    """The model's chat template on a conversation, ready for the answer.
+
+    Raises:
+        InputError: If there is no template or it refuses.
+    """
     try:
-        return (
-            _environment()
-            .from_string(spec.chat_template)
-            .render(
-                messages=[{"role": "user", "content": content}],
-                add_generation_prompt=True,
-                tools=None,
-                documents=None,
-                **spec.special_tokens,
-            )
+        return compile_template(spec.chat_template or "").render(
+            messages=messages,
+            add_generation_prompt=True,
+            tools=None,
+            documents=None,
+            **spec.special_tokens,
         )
     except Exception as error:  # a template can raise whatever Python can
         raise InputError(f"the model's chat template refuses this prompt: {error}") from error
@@ -106,24 +120,6 @@ def has_bos(text: str, spec: PromptSpec) -> bool:
     """Whether a rendered prompt begins with BOS itself, so that the tokenizer must not add one."""
     bos = spec.special_tokens.get("bos_token")
     return bos is not None and text.startswith(bos)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Jinja as transformers sets it up for chat templates."""
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def tojson(value: Any, **options: Any) -> str:
-        return json.dumps(value, ensure_ascii=False, **options)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
 
 
 def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: int) -> TokenizedPrompt:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from star_export.build import BuildOptions, build
-from star_export.bundle import Bundle, open_bundle
+from star_export.bundle import PREPROCESSOR, Bundle, open_bundle
 from star_export.engines import check_backend, free_device_memory
 from star_export.engines.onnxruntime import check_dtype
 from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
@@ -14,6 +14,7 @@ from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, read_facts
 from star_export.errors import SettingsError
 from star_export.files import scratch_folder
+from star_export.preprocessing.parameters import read_preprocessing
 
 
 @contextmanager
@@ -50,8 +51,14 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
     Raises:
         CheckpointError, PlatformError: As :func:`star_export.build.build`.
     """
+    return build(baseline_options(bundle, folder, source=source, backend=backend)).folder
+
+
+def baseline_options(bundle: Bundle, folder: Path, *, source: str, backend: str) -> BuildOptions:
+    """What makes ``source`` an unpruned bundle that reads prompts and ends answers as ``bundle`` does."""
     spec = bundle.spec
-    options = BuildOptions(
+    prompt = read_preprocessing(bundle.path(PREPROCESSOR), spec.model).prompt
+    return BuildOptions(
         model=source,
         output=folder,
         prune=False,
@@ -60,8 +67,9 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, backend: str) -
         dtype=spec.dtype,
         engines=_engines(bundle, backend) if backend in TENSORRT_BACKENDS else None,
         fp32_layers=spec.fp32_layers,
+        chat_template=prompt.chat_template if prompt.given_template else None,
+        end_tokens=prompt.end_tokens,
     )
-    return build(options).folder
 
 
 def _check_given(bundle: Bundle, given: Path) -> None:

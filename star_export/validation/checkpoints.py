@@ -8,6 +8,7 @@ Example:
 """
 
 import argparse
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ class Preset:
     vocab: int = 512
     max_positions: int = 2048
     chat_template: str | None = None
+    llama2_tokenizer: bool = False
     rope_parameters: tuple[tuple[str, object], ...] = (("rope_type", "default"), ("rope_theta", 10000.0))
     attention_bias: bool = False
     tied: bool = False
@@ -83,6 +85,11 @@ PRESETS = {
         image_size=336, patch_size=14, vision_hidden=32, vision_layers=3, vision_heads=2,
         hidden=128, intermediate=256, layers=4, heads=8, kv_heads=2,
         chat_template=CHAT_TEMPLATE, rope_parameters=_LLAMA3_ROPE, attention_bias=True, tied=True,
+    ),
+    # Llama-2's tokenizer, as LLaVA-1.5 has it; 8x8 patches and few layers: quick to build.
+    "vicuna": Preset(
+        image_size=56, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4, llama2_tokenizer=True,
     ),
     # More layers than LLaVA-1.5-7B and another image grid (16x16).
     "deep": Preset(
@@ -187,7 +194,7 @@ def _processor(shape: Preset) -> LlavaProcessor:
     images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=make_tokenizer(_CORPUS, vocab_size=400),
+        tokenizer=llama2_tokenizer() if shape.llama2_tokenizer else make_tokenizer(_CORPUS, vocab_size=400),
         patch_size=shape.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -224,6 +231,37 @@ def make_tokenizer(
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
+    return _fast(tokenizer)
+
+
+def llama2_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama-2's kind: words begin with ``▁``, characters that have no token are bytes (``<0xE7>``)."""
+    trained = Tokenizer(models.BPE())
+    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    trained.normalizer = spaces
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")  # no token spans two words
+    trained.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
+    model = json.loads(trained.to_str())["model"]
+    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
+    tokenizer = Tokenizer(
+        models.BPE(
+            {name: i for i, name in enumerate(names)},
+            [tuple(merge) for merge in model["merges"]],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    tokenizer.normalizer = spaces
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
+    return _fast(tokenizer)
+
+
+def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """With BOS before a text, and the special tokens by name."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
     )

@@ -1,7 +1,8 @@
 """What the checkpoint's own processor makes of a picture and a prompt.
 
-The reference side of preprocessing: nothing here comes from the bundle, so a
-wrong template, a misplaced image token or a wrong question row shows.
+The reference side of preprocessing: nothing here comes from the bundle but a
+chat template that the user gave to the build, so a wrong template, a misplaced
+image token or a wrong question row shows.
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing.convert import stored_template
 from star_export.validation.report import StageResult
 
 
@@ -35,7 +37,14 @@ class ExpectedInput:
     query_positions: torch.Tensor
 
 
-def expected_input(processor: Any, picture: Image.Image, prompt: str, *, image_tokens: int) -> ExpectedInput:
+def expected_input(
+    processor: Any,
+    picture: Image.Image,
+    prompt: str,
+    *,
+    image_tokens: int,
+    chat_template: str | None = None,
+) -> ExpectedInput:
     """Preprocess with transformers.
 
     Args:
@@ -43,8 +52,9 @@ def expected_input(processor: Any, picture: Image.Image, prompt: str, *, image_t
         picture: RGB picture.
         prompt: As the user typed it.
         image_tokens: Visual tokens when the decoder starts.
+        chat_template: Used instead of the checkpoint's own.
     """
-    text = _render(processor, prompt)
+    text = _render(processor, prompt, chat_template)
     bos = processor.tokenizer.bos_token
     inputs = processor(
         images=picture,
@@ -66,16 +76,30 @@ def expected_input(processor: Any, picture: Image.Image, prompt: str, *, image_t
     )
 
 
-def _render(processor: Any, prompt: str) -> str:
-    if processor.image_token in prompt:
+def _render(processor: Any, prompt: str, chat_template: str | None) -> str:
+    image = processor.image_token
+    if image in prompt:
         return prompt
-    if processor.chat_template is None:
-        return f"USER: {processor.image_token}\n{prompt} ASSISTANT:"
-    content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    text: str = processor.apply_chat_template(
-        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-    )
-    return text
+    template = chat_template or stored_template(processor)
+    if template is None:
+        return f"USER: {image}\n{prompt} ASSISTANT:"
+
+    def apply(content: str | list[dict[str, str]]) -> str:
+        conversation = [{"role": "user", "content": content}]
+        text: str = processor.apply_chat_template(
+            conversation, chat_template=template, add_generation_prompt=True, tokenize=False
+        )
+        return text
+
+    def ask(question: str) -> str:
+        return apply([{"type": "image"}, {"type": "text", "text": question}])
+
+    try:
+        if ask(prompt).count(image) == 1 and ask(prompt) != ask(f"{prompt}?"):
+            return ask(prompt)
+    except Exception:  # whatever a template for text alone makes of a list
+        pass
+    return apply(f"{image}\n{prompt}")
 
 
 def compare_tokenized(found: TokenizedPrompt, expected: ExpectedInput) -> StageResult | None:

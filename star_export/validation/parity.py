@@ -82,7 +82,14 @@ class ParityCheck:
 
     def _stages(self, probe: Probe, keep: int | None) -> Iterator[StageResult]:
         spec = self.pipeline.spec
-        expected = expected_input(self.processor, probe.picture, probe.prompt, image_tokens=spec.image_tokens)
+        prompt_spec = self.pipeline.prompt_spec
+        expected = expected_input(
+            self.processor,
+            probe.picture,
+            probe.prompt,
+            image_tokens=spec.image_tokens,
+            chat_template=prompt_spec.chat_template if prompt_spec.given_template else None,
+        )
         tokens = self.pipeline.tokenize(probe.prompt)
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
@@ -142,7 +149,10 @@ class ParityCheck:
         forced = None
         if keep is None:
             forced = self.reference.generate(
-                wanted.full_ids, wanted.pixel_values, max_new_tokens=self.max_new_tokens
+                wanted.full_ids,
+                wanted.pixel_values,
+                max_new_tokens=self.max_new_tokens,
+                end_token_ids=self.pipeline.end_token_ids,
             )
         yield from self._token_stages(probe, keep, state, *self._teach(expected, forced))
 
@@ -186,7 +196,7 @@ class ParityCheck:
 
     def _teach(self, expected: PrefillReference, forced: list[int] | None) -> tuple[list[int], list[Array]]:
         """Tokens of the reference, greedy or ``forced``; logits before each and after the last."""
-        ends = self.pipeline.spec.model.eos_token_ids
+        ends = self.pipeline.end_token_ids
         limit = len(forced) if forced else self.max_new_tokens
         tokens: list[int] = []
         logits = [expected.logits.numpy()]

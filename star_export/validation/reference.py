@@ -6,7 +6,7 @@ that are exported, and can be told which tokens to keep, so that one differing
 choice neither hides nor causes later differences.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,13 +144,21 @@ class Reference:
         return self._logits(x)
 
     @torch.no_grad()
-    def generate(self, input_ids: Tensor, pixel_values: Tensor, *, max_new_tokens: int) -> list[int]:
+    def generate(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        *,
+        max_new_tokens: int,
+        end_token_ids: Sequence[int] = (),
+    ) -> list[int]:
         """Greedy tokens of ``LlavaForConditionalGeneration.generate``, unpruned.
 
         Args:
             input_ids: ``[S]`` with one image token per patch.
             pixel_values: ``[1, 3, H, W]``.
             max_new_tokens: Tokens to generate at most.
+            end_token_ids: Tokens that end the answer; the model's own by default.
         """
         output = self.model.generate(
             input_ids=input_ids[None],
@@ -158,6 +166,7 @@ class Reference:
             attention_mask=torch.ones_like(input_ids)[None],
             do_sample=False,
             max_new_tokens=max_new_tokens,
+            eos_token_id=list(end_token_ids) or None,
         )
         return [int(token) for token in output[0, len(input_ids) :]]
 

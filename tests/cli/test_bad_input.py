@@ -53,6 +53,8 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--dtype", "bfloat16", "--fp32-layers", "vision_tower.encoder.layers.3"), "names nothing"),
         (("--no-prune", "--keep", 64), "--keep has no meaning with --no-prune"),
         (("--backend", "onnxruntim"), "unknown backend onnxruntim; did you mean onnxruntime?"),
+        (("--chat-template", "nowhere.jinja"), "--chat-template nowhere.jinja cannot be read"),
+        (("--end-token", "<|eot_id|>"), "--end-token '<|eot_id|>' is no token of this model"),
     ],
 )
 def test_build_options(build: Callable[..., Any], options: tuple[object, ...], message: str) -> None:
@@ -132,6 +134,7 @@ def ask(cli: Any, folder: Path, image: Path, *options: object, prompt: str = "Wh
         (("--temperature", -1), "--temperature must be 0"),
         (("--top-p", 2), "--top-p must be above 0 and at most 1, got 2"),
         (("--backend", "tensort"), "unknown backend tensort"),
+        (("--end-token", "<|eot_id|>"), "--end-token '<|eot_id|>' is no token of this model"),
     ],
 )
 def test_run_options(

@@ -14,6 +14,7 @@ from transformers import AutoProcessor
 
 from star_export.errors import InputError
 from star_export.preprocessing import PromptSpec, TokenizedPrompt, render, tokenize
+from star_export.preprocessing.prompts import has_bos
 from star_export.validation.checkpoints import CHAT_TEMPLATE
 
 PROMPTS = ["What is in the picture?", "Zwei Wörter, {braces} & 'quotes' 犬 🐕", " spaces \n\n and lines "]
@@ -60,27 +61,20 @@ def test_render_without_chat_template(prompt: str) -> None:
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize(
-    "template",
-    [
-        CHAT_TEMPLATE,
-        "{% for m in messages %}\n  {% if loop.first %}[{{ m.role }}]{% endif %}\n"
-        "{% for c in m['content'] if c.type == 'text' %}<image>{{ c.text | trim }}{% break %}{% endfor %}\n"
-        "{% endfor %}{{ eos_token }}{% if add_generation_prompt %}A:{% endif %}",
-        "<image>{{ messages | tojson }}",
-        "<image>{{ messages[0].content[1].text }} {{ strftime_now('%Y')[:2] }}{# comment #}",
-    ],
-)
 def test_render_equals_transformers(
-    checkpoint: Callable[[str], Path], bundle: Callable[..., Path], prompt: str, template: str
+    checkpoint: Callable[[str], Path], bundle: Callable[..., Path], prompt: str
 ) -> None:
     parameters = json.loads((bundle("gqa") / "preprocessor.json").read_text())["prompt"]
-    spec = PromptSpec(**{**parameters, "chat_template": template})
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
     expected = AutoProcessor.from_pretrained(checkpoint("gqa")).apply_chat_template(
-        [{"role": "user", "content": content}], chat_template=template, add_generation_prompt=True
+        [{"role": "user", "content": content}], add_generation_prompt=True
     )
-    assert render(prompt, spec) == expected
+    assert render(prompt, PromptSpec(**parameters)) == expected
+
+
+def test_content_as_one_string_begins_with_the_image() -> None:
+    spec = replace(with_template("{{ messages[0].content }}"), content="string")
+    assert render("What is it?", spec) == "<image>\nWhat is it?"
 
 
 @pytest.mark.parametrize("template", [None, CHAT_TEMPLATE])
@@ -100,31 +94,30 @@ def test_empty_prompt(prompt: str) -> None:
         render(prompt, PLAIN)
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{{ raise_exception('only assistants may ask') }}", "only assistants may ask"),
-        ("{% for %}", "Expected an expression"),
-        ("{{ nobody.home }}", "'nobody' is undefined"),
-        ("{{ ''.__class__.__mro__ }}", "unsafe"),
-        ("{{ ''.__class__.__base__.__subclasses__() }}", "unsafe"),
-        ("{{ raise_exception.__globals__['json'] }}", "unsafe"),
-        ("{{ '{0.__class__.__mro__}'.format('') }}", "unsafe"),
-        ("{{ messages.append(1) }}", "unsafe"),
-        ("{{ 'USER: ' + messages[0]['content'] }}", "can only concatenate str"),
-        ("{{ 1 / 0 }}", "division by zero"),
-        ("{% include 'x' %}", "no loader"),
-    ],
-)
-def test_template_that_refuses_or_escapes(template: str, message: str) -> None:
-    with pytest.raises(InputError, match=f"chat template refuses this prompt: .*{message}"):
-        render("hello", with_template(template))
-
-
 def test_template_that_writes_bos_itself(tokenizer: Tokenizer) -> None:
     spec = with_template("{{ bos_token }}<image>{% if tools is not none %}tools{% endif %} What?")
     tokens = tokenize(render("hello", spec), tokenizer, spec, tokens_per_image=2)
     assert tokens.input_ids[0, :3].tolist() == [tokenizer.token_to_id("<s>"), IMAGE_ID, IMAGE_ID]
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("<s><image> one?", [1, IMAGE_ID]),  # BOS is there already
+        ("<image> one <s> two?", [1, IMAGE_ID]),  # not where it counts
+        (" <s><image> one?", [1]),
+    ],
+)
+def test_bos_is_added_unless_the_text_begins_with_it(
+    tokenizer: Tokenizer, text: str, first: list[int]
+) -> None:
+    ids = token_ids(text, tokenizer).input_ids[0].tolist()
+    assert ids[: len(first)] == first
+    assert ids.count(1) == text.count("<s>") + (not text.startswith("<s>"))
+
+
+def test_a_model_without_bos_gets_none(tokenizer: Tokenizer) -> None:
+    assert not has_bos("<s> one", replace(PLAIN, special_tokens={}))
 
 
 @pytest.mark.parametrize("prompt", [*PROMPTS, "before <image> after"])

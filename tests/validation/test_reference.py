@@ -106,6 +106,14 @@ def test_generate_is_greedy(sides: Sides) -> None:
     assert found == tokens
 
 
+def test_generate_stops_at_the_ends_that_it_is_given(sides: Sides) -> None:
+    whole = sides.reference.generate(sides.input_ids, sides.pixels, max_new_tokens=5)
+    ended = sides.reference.generate(
+        sides.input_ids, sides.pixels, max_new_tokens=5, end_token_ids=[500, whole[2]]
+    )
+    assert ended == whole[: whole.index(whole[2]) + 1]
+
+
 def test_keeping_every_token_changes_nothing(sides: Sides) -> None:
     unpruned = sides.prefill()
     every = torch.arange(unpruned.length)
