@@ -9,17 +9,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from star_export import bundle as layout
 from star_export.aliases import ALIASES
 from star_export.bundle import open_bundle, write_engines, write_manifest
-from star_export.checkpoint import Checkpoint, canonical_module, open_checkpoint
+from star_export.checkpoint import (
+    Checkpoint,
+    canonical_module,
+    open_checkpoint,
+    warn_of_unused_settings,
+)
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import staging_folder, write_json
+from star_export.hub import split_revision
+from star_export.progress import NoProgress, Progress
 from star_export.specs import (
     DEFAULT_DROP_RATIO,
     DType,
@@ -33,26 +40,6 @@ from star_export.specs import (
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
 
 _TOOLS = ("star-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-
-
-class Progress(Protocol):
-    """What a build reports to: one step after the other."""
-
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        """A step begins; ``total_bytes`` when its length is known."""
-
-    def advance(self, done_bytes: int) -> None:
-        """Another ``done_bytes`` of the running step are done."""
-
-
-class NoProgress:
-    """For builds that nobody watches."""
-
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        """Nothing to show."""
-
-    def advance(self, done_bytes: int) -> None:
-        """Nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,7 @@ class BuildOptions:
 
     model: str
     output: Path
+    revision: str | None = None
     keep: int | None = None
     keep_ratio: float | None = None
     max_keep: int | None = None
@@ -109,8 +97,9 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         SettingsError: If an option is out of range.
     """
     prune_layer = options.prune_layer
-    if options.prune and prune_layer is None and options.model in ALIASES:
-        prune_layer = ALIASES[options.model].prune_layer
+    alias = ALIASES.get(split_revision(options.model)[0])
+    if options.prune and prune_layer is None and alias is not None:
+        prune_layer = alias.prune_layer
     star = None
     if not options.prune:
         _refuse_pruning_options(options)
@@ -166,7 +155,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     require_export_extra()
     progress = progress or NoProgress()
     progress.start("read checkpoint")
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, revision=options.revision, progress=progress)
+    warn_of_unused_settings(checkpoint.folder)
     spec = resolve_spec(options, checkpoint)
     if options.engines is not None:  # before minutes of work
         check_options(options.engines, spec)

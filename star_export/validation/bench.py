@@ -14,6 +14,7 @@ from typing import Any
 from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.errors import SettingsError
+from star_export.hub import with_revision
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
@@ -119,7 +120,8 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
-    source = options.model or bundle.manifest["source"]["model"]
+    made_from = bundle.manifest["source"]
+    source = options.model or with_revision(made_from["model"], made_from["revision"])
     checkpoint = open_checkpoint(source).folder
     check_runs(bundle, options.backend)
     with ExitStack() as stack:

@@ -44,14 +44,7 @@ def expected_input(processor: Any, picture: Image.Image, prompt: str, *, image_t
         prompt: As the user typed it.
         image_tokens: Visual tokens when the decoder starts.
     """
-    text = _render(processor, prompt)
-    bos = processor.tokenizer.bos_token
-    inputs = processor(
-        images=picture,
-        text=text,
-        return_tensors="pt",
-        add_special_tokens=bos is None or not text.startswith(bos),
-    )
+    inputs = processor_inputs(processor, picture, _render(processor, prompt))
     full = inputs["input_ids"][0]
     visual = full == processor.image_token_id
     first, last = visual.nonzero().flatten()[[0, -1]].tolist()
@@ -63,6 +56,19 @@ def expected_input(processor: Any, picture: Image.Image, prompt: str, *, image_t
         input_ids=ids,
         image_positions=positions[first : first + image_tokens],
         query_positions=positions[first + image_tokens :],
+    )
+
+
+def processor_inputs(processor: Any, picture: Image.Image, text: str) -> Any:
+    """``input_ids``, ``attention_mask`` and ``pixel_values`` of a rendered prompt, whole and with one BOS."""
+    bos = processor.tokenizer.bos_token
+    return processor(
+        images=picture,
+        text=text,
+        return_tensors="pt",
+        add_special_tokens=bos is None or not text.startswith(bos),
+        truncation=False,  # a tokenizer.json may ask for either
+        padding=False,
     )
 
 

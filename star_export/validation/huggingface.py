@@ -8,6 +8,8 @@ from transformers import DynamicCache, LlavaForConditionalGeneration
 
 from star_export.preprocessing import load_image
 from star_export.preprocessing.convert import read_processor
+from star_export.validation.expected import processor_inputs
+from star_export.validation.reference import cache_argument
 from star_export.validation.sides import Sample, Workload, make_sample
 
 
@@ -26,18 +28,18 @@ class HuggingFaceSide:
     def measure(self, workload: Workload) -> Sample:
         """Answer once and take the time."""
         start = time.perf_counter()
-        inputs = self.processor(images=load_image(workload.picture), text=workload.text, return_tensors="pt")
+        inputs = processor_inputs(self.processor, load_image(workload.picture), workload.text)
         ready = time.perf_counter()
         features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
         seen = time.perf_counter()
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])
         places = inputs["input_ids"] == self.model.config.image_token_id
         embeds[places] = torch.cat(list(features))
-        cache = DynamicCache(config=self.model.config.text_config)
-        output = self.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = {cache_argument(self.model): DynamicCache(config=self.model.config.text_config)}
+        output = self.model(inputs_embeds=embeds, use_cache=True, logits_to_keep=1, **cache)
         token = output.logits[:, -1].argmax(-1, keepdim=True)
         first = time.perf_counter()
         for _ in range(workload.new_tokens):
-            output = self.model(input_ids=token, past_key_values=cache, use_cache=True)
+            output = self.model(input_ids=token, use_cache=True, **cache)
             token = output.logits[:, -1].argmax(-1, keepdim=True)
         return make_sample(start, ready, seen, first, workload.new_tokens)

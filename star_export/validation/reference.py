@@ -6,6 +6,7 @@ that are exported, and can be told which tokens to keep, so that one differing
 choice neither hides nor causes later differences.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
 
 from star_export.checkpoint import canonical_name
 from star_export.errors import CheckpointError
@@ -51,6 +52,21 @@ class PrefillReference:
     length: int
 
 
+def cache_argument(module: torch.nn.Module) -> str:
+    """What a module of transformers calls its KV cache: ``past_key_values`` in its older versions."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def greedy(settings: GenerationConfig) -> GenerationConfig:
+    """Of a checkpoint's generation settings those that a bundle has too: its tokens."""
+    return GenerationConfig(
+        bos_token_id=settings.bos_token_id,
+        eos_token_id=settings.eos_token_id,
+        pad_token_id=settings.pad_token_id,
+        do_sample=False,
+    )
+
+
 class Reference:
     """A LLaVA model in float32 with STAR around it.
 
@@ -69,7 +85,9 @@ class Reference:
         except Exception as error:  # transformers raises many unrelated types
             raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
         self.model = model.eval()
+        self.model.generation_config = greedy(self.model.generation_config)
         self.decoder = self.model.model.language_model
+        self._cache_name = cache_argument(self.decoder.layers[0])
 
     @torch.no_grad()
     def round_weights(self, weight_dtype: Callable[[str], str]) -> None:
@@ -156,7 +174,6 @@ class Reference:
             input_ids=input_ids[None],
             pixel_values=pixel_values,
             attention_mask=torch.ones_like(input_ids)[None],
-            do_sample=False,
             max_new_tokens=max_new_tokens,
         )
         return [int(token) for token in output[0, len(input_ids) :]]
@@ -173,8 +190,8 @@ class Reference:
                     x,
                     attention_mask=mask[None, None] if len(positions) > 1 else None,
                     position_ids=positions[None],
-                    past_key_values=cache,
                     position_embeddings=rotary,
+                    **{self._cache_name: cache},
                 )
         finally:
             hook.remove()

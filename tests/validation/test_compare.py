@@ -162,7 +162,9 @@ def test_tokens_that_differ(found: list[int], status: str, margin: float, detail
     assert result.detail == detail
 
 
-@pytest.mark.parametrize(("difference", "status"), [(-0.37, "fail"), (-0.0009, "ambiguous"), (0.0009, "ambiguous")])
+@pytest.mark.parametrize(
+    ("difference", "status"), [(-0.37, "fail"), (-0.0009, "ambiguous"), (0.0009, "ambiguous")]
+)
 def test_tokens_tie_by_distance_whichever_is_larger(difference: float, status: str) -> None:
     """The reference may say a token that its own logits rank below the bundle's."""
     logits = np.float32([1.0, 1.0 - difference, -1.0, -1.0])
