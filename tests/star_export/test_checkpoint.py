@@ -250,7 +250,11 @@ def test_weights_of_a_quantized_dtype(folder: Path) -> None:
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    refused(tmp_path, "has no config.json; expected a Hugging Face checkpoint folder")
+    (tmp_path / "notes.txt").touch()
+    refused(
+        tmp_path,
+        "has no config.json and lacks model.safetensors; .* expected a Hugging Face checkpoint folder",
+    )
 
 
 @pytest.mark.parametrize(
