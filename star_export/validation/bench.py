@@ -29,6 +29,7 @@ from star_export.validation.sides import (
     Workload,
     open_side,
     peak_memory,
+    side_device,
 )
 
 MEASURES = ("vision", "prefill", "decode", "ttft")
@@ -42,6 +43,7 @@ class SideReport:
         name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
         median_ms: Median milliseconds per measure; decode is per token.
         speedup: Median over the repeats of this side's time divided by STAR's.
+        device: Where it ran, ``cpu`` or ``cuda``.
         peak_memory: Peak resident bytes of a process of its own.
         device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
     """
@@ -49,6 +51,7 @@ class SideReport:
     name: str
     median_ms: dict[str, float]
     speedup: dict[str, float]
+    device: str
     peak_memory: int
     device_memory: int | None = None
 
@@ -168,7 +171,7 @@ def _bench(
         keep=keep,
         text_tokens=text_tokens,
         repeats=options.repeats,
-        sides=tuple(_side_report(name, samples, memory[name]) for name in options.sides),
+        sides=tuple(_side_report(name, samples, memory[name], options.backend) for name in options.sides),
         kv_bytes=_kv_bytes(spec, text_tokens, keep),
         flops={
             name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
@@ -197,13 +200,14 @@ def _measure(
     return samples
 
 
-def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory) -> SideReport:
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, backend: str) -> SideReport:
     medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
     speedup = {}
     if STAR in samples:
         pairs = list(zip(samples[name], samples[STAR], strict=True))
         speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
-    return SideReport(name, medians, speedup, memory.resident, memory.device)
+    device = side_device(name, backend)
+    return SideReport(name, medians, speedup, device, memory.resident, memory.device)
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,15 @@ OTHERS = {
 }
 
 
+@cache
+def blob(data: bytes) -> str:
+    """A file's id."""
+    return hashlib.sha1(data).hexdigest()
+
+
 def commit(files: dict[str, bytes]) -> str:
     """A revision's id, as git has them."""
-    return hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
+    return blob(repr(sorted((name, blob(data)) for name, data in files.items())).encode())
 
 
 @dataclass
@@ -109,14 +116,13 @@ class Handler(BaseHTTPRequestHandler):
         if found is None:
             return self.refuse(404, "RevisionNotFound")
         sha, files = found
-        ids = {name: hashlib.sha1(data).hexdigest() for name, data in files.items()}
         answer: Any = {
             "id": REPO,
             "sha": sha,
-            "siblings": [{"rfilename": n, "size": len(d), "blobId": ids[n]} for n, d in files.items()],
+            "siblings": [{"rfilename": n, "size": len(d), "blobId": blob(d)} for n, d in files.items()],
         }
         if parts[0] == "tree":
-            answer = [{"type": "file", "path": n, "size": len(d), "oid": ids[n]} for n, d in files.items()]
+            answer = [{"type": "file", "path": n, "size": len(d), "oid": blob(d)} for n, d in files.items()]
         return self.send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def send_file(self, revision: str, name: str) -> None:
@@ -124,7 +130,7 @@ class Handler(BaseHTTPRequestHandler):
         if found is None or name not in found[1]:
             return self.refuse(404, "EntryNotFound")
         data = found[1][name]
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": found[0]}
+        headers = {"ETag": f'"{blob(data)}"', "X-Repo-Commit": found[0]}
         headers["Accept-Ranges"] = "bytes"
         begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0])
         status = 206 if "Range" in self.headers else 200
