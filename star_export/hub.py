@@ -74,7 +74,7 @@ def _announce(hub_id: str, revision: str | None, progress: Progress) -> None:
     """Say how much there is to fetch; nothing when the hub cannot be asked, since all may be cached."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import filter_repo_objects
+    from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 
     try:
         info = HfApi().model_info(hub_id, revision=revision, files_metadata=True)
@@ -93,13 +93,13 @@ def _announce(hub_id: str, revision: str | None, progress: Progress) -> None:
 
 def _bar(progress: Progress) -> Any:
     """A bar for the hub client that shows nothing itself and hands the bytes on."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
-    class Bar(tqdm):  # type: ignore[misc]
+    class Bar(tqdm):
         def __init__(self, *args: Any, **options: Any) -> None:
             # Several bars count: files, bytes that came, bytes that were put together from them.
             self._counts = options.get("unit") == "B" and str(options.get("desc")).startswith("Downloading")
-            super().__init__(*args, **{**options, "disable": True})
+            super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
             if self._counts:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from star_export.checkpoint import open_checkpoint
 from star_export.hub import is_hub_id, split_revision
 
 REPO = "someone/llava"
@@ -190,15 +192,20 @@ Get = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture
-def get(hub: Hub, tmp_path: Path) -> Get:
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """Variables of a process that knows this hub only, patient on a busy machine."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    patience = {"HF_HUB_DOWNLOAD_TIMEOUT": "60", "HF_HUB_ETAG_TIMEOUT": "60"}
+    return inherited | patience | {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home")}
+
+
+@pytest.fixture
+def get(environment: dict[str, str]) -> Get:
     """Download models in a fresh interpreter, since the hub client reads its settings once."""
 
     def call(*models: str, **settings: str) -> list[dict[str, Any]]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), **settings}
-        environment |= {"HF_HUB_DOWNLOAD_TIMEOUT": "60", "HF_HUB_ETAG_TIMEOUT": "60"}
         command = [sys.executable, "-c", SCRIPT, *models]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, env=environment | settings, check=True)
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     return call
@@ -244,6 +251,38 @@ def test_a_revision(hub: Hub, get: Get) -> None:
     assert Path(by_name["folder"]).name == sha
     assert none["error"].startswith(
         f"CheckpointError: {REPO} has no revision v2; its branches and tags are on"
+    )
+
+
+SOURCE = """
+import sys
+from star_export.bundle import open_bundle
+from star_export.validation.parity import _source_checkpoint
+checkpoint = _source_checkpoint(open_bundle(sys.argv[1]), None)
+print(checkpoint.source, checkpoint.revision, len(checkpoint.tensors))
+"""
+
+
+def test_a_check_opens_the_commit_that_the_bundle_was_made_from(
+    hub: Hub,
+    environment: dict[str, str],
+    checkpoint: Callable[[str], Path],
+    bundle: Callable[..., Path],
+    tmp_path: Path,
+) -> None:
+    files = {path.name: path.read_bytes() for path in checkpoint("mha").iterdir() if path.is_file()}
+    hub.revisions = {"main": files | {"config.json": b"{}"}, "then": files}
+    copy = shutil.copytree(bundle("mha"), tmp_path / "bundle")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["source"] = {"model": REPO, "revision": commit(files)}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    command = [sys.executable, "-c", SOURCE, str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    source, revision, tensors = done.stdout.split()
+    assert (source, revision, int(tensors)) == (
+        REPO,
+        commit(files),
+        len(open_checkpoint(str(checkpoint("mha"))).tensors),
     )
 
 
