@@ -4,13 +4,13 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache
 
 from star_export.preprocessing import load_image
 from star_export.preprocessing.convert import read_processor
 from star_export.specs import DType
 from star_export.validation.expected import processor_inputs
-from star_export.validation.reference import cache_argument
+from star_export.validation.reference import cache_argument, load_model
 from star_export.validation.sides import Sample, Workload, make_sample
 
 
@@ -31,10 +31,7 @@ class HuggingFaceSide:
         if threads:
             torch.set_num_threads(threads)
         self.device, self.dtype = device, getattr(torch, dtype)
-        model = LlavaForConditionalGeneration.from_pretrained(
-            folder, dtype=self.dtype, attn_implementation=attention, local_files_only=True
-        )
-        self.model = model.eval().to(device)
+        self.model = load_model(folder, dtype=self.dtype, attention=attention).to(device)
         self.processor = read_processor(folder)
 
     @torch.inference_mode()

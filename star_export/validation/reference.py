@@ -7,17 +7,22 @@ choice neither hides nor causes later differences.
 """
 
 import inspect
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
 
 from star_export.checkpoint import canonical_name
+from star_export.checkpoint_folder import INDEX, find_shards
 from star_export.errors import CheckpointError
+from star_export.files import write_json
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,38 @@ def greedy(settings: GenerationConfig) -> GenerationConfig:
     )
 
 
+def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
+    """The checkpoint in transformers; shards may lack their index.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        source, shards = folder, find_shards(folder)
+        if len(shards) > 1 and not (folder / INDEX).is_file():
+            source = Path(scratch)
+            _write_index(source, shards)
+            for name in ("config.json", "generation_config.json"):
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, source)
+        try:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, attn_implementation=attention, local_files_only=True
+            )
+        except Exception as error:  # transformers raises many unrelated types
+            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+    return model.eval()
+
+
+def _write_index(folder: Path, shards: list[Path]) -> None:
+    """An index in ``folder`` of shards that stay where they are."""
+    places = {}
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), str(path.resolve()))
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+
+
 class Reference:
     """A LLaVA model in float32 with STAR around it.
 
@@ -78,13 +115,7 @@ class Reference:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            model = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-            )
-        except Exception as error:  # transformers raises many unrelated types
-            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-        self.model = model.eval()
+        self.model = load_model(folder, dtype=torch.float32, attention="eager")
         self.model.generation_config = greedy(self.model.generation_config)
         self.decoder = self.model.model.language_model
         self._cache_name = cache_argument(self.decoder.layers[0])

@@ -399,6 +399,13 @@ def test_shards_without_an_index(base: Path, folder: Path) -> None:
         assert torch.equal(found.tensor(name), whole.tensor(name))
 
 
+def test_the_reference_loads_shards_without_an_index(base: Path, folder: Path) -> None:
+    split(folder)
+    whole, found = (dict(Reference(f).model.named_parameters()) for f in (base, folder))
+    assert set(found) == set(whole)
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+
+
 def test_shards_without_an_index_that_are_not_all_there(folder: Path) -> None:
     split(folder)
     (folder / "model-00001-of-00002.safetensors").unlink()
