@@ -82,6 +82,11 @@ def _print_tables(report: "BenchReport") -> None:
             memory += f" + {megabytes(side.device_memory)} on the GPU"
         table.add_row(side.name, *cells, memory)
     out.print(table)
+    if len({side.device for side in report.sides}) > 1:
+        on_cpu = ", ".join(side.name for side in report.sides if side.device == "cpu")
+        out.print(
+            f"[yellow]{on_cpu} ran on the CPU, the others on the GPU[/yellow]: torch finds no GPU here."
+        )
     out.print("In brackets: that side's time divided by star's, median of the rounds.")
     kv = report.kv_bytes
     pruned, full = report.flops["pruned"], report.flops["full"]

@@ -12,6 +12,7 @@ from star_export.cli.check import check_with_progress, print_table
 from star_export.cli.options import refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
+from star_export.hub import split_revision
 from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ EPILOG = """
 #: Options that only an export reads; with --from-bundle the graphs are there already.
 _EXPORT_ONLY = (
     "model",
+    "revision",
     "output",
     "keep",
     "keep_ratio",
@@ -70,6 +72,7 @@ _ENGINE_ONLY = (
 def build(
     context: typer.Context,
     model: opt.ModelOption = None,
+    revision: opt.RevisionOption = None,
     from_bundle: opt.FromBundleOption = None,
     output: opt.OutputOption = None,
     keep: opt.KeepOption = None,
@@ -150,7 +153,7 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
     if given["model"] is None:
         raise SettingsError("give --model NAME, or --from-bundle DIR to add engines to a bundle")
     suffix = "-star" if given["prune"] else "-full"
-    given["output"] = given["output"] or Path(Path(given["model"]).resolve().name + suffix)
+    given["output"] = given["output"] or Path(Path(_without_revision(given["model"])).resolve().name + suffix)
     given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
     given["fp32_layers"] = tuple(given["fp32_layers"] or ())
     given["end_tokens"] = tuple(context.params["end_token"] or ())
@@ -163,6 +166,11 @@ def _read_text(template: Path | None) -> str | None:
         return None if template is None else template.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise InputError(f"--chat-template {template} cannot be read: {error}") from error
+
+
+def _without_revision(model: str) -> str:
+    """A folder's name may hold an @ of its own."""
+    return model if Path(model).is_dir() else split_revision(model)[0]
 
 
 def _fields(context: typer.Context, options: Any) -> dict[str, Any]:

@@ -42,6 +42,10 @@ PromptOption = Annotated[
 ModelOption = Annotated[
     str | None, typer.Option("--model", "-m", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder.")
 ]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="REV", help="Branch, tag or commit of a hub id; NAME@REV does too."),
+]
 FromBundleOption = Annotated[
     Path | None,
     typer.Option(

@@ -9,17 +9,24 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from star_export import bundle as layout
 from star_export.aliases import ALIASES
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
-from star_export.checkpoint import Checkpoint, canonical_module, open_checkpoint
+from star_export.checkpoint import (
+    Checkpoint,
+    canonical_module,
+    open_checkpoint,
+    warn_of_unused_settings,
+)
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
+from star_export.hub import split_revision
+from star_export.progress import NoProgress, Progress
 from star_export.specs import (
     DEFAULT_DROP_RATIO,
     DType,
@@ -34,26 +41,6 @@ from star_export.transcript import end_token_ids
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
 
 _TOOLS = ("star-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-
-
-class Progress(Protocol):
-    """What a build reports to: one step after the other."""
-
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        """A step begins; ``total_bytes`` when its length is known."""
-
-    def advance(self, done_bytes: int) -> None:
-        """Another ``done_bytes`` of the running step are done."""
-
-
-class NoProgress:
-    """For builds that nobody watches."""
-
-    def start(self, step: str, total_bytes: int | None = None) -> None:
-        """Nothing to show."""
-
-    def advance(self, done_bytes: int) -> None:
-        """Nothing to show."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +76,7 @@ class BuildOptions:
 
     model: str
     output: Path
+    revision: str | None = None
     keep: int | None = None
     keep_ratio: float | None = None
     max_keep: int | None = None
@@ -112,8 +100,9 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         SettingsError: If an option is out of range.
     """
     prune_layer = options.prune_layer
-    if options.prune and prune_layer is None and options.model in ALIASES:
-        prune_layer = ALIASES[options.model].prune_layer
+    alias = ALIASES.get(split_revision(options.model)[0])
+    if options.prune and prune_layer is None and alias is not None:
+        prune_layer = alias.prune_layer
     star = None
     if not options.prune:
         _refuse_pruning_options(options)
@@ -170,7 +159,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     require_export_extra()
     progress = progress or NoProgress()
     progress.start("read checkpoint")
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, revision=options.revision, progress=progress)
+    warn_of_unused_settings(checkpoint.folder)
     spec = resolve_spec(options, checkpoint)
     if options.engines is not None:  # before minutes of work
         check_options(options.engines, spec)
@@ -253,9 +243,10 @@ class _Steps:
 def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOptions, steps: _Steps) -> None:
     """Tokenizer and parameters, tried on a question: what cannot answer is refused before any graph."""
     from star_export.preprocessing import convert
+    from star_export.preprocessing.processor import read_processor
 
     with steps.step("tokenizer and preprocessing"):
-        processor = convert.read_processor(checkpoint.folder)
+        processor = read_processor(checkpoint.folder)
         tokenizer = processor.tokenizer.backend_tokenizer
         end_token_ids(options.end_tokens, tokenizer)
         prompt = convert.prompt_spec(

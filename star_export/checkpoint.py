@@ -6,7 +6,7 @@ one at a time.
 """
 
 import difflib
-import json
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,44 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from star_export.aliases import ALIASES
-from star_export.errors import CheckpointError, PlatformError
+from star_export.checkpoint_folder import find_shards, read_json, read_llava_config
+from star_export.errors import CheckpointError, SettingsError
 from star_export.files import sha256
+from star_export.hub import download, is_hub_id, split_revision
+from star_export.progress import NoProgress, Progress
 from star_export.specs import ModelSpec, TextSpec, VisionSpec
 
 if TYPE_CHECKING:
     import torch
 
+log = logging.getLogger("star_export.checkpoint")
+
 VISION_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-_HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_WEB = re.compile(r"https?://(?:[^/]*/([\w.-]+/[\w.-]+))?")
+
+#: What ``generate`` does to a greedy answer and no bundle does, each with the value that changes nothing.
+_GREEDY_SETTINGS: dict[str, object] = {
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "force_words_ids": None,
+    "sequence_bias": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "num_beams": 1,
+    "guidance_scale": 1.0,
+    "penalty_alpha": None,
+    "stop_strings": None,
+    "watermarking_config": None,
+}
 
 #: Checkpoint prefixes of all transformers versions, and the one name used here.
 _PREFIXES = (
@@ -74,72 +101,66 @@ class Checkpoint:
         return {path.name: sha256(path) for path in sorted(files)}
 
 
-def open_checkpoint(model: str) -> Checkpoint:
+def open_checkpoint(
+    model: str, *, revision: str | None = None, progress: Progress | None = None
+) -> Checkpoint:
     """Find, read and check a checkpoint.
 
     Args:
-        model: An alias (``llava-1.5-7b``), a hub id, or a local folder.
+        model: An alias (``llava-1.5-7b``), a hub id, or a local folder; after the first two ``@REVISION``.
+        revision: Branch, tag or commit on the hub; its default branch when neither is given.
+        progress: Told about a download; nobody by default.
 
     Raises:
         CheckpointError: If it is missing, damaged or of an unsupported architecture.
+        SettingsError: If a revision is given for a folder, or twice.
         PlatformError: If it would have to be downloaded and cannot be.
     """
-    folder, source, revision = _locate(model)
+    folder, source, commit = _locate(model, revision, progress or NoProgress())
     config = _read_config(folder)
     return Checkpoint(
         folder=folder,
         source=source,
-        revision=revision,
+        revision=commit,
         model=_model_spec(config, folder),
-        tensors=dict(_index_tensors(folder)),
+        tensors=_index_tensors(folder),
     )
 
 
-def _locate(model: str) -> tuple[Path, str, str | None]:
-    if model in ALIASES:  # also where a folder is called so; ./NAME means the folder
-        return _download(ALIASES[model].hub_id)
+def _locate(model: str, revision: str | None, progress: Progress) -> tuple[Path, str, str | None]:
+    """Folder, source and commit; an alias comes before a folder of its name, which ``./NAME`` means."""
+    if web := _WEB.match(model):
+        raise CheckpointError(
+            f"{model} is a web address; give the model's id: --model {web[1] or 'ORGANISATION/NAME'}"
+        )
+    name, tagged = split_revision(model)
     path = Path(model).expanduser()
-    if path.is_dir():
+    if name not in ALIASES and path.is_dir():
+        if revision is not None:
+            raise SettingsError(f"--revision belongs to a model of the hub; {model} is a folder")
         return path, str(path.resolve()), None
-    if path.exists():
-        raise CheckpointError(f"{model} is a file; give the checkpoint's folder")
-    if _HUB_ID.fullmatch(model):
-        return _download(model)
-    near = difflib.get_close_matches(model, ALIASES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"aliases are {', '.join(ALIASES)}"
-    raise CheckpointError(f"no folder, alias or hub id is called {model}; {hint}")
-
-
-def _download(hub_id: str) -> tuple[Path, str, str | None]:
-    from huggingface_hub import snapshot_download
-
-    try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=_HUB_FILES))
-    except Exception as error:  # the hub client raises many unrelated types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise PlatformError(
-            f"could not get {hub_id} from the Hugging Face hub ({reason}); without network, "
-            "copy the checkpoint here and give its folder: --model PATH/TO/FOLDER"
-        ) from error
+    if name not in ALIASES and path.exists():
+        kind = "a GGUF file, made for llama.cpp" if path.suffix == ".gguf" else "a file"
+        raise CheckpointError(f"{model} is {kind}; give the checkpoint's folder")
+    if revision is not None and tagged is not None:
+        raise SettingsError(f"give a revision once: --revision {revision}, or {model}")
+    hub_id = ALIASES[name].hub_id if name in ALIASES else name
+    if not is_hub_id(hub_id):
+        near = difflib.get_close_matches(name, ALIASES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"aliases are {', '.join(ALIASES)}"
+        raise CheckpointError(f"no folder, alias or hub id is called {model}; {hint}")
+    folder = download(hub_id, revision or tagged, progress)
     return folder, hub_id, folder.name
 
 
 def _read_config(folder: Path) -> Any:
     from transformers import AutoConfig
 
-    path = folder / "config.json"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no config.json; expected a Hugging Face checkpoint folder")
-    try:
-        found = json.loads(path.read_bytes()).get("model_type")
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
-    if found != "llava":
-        raise CheckpointError(f"model_type {found!r} is not supported; expected 'llava' (LLaVA-1.5)")
+    read_llava_config(folder)
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(f"transformers cannot read {path}: {error}") from error
+        raise CheckpointError(f"transformers cannot read {folder / 'config.json'}: {error}") from error
 
 
 def _require(what: str, found: object, supported: tuple[object, ...]) -> None:
@@ -219,15 +240,29 @@ def _text_spec(config: Any, *, tied: bool) -> TextSpec:
 
 def _eos_token_ids(config: Any, folder: Path) -> tuple[int, ...]:
     """As ``generate`` reads them: generation_config.json first, then the decoder's config."""
-    path = folder / "generation_config.json"
-    try:
-        stored = json.loads(path.read_bytes()) if path.is_file() else {}
-        ids = stored.get("eos_token_id", config.text_config.eos_token_id)
-    except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is not a JSON object: {error}") from error
+    ids = _generation_config(folder).get("eos_token_id", config.text_config.eos_token_id)
     if ids is None:
         return ()
     return tuple(ids) if isinstance(ids, list) else (ids,)
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def warn_of_unused_settings(folder: Path) -> None:
+    """Name what a checkpoint's ``generation_config.json`` asks for and no bundle does."""
+    unused = [
+        f"{name}={value}"
+        for name, value in _generation_config(folder).items()
+        if name in _GREEDY_SETTINGS and value not in (None, _GREEDY_SETTINGS[name], [])
+    ]
+    if unused:
+        log.warning(
+            "generation_config.json sets %s: not used by star-export, so answers differ from generate()'s",
+            ", ".join(unused),
+        )
 
 
 def canonical_name(name: str) -> str:
@@ -243,38 +278,28 @@ def canonical_module(name: str) -> str:
     return canonical_name(f"{name}.").removesuffix(".")
 
 
-def _index_tensors(folder: Path) -> Iterator[tuple[str, tuple[Path, str, tuple[int, ...]]]]:
+def _index_tensors(folder: Path) -> dict[str, tuple[Path, str, tuple[int, ...]]]:
+    tensors: dict[str, tuple[Path, str, tuple[int, ...]]] = {}
+    for path in find_shards(folder):
+        for stored_name, shape in _read_header(path):
+            name = canonical_name(stored_name)
+            if name in tensors:
+                files = f"{tensors[name][0].name} and {path.name}"
+                raise CheckpointError(f"{folder} has {name} twice, in {files}; get the files again")
+            tensors[name] = path, stored_name, shape
+    return tensors
+
+
+def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     from safetensors import SafetensorError, safe_open
 
-    for path in _shards(folder):
-        try:
-            with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118 (a file, not a dict)
-                    stored = file.get_slice(name)
-                    shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-                    _require(f"dtype of {name}", dtype, ("F32", "F16", "BF16"))
-                    yield canonical_name(name), (path, name, shape)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path} is truncated or not safetensors ({error}); get the file again"
-            ) from error
-
-
-def _shards(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted({Path(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(f"{index} has no readable weight_map: {error}") from error
-        if any(name.name != str(name) for name in names):
-            raise CheckpointError(f"{index} names a file outside its folder")
-    else:
-        names = [Path("model.safetensors")]
-    missing = [str(name) for name in names if not (folder / name).is_file()]
-    if missing:
+    try:
+        with safe_open(path, framework="np") as file:
+            for name in file.keys():  # noqa: SIM118 (a file, not a dict)
+                stored = file.get_slice(name)
+                _require(f"dtype of {name}", stored.get_dtype(), ("F32", "F16", "BF16"))
+                yield name, tuple(stored.get_shape())
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{folder} lacks {', '.join(missing[:3])}{' ...' if missing[3:] else ''}; "
-            "only safetensors weights are read"
-        )
-    return [folder / name for name in names]
+            f"{path} is truncated or not safetensors ({error}); get the file again"
+        ) from error

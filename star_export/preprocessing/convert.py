@@ -1,7 +1,4 @@
-"""A checkpoint's tokenizer and processor, turned into the data a bundle holds.
-
-Needs the ``export`` extra: transformers reads every layout it ever wrote.
-"""
+"""A checkpoint's tokenizer and processor, turned into the data a bundle holds."""
 
 import logging
 from collections.abc import Sequence
@@ -30,27 +27,6 @@ log = logging.getLogger("star_export.preprocessing")
 _QUESTION, _OTHER_QUESTION, _UNREAD = "What is in the picture?", "Where is it?", "star_export_unread"
 
 _IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
-
-
-def read_processor(folder: Path) -> Any:
-    """The checkpoint's ``LlavaProcessor``, without the truncation and padding left in a ``tokenizer.json``.
-
-    Raises:
-        CheckpointError: If the tokenizer or the image processor cannot be read.
-    """
-    from transformers import AutoProcessor
-
-    try:
-        # Where torchvision is installed it would be the default, with other rounding than Pillow.
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
-        processor.tokenizer.backend_tokenizer.no_truncation()
-        processor.tokenizer.backend_tokenizer.no_padding()
-        for name in ("max_length", "stride", "truncation_strategy", "pad_to_multiple_of"):
-            processor.tokenizer.init_kwargs.pop(name, None)  # where a processor's call finds them again
-        return processor
-    except Exception as error:  # transformers raises many unrelated types
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{folder} has no readable tokenizer and processor: {reason}") from error
 
 
 def image_spec(processor: Any, model: ModelSpec) -> ImageSpec:

@@ -1,10 +1,12 @@
 """Pictures to ``pixel_values``, bit for bit as transformers' CLIP image processor.
 
+Grey pictures of more than 8 bits are the exception: there they turn white, here they are scaled.
 The steps are resize, centre crop, rescale, normalise; their parameters are read
 from the source model's processor and stored in the bundle.
 """
 
 import io
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +27,8 @@ MAX_ASPECT_RATIO = 200
 # Outside of these float32 pixels would become infinite.
 Channel = Annotated[float, Meta(ge=-1e3, le=1e3)]
 Spread = Annotated[float, Meta(ge=1e-3, le=1e3)]
+#: A Path folds the two slashes into one.
+_WEB = re.compile(r"https?:/")
 
 ImageInput = str | Path | bytes | Image.Image
 
@@ -62,6 +66,8 @@ def load_image(source: ImageInput) -> Image.Image:
         InputError: If it does not exist, is no picture, is damaged, or is too large or too thin.
     """
     name = str(source) if isinstance(source, str | Path) else "the picture"
+    if _WEB.match(name):
+        raise InputError(f"{name} is a web address; download the picture and give its path")
     try:
         image = source if isinstance(source, Image.Image) else _open(source)
         _check_size(image.size, name)
@@ -84,10 +90,33 @@ def _open(source: str | Path | bytes) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """RGB, with transparent places on white as transformers has them."""
+    if image.mode[0] in "IF":
+        image = _eight_bits(image)
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """A grey picture of more than 8 bits, scaled as viewers do; Pillow would cut it off at 255.
+
+    The modes I and F have no white of their own: it is the least usual one that no value exceeds.
+    """
+    values = np.asarray(image).astype(np.float64)
+    whites = {"I": (255, 65535), "F": (1, 255, 65535)}.get(image.mode, (65535,))
+    top = values.max() if np.isfinite(values).all() and values.min() >= 0 else np.inf
+    white = next((white for white in whites if top <= white), None)
+    if white is None:
+        raise InputError(
+            f"the picture's grey values run from {values.min():g} to {values.max():g}, expected 0 to "
+            f"{whites[-1]}; save it with 8 or 16 bits"
+        )
+    grey = Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+    clear = image.info.get("transparency")  # of 16-bit PNGs: one grey value
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:

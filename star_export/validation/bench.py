@@ -14,6 +14,7 @@ from typing import Any
 from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.errors import SettingsError
+from star_export.hub import with_revision
 from star_export.pipeline import load
 from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
@@ -28,6 +29,7 @@ from star_export.validation.sides import (
     Workload,
     open_side,
     peak_memory,
+    side_device,
 )
 
 MEASURES = ("vision", "prefill", "decode", "ttft")
@@ -41,6 +43,7 @@ class SideReport:
         name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
         median_ms: Median milliseconds per measure; decode is per token.
         speedup: Median over the repeats of this side's time divided by STAR's.
+        device: Where it ran, ``cpu`` or ``cuda``.
         peak_memory: Peak resident bytes of a process of its own.
         device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
     """
@@ -48,6 +51,7 @@ class SideReport:
     name: str
     median_ms: dict[str, float]
     speedup: dict[str, float]
+    device: str
     peak_memory: int
     device_memory: int | None = None
 
@@ -119,7 +123,8 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
-    source = options.model or bundle.manifest["source"]["model"]
+    made_from = bundle.manifest["source"]
+    source = options.model or with_revision(made_from["model"], made_from["revision"])
     checkpoint = open_checkpoint(source).folder
     check_runs(bundle, options.backend)
     with ExitStack() as stack:
@@ -166,7 +171,7 @@ def _bench(
         keep=keep,
         text_tokens=text_tokens,
         repeats=options.repeats,
-        sides=tuple(_side_report(name, samples, memory[name]) for name in options.sides),
+        sides=tuple(_side_report(name, samples, memory[name], options.backend) for name in options.sides),
         kv_bytes=_kv_bytes(spec, text_tokens, keep),
         flops={
             name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
@@ -195,13 +200,14 @@ def _measure(
     return samples
 
 
-def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory) -> SideReport:
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, backend: str) -> SideReport:
     medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
     speedup = {}
     if STAR in samples:
         pairs = list(zip(samples[name], samples[STAR], strict=True))
         speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
-    return SideReport(name, medians, speedup, memory.resident, memory.device)
+    device = side_device(name, backend)
+    return SideReport(name, medians, speedup, device, memory.resident, memory.device)
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:

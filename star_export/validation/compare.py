@@ -79,6 +79,9 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
         return StageResult(stage, "fail", float("inf"), tolerance, detail)
     if (np.diff(found) <= 0).any() or found[0] < 0 or found[-1] >= len(scores):
         return StageResult(stage, "fail", float("inf"), tolerance, "indices do not ascend or leave the range")
+    if not np.isfinite(scores).all():  # no order to agree with
+        detail = f"the reference's score of token {int(np.isfinite(scores).argmin())} is not finite"
+        return StageResult(stage, "fail", float("inf"), tolerance, detail)
     expected = np.sort(np.argsort(-scores, kind="stable")[: len(found)])
     differing = np.setxor1d(found, expected)
     same = len(found) - len(differing) // 2
@@ -86,7 +89,7 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
     if not len(differing):
         return StageResult(stage, "pass", 0.0, tolerance, agreement, share)
     threshold = scores[expected].min()
-    distance = np.abs(scores[differing] - threshold) / max(threshold, _TINY)
+    distance = np.abs(scores[differing] - threshold) / max(abs(threshold), _TINY)
     error = float(distance.max())
     detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
     status: Status = "ambiguous" if error <= tolerance else "fail"
@@ -103,7 +106,7 @@ def compare_tokens(
         found: Tokens of the bundle.
         expected: Tokens of the reference.
         logits: The reference's logits before each expected token.
-        tolerance: Margin, in units of the logits' root mean square, that counts as a tie.
+        tolerance: Distance of the two logits, in units of the logits' root mean square, that counts as a tie.
     """
     agree = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), None)
     if agree is None and len(found) == len(expected):
@@ -112,7 +115,11 @@ def compare_tokens(
         detail = f"{len(found)} tokens, expected {len(expected)}"
         return StageResult(stage, "fail", float("inf"), tolerance, detail)
     row = logits[agree].astype(np.float64)
-    margin = float(row[expected[agree]] - row[found[agree]]) / max(float(np.sqrt(np.mean(row**2))), _TINY)
-    status: Status = "ambiguous" if margin <= tolerance else "fail"
     detail = f"token {agree} is {found[agree]}, expected {expected[agree]}"
+    if not np.isfinite(row).all():
+        return StageResult(stage, "fail", float("inf"), tolerance, f"{detail}; its logits are not finite")
+    # Either sign: a reference that takes the lower logit contradicts itself, which is no tie.
+    difference = abs(float(row[expected[agree]] - row[found[agree]]))
+    margin = difference / max(float(np.sqrt(np.mean(row**2))), _TINY)
+    status: Status = "ambiguous" if margin <= tolerance else "fail"
     return StageResult(stage, status, margin, tolerance, detail)

@@ -54,14 +54,7 @@ def expected_input(
         image_tokens: Visual tokens when the decoder starts.
         chat_template: Used instead of the checkpoint's own.
     """
-    text = _render(processor, prompt, chat_template)
-    bos = processor.tokenizer.bos_token
-    inputs = processor(
-        images=picture,
-        text=text,
-        return_tensors="pt",
-        add_special_tokens=bos is None or not text.startswith(bos),
-    )
+    inputs = processor_inputs(processor, picture, _render(processor, prompt, chat_template))
     full = inputs["input_ids"][0]
     visual = full == processor.image_token_id
     first, last = visual.nonzero().flatten()[[0, -1]].tolist()
@@ -73,6 +66,17 @@ def expected_input(
         input_ids=ids,
         image_positions=positions[first : first + image_tokens],
         query_positions=positions[first + image_tokens :],
+    )
+
+
+def processor_inputs(processor: Any, picture: Image.Image, text: str) -> Any:
+    """``input_ids``, ``attention_mask`` and ``pixel_values`` of a rendered prompt, with one BOS."""
+    bos = processor.tokenizer.bos_token
+    return processor(
+        images=picture,
+        text=text,
+        return_tensors="pt",
+        add_special_tokens=bos is None or not text.startswith(bos),
     )
 
 

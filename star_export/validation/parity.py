@@ -25,9 +25,10 @@ from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import write_json
 from star_export.generation import stage2_indices
+from star_export.hub import with_revision
 from star_export.pipeline import DecodeState, Pipeline, VisionOutput
 from star_export.preprocessing import TokenizedPrompt, pixel_values
-from star_export.preprocessing.convert import read_processor
+from star_export.preprocessing.processor import read_processor
 from star_export.validation.compare import (
     Array,
     Tolerances,
@@ -271,7 +272,8 @@ def check_bundle(
 
 def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     """The checkpoint to compare with; must have the shape the bundle was made from."""
-    source = model or bundle.manifest["source"]["model"]
+    made_from = bundle.manifest["source"]
+    source = model or with_revision(made_from["model"], made_from["revision"])
     try:
         checkpoint = open_checkpoint(source)
     except CheckpointError as error:

@@ -6,17 +6,23 @@ that are exported, and can be told which tokens to keep, so that one differing
 choice neither hides nor causes later differences.
 """
 
+import inspect
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
-from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
 
 from star_export.checkpoint import canonical_name
+from star_export.checkpoint_folder import INDEX, find_shards
 from star_export.errors import CheckpointError
+from star_export.files import write_json
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,53 @@ class PrefillReference:
     length: int
 
 
+def cache_argument(module: torch.nn.Module) -> str:
+    """What a module of transformers calls its KV cache: ``past_key_values`` in its older versions."""
+    return "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+
+
+def greedy(settings: GenerationConfig) -> GenerationConfig:
+    """Of a checkpoint's generation settings those that a bundle has too: its tokens."""
+    return GenerationConfig(
+        bos_token_id=settings.bos_token_id,
+        eos_token_id=settings.eos_token_id,
+        pad_token_id=settings.pad_token_id,
+        do_sample=False,
+    )
+
+
+def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
+    """The checkpoint in transformers; shards may lack their index.
+
+    Raises:
+        CheckpointError: If transformers cannot load it.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        source, shards = folder, find_shards(folder)
+        if len(shards) > 1 and not (folder / INDEX).is_file():
+            source = Path(scratch)
+            _write_index(source, shards)
+            for name in ("config.json", "generation_config.json"):
+                if (folder / name).is_file():
+                    shutil.copy(folder / name, source)
+        try:
+            model = LlavaForConditionalGeneration.from_pretrained(
+                source, dtype=dtype, attn_implementation=attention, local_files_only=True
+            )
+        except Exception as error:  # transformers raises many unrelated types
+            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
+    return model.eval()
+
+
+def _write_index(folder: Path, shards: list[Path]) -> None:
+    """An index in ``folder`` of shards that stay where they are."""
+    places = {}
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            places |= dict.fromkeys(file.keys(), str(path.resolve()))
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
+
+
 class Reference:
     """A LLaVA model in float32 with STAR around it.
 
@@ -62,14 +115,10 @@ class Reference:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            model = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
-            )
-        except Exception as error:  # transformers raises many unrelated types
-            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-        self.model = model.eval()
+        self.model = load_model(folder, dtype=torch.float32, attention="eager")
+        self.model.generation_config = greedy(self.model.generation_config)
         self.decoder = self.model.model.language_model
+        self._cache_name = cache_argument(self.decoder.layers[0])
 
     @torch.no_grad()
     def round_weights(self, weight_dtype: Callable[[str], str]) -> None:
@@ -164,7 +213,6 @@ class Reference:
             input_ids=input_ids[None],
             pixel_values=pixel_values,
             attention_mask=torch.ones_like(input_ids)[None],
-            do_sample=False,
             max_new_tokens=max_new_tokens,
             eos_token_id=list(end_token_ids) or None,
         )
@@ -182,8 +230,8 @@ class Reference:
                     x,
                     attention_mask=mask[None, None] if len(positions) > 1 else None,
                     position_ids=positions[None],
-                    past_key_values=cache,
                     position_embeddings=rotary,
+                    **{self._cache_name: cache},
                 )
         finally:
             hook.remove()

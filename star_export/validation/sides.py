@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from star_export.bundle import open_bundle
 from star_export.engines import free_device_memory
 from star_export.errors import PlatformError
 from star_export.pipeline import Pipeline, load
@@ -112,6 +113,17 @@ def make_sample(start: float, ready: float, seen: float, first: float, new_token
     )
 
 
+def side_device(name: str, backend: str) -> str:
+    """``cpu`` or ``cuda``: Hugging Face runs where the bundle does, if torch finds the GPU too."""
+    if backend == "onnxruntime":
+        return "cpu"
+    if name in (STAR, UNPRUNED):
+        return "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def open_side(name: str, workload: Workload) -> Side:
     """Load one of :data:`SIDES`."""
     if name in (STAR, UNPRUNED):
@@ -120,7 +132,14 @@ def open_side(name: str, workload: Workload) -> Side:
     # Only here: a process that measures a bundle's memory must not carry torch.
     from star_export.validation.huggingface import HuggingFaceSide
 
-    return HuggingFaceSide(workload.checkpoint, attention=name.removeprefix("hf-"), threads=workload.threads)
+    device = side_device(name, workload.backend)
+    return HuggingFaceSide(
+        workload.checkpoint,
+        attention=name.removeprefix("hf-"),
+        threads=workload.threads,
+        device=device,
+        dtype="float32" if device == "cpu" else open_bundle(workload.bundle).spec.dtype,
+    )
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,7 @@ def _main(request: str) -> None:
     for field in _PATHS:
         fields[field] = Path(fields[field]) if fields[field] is not None else None
     workload = Workload(**fields)
-    on_gpu = name in (STAR, UNPRUNED) and workload.backend != "onnxruntime"
+    on_gpu = side_device(name, workload.backend) == "cuda"
     before = free_device_memory() if on_gpu else 0
     side = open_side(name, workload)
     side.measure(workload)

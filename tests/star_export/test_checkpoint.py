@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint import canonical_module, canonical_name, open_checkpoint
 from star_export.contract import DECODE, VISION
-from star_export.errors import CheckpointError
+from star_export.errors import CheckpointError, SettingsError
 from star_export.graphs.export import fake_module
 from star_export.graphs.weights import plan_weights
 
@@ -250,7 +250,11 @@ def test_weights_of_a_quantized_dtype(folder: Path) -> None:
 
 
 def test_folder_without_config(tmp_path: Path) -> None:
-    refused(tmp_path, "has no config.json; expected a Hugging Face checkpoint folder")
+    (tmp_path / "notes.txt").touch()
+    refused(
+        tmp_path,
+        "has no config.json and lacks model.safetensors; .* expected a Hugging Face checkpoint folder",
+    )
 
 
 @pytest.mark.parametrize(
@@ -265,6 +269,36 @@ def test_index_without_weight_map(folder: Path, content: str) -> None:
 def test_index_that_names_a_file_outside(folder: Path, name: str) -> None:
     edit(folder, lambda index: index["weight_map"].update({"lm_head.weight": name}), name=INDEX)
     refused(folder, "names a file outside its folder")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "--revision belongs to a model of the hub; .*checkpoint is a folder"),
+        ("someone/model@v2", "give a revision once: --revision v1, or someone/model@v2"),
+        ("llava-1.5-7b@v2", "give a revision once: --revision v1, or llava-1.5-7b@v2"),
+    ],
+)
+def test_a_revision_where_none_belongs(folder: Path, model: str | None, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        open_checkpoint(model or str(folder), revision="v1")
+
+
+def test_a_folder_may_have_an_at_sign_in_its_name(folder: Path) -> None:
+    renamed = folder.rename(folder.parent / "model@v2")
+    assert open_checkpoint(str(renamed)).revision is None
+
+
+def test_a_relative_folder_that_is_missing_is_no_hub_id() -> None:
+    refused("./llava-1.5-7b-hf", "no folder, alias or hub id is called ./llava-1.5-7b-hf")
+
+
+def test_an_alias_with_a_revision_keeps_its_prune_layer(checkpoint: Callable[[str], Path]) -> None:
+    opened = open_checkpoint(str(checkpoint("deep")))  # 36 layers
+    options = BuildOptions(model="llava-1.5-13b@v1", output=Path("bundle"))
+    star = resolve_spec(options, opened).star
+    assert star is not None
+    assert star.prune_layer == 18
 
 
 def test_unknown_alias() -> None:
@@ -282,6 +316,7 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
         ("someone/their-model", "someone/their-model"),
         ("someone/llava-1.5-7b-ft", "someone/llava-1.5-7b-ft"),
         ("llava-1.5-7b", "llava-hf/llava-1.5-7b-hf"),
+        ("llava-1.5-7b@v1", "llava-hf/llava-1.5-7b-hf"),
     ],
 )
 def test_hub_id_without_network(tmp_path: Path, model: str, hub_id: str) -> None:

@@ -86,7 +86,7 @@ def test_sizes_match_transformers(processor: Any, spec: ImageSpec, size: tuple[i
     assert_same_bits(ours, transformers_pixels(processor, noise(*size)))
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
 def test_modes_match_transformers(processor: Any, spec: ImageSpec, mode: str) -> None:
     image = noise(150, 131, mode)
     assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
@@ -98,6 +98,75 @@ def test_transparency_matches_transformers(processor: Any, spec: ImageSpec, mode
     image.putalpha(noise(150, 131, "L"))
     image = image.quantize(16) if mode == "P" else image.convert(mode)
     assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
+
+
+GREY = np.array([[0, 1, 128, 257, 25_700, 32_896, 65_406, 65_535]] * 3)  # 128 and 65406 lie nearly between
+EIGHT_BITS = [0, 0, 0, 1, 100, 128, 254, 255]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mode", "kind"),
+    [
+        *(("<u2", "I;16", kind) for kind in (None, "PNG", "TIFF")),
+        *((">u2", "I;16B", kind) for kind in (None, "PNG", "TIFF")),
+        *(("i4", "I", kind) for kind in (None, "TIFF")),
+        *(("f4", "F", kind) for kind in (None, "TIFF")),
+    ],
+)
+def test_grey_of_16_bits_is_scaled(dtype: str, mode: str, kind: str | None) -> None:
+    image = Image.fromarray(GREY.astype(dtype))
+    assert image.mode == mode
+    loaded = load_image(encoded(image, kind) if kind else image)
+    assert np.asarray(loaded)[0].tolist() == [[grey] * 3 for grey in EIGHT_BITS]
+
+
+def test_grey_of_16_bits_is_turned_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    loaded = load_image(encoded(Image.fromarray(GREY.astype("<u2")), exif=exif))
+    assert np.asarray(loaded)[:, 0, 0].tolist() == EIGHT_BITS
+
+
+def test_transparent_grey_of_16_bits_is_white() -> None:
+    loaded = load_image(encoded(Image.fromarray(GREY.astype("<u2")), transparency=257))
+    assert np.asarray(loaded)[0, :, 1].tolist() == [0, 0, 0, 255, *EIGHT_BITS[4:]]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (np.int32([[0, 100, 255]]), [0, 100, 255]),
+        (np.float32([[0, 0.5, 1]]), [0, 128, 255]),
+        (np.float32([[0, 100.4, 255]]), [0, 100, 255]),
+    ],
+)
+def test_grey_without_a_range_of_its_own(values: np.ndarray, expected: list[int]) -> None:
+    assert np.asarray(load_image(Image.fromarray(values)))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("value", [70_000, -1, np.nan, np.inf])
+def test_grey_out_of_every_range_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match="expected 0 to 65535; save it with 8 or 16 bits"):
+        load_image(Image.fromarray(np.float32([[0, value]])))
+
+
+def test_rgb_of_16_bits() -> None:
+    """A TIFF of three 16-bit samples; Pillow keeps the upper byte."""
+    pixel = struct.pack("<3H", 0x1234, 0x80FF, 0xFFFF)
+    tags = [(256, 3, 1), (257, 3, 1), (258, 3, 16), (259, 3, 1), (262, 3, 2), (273, 4, 110), (277, 3, 3)]
+    tags += [(278, 3, 1)]
+    entries = b"".join(struct.pack("<HHIHH", tag, kind, 1, value, 0) for tag, kind, value in tags)
+    entries = entries.replace(struct.pack("<HHIHH", 258, 3, 1, 16, 0), struct.pack("<HHII", 258, 3, 3, 122))
+    data = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    data = data.ljust(110, b"\0") + pixel.ljust(12, b"\0") + struct.pack("<3H", 16, 16, 16)
+    assert np.asarray(load_image(data))[0, 0].tolist() == [0x12, 0x80, 0xFF]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_web_address(scheme: str, kind: Callable[[str], Any]) -> None:
+    with pytest.raises(InputError, match="is a web address; download the picture and give its path"):
+        load_image(kind(f"{scheme}://example.org/dog.png"))
 
 
 def test_damaged_exif_is_refused_in_one_line() -> None:

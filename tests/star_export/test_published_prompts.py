@@ -17,7 +17,8 @@ from star_export.checkpoint import open_checkpoint
 from star_export.errors import CheckpointError, SettingsError
 from star_export.pipeline import load
 from star_export.preprocessing import PromptSpec, render, tokenize
-from star_export.preprocessing.convert import fit_content, prompt_spec, read_processor
+from star_export.preprocessing.convert import fit_content, prompt_spec
+from star_export.preprocessing.processor import read_processor
 from star_export.validation.baseline import baseline_options
 from star_export.validation.expected import compare_tokenized, expected_input
 from star_export.validation.parity import check_bundle

@@ -10,6 +10,7 @@ import pytest
 from star_export.errors import BundleError, SettingsError
 from star_export.pipeline import load
 from star_export.validation.bench import MEASURES, BenchOptions, BenchReport, bench
+from star_export.validation.sides import side_device
 
 SIDES = ("star", "unpruned", "hf-sdpa")
 PROMPT = "What is in the picture?"
@@ -57,6 +58,26 @@ def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
     assert all(50e6 < peak < 4e9 for peak in peaks.values())
     assert len(set(peaks.values())) == 3
     assert {side.device_memory for side in report.sides} == {None}  # nothing ran on a GPU
+    assert {side.device for side in report.sides} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "torch_has_gpu", "device"),
+    [
+        ("star", "onnxruntime", True, "cpu"),
+        ("hf-sdpa", "onnxruntime", True, "cpu"),
+        ("star", "tensorrt", False, "cuda"),
+        ("unpruned", "onnxruntime-cuda", False, "cuda"),
+        ("hf-sdpa", "tensorrt", True, "cuda"),
+        ("hf-eager", "tensorrt-rtx", False, "cpu"),
+    ],
+)
+def test_hugging_face_runs_where_the_bundle_does(
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str, torch_has_gpu: bool, device: str
+) -> None:
+    """With a fake answer of torch's: there is no GPU to ask."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: torch_has_gpu)
+    assert side_device(name, backend) == device
 
 
 def test_an_unknown_backend(options: BenchOptions) -> None:

@@ -21,7 +21,7 @@ from star_export.contract import GRAPHS
 from star_export.dtypes import to_device_dtype, to_float32
 from star_export.engines import open_session
 from star_export.pipeline import Pipeline
-from star_export.preprocessing.convert import read_processor
+from star_export.preprocessing.processor import read_processor
 from star_export.validation.compare import Tolerances
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import make_probes

@@ -162,6 +162,37 @@ def test_tokens_that_differ(found: list[int], status: str, margin: float, detail
     assert result.detail == detail
 
 
+@pytest.mark.parametrize(
+    ("difference", "status"), [(-0.37, "fail"), (-0.0009, "ambiguous"), (0.0009, "ambiguous")]
+)
+def test_tokens_tie_by_distance_whichever_is_larger(difference: float, status: str) -> None:
+    """The reference may say a token that its own logits rank below the bundle's."""
+    logits = np.float32([1.0, 1.0 - difference, -1.0, -1.0])
+    rms = sqrt((3 + (1.0 - difference) ** 2) / 4)
+    result = compare_tokens("stage", [1], [0], [logits], 1e-3)
+    assert result.status == status
+    assert result.error == pytest.approx(abs(difference) / rms, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [np.nan, inf, -inf])
+def test_tokens_chosen_from_logits_that_are_not_finite_fail(value: float) -> None:
+    result = compare_tokens("stage", [1], [0], [np.float32([1.0, 1.0, value])], 1e-3)
+    assert (result.status, result.error) == ("fail", inf)
+    assert result.detail == "token 0 is 1, expected 0; its logits are not finite"
+
+
+@pytest.mark.parametrize("value", [np.nan, inf])
+def test_sets_chosen_by_scores_that_are_not_finite_fail(value: float) -> None:
+    result = sets([0, 1], [value, 0.5, 0.4, 0.3])
+    assert (result.status, result.error) == ("fail", inf)
+    assert result.detail == "the reference's score of token 0 is not finite"
+
+
+def test_sets_are_measured_by_the_size_of_the_last_kept_score() -> None:
+    result = sets([0, 2], [-0.1, -0.5, -0.5001, -0.9])
+    assert (result.status, result.error) == ("ambiguous", pytest.approx(0.0002, rel=1e-2))
+
+
 def test_tokens_only_the_first_difference_counts() -> None:
     logits = [LOGITS[1], LOGITS[0]]
     assert compare_tokens("stage", [2, 1], [0, 2], logits, 1e-3).status == "ambiguous"

@@ -20,7 +20,7 @@ from star_export.bundle import Bundle, open_bundle
 from star_export.engines import open_session
 from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import TokenizedPrompt
-from star_export.preprocessing.convert import read_processor
+from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import Probe, make_probes
 from star_export.validation.reference import Reference

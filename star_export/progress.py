@@ -1,0 +1,23 @@
+"""What long work reports to."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What a build reports to: one step after the other."""
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        """A step begins; ``total_bytes`` when its length is known."""
+
+    def advance(self, done_bytes: int) -> None:
+        """Another ``done_bytes`` of the running step are done."""
+
+
+class NoProgress:
+    """For builds that nobody watches."""
+
+    def start(self, step: str, total_bytes: int | None = None) -> None:
+        """Nothing to show."""
+
+    def advance(self, done_bytes: int) -> None:
+        """Nothing to show."""
