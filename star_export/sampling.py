@@ -84,9 +84,9 @@ class Sampler:
 
 def _largest(probabilities: Probabilities, share: float) -> Probabilities:
     """The fewest that together have ``share``, in descending order, without sorting all of them."""
-    count = 64
+    count = 8  # a nucleus is small, 512 tokens are enough, or else much of the vocabulary
     while True:
-        count = min(8 * count, probabilities.size)
+        count = min(64 * count, probabilities.size)
         largest = np.sort(np.partition(probabilities, -count)[-count:])[::-1]
         together = largest.cumsum()
         if together[-1] >= share or count == probabilities.size:

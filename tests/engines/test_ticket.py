@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from star_export.errors import InputError
 from star_export.generation import Request
 from star_export.preprocessing import TokenizedPrompt
 from star_export.sampling import Sampling
+from star_export.specs import ExportSpec, ModelSpec, StarSpec, TextSpec, VisionSpec
 
 END = 0
 
@@ -203,6 +205,40 @@ def test_progress_adds_up(clock: Callable[[float], None]) -> None:
     assert progress.done() == {
         "queue": 1000.0, "vision": 250.0, "prefill": 1750.0, "ttft": 3000.0, "total": 7000.0
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("pruned", [True, False])
+def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
+    vision = VisionSpec(
+        image_size=40, patch_size=4, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1,
+        hidden_act="gelu", layer_norm_eps=1e-5,
+    )  # fmt: skip
+    text = TextSpec(
+        hidden_size=8, intermediate_size=8, num_layers=7, num_heads=2, num_kv_heads=1, head_dim=4,
+        vocab_size=9, hidden_act="silu", rms_norm_eps=1e-5, attention_bias=False, mlp_bias=False,
+        tie_word_embeddings=False, max_position_embeddings=999, rope_parameters={},
+    )  # fmt: skip
+    model = ModelSpec(
+        vision=vision, text=text, projector_act="gelu", projector_bias=True, image_token_id=1,
+        eos_token_ids=(2,),
+    )  # fmt: skip
+    star = StarSpec(drop_ratio=0.1, stage1_keep=90, prune_layer=2, keep=30, max_keep=40)
+    spec = ExportSpec(
+        model=model, star=star if pruned else None, max_text_tokens=20, max_new_tokens=9, dtype="float16"
+    )
+    visual, keep = (90, 33) if pruned else (100, 100)
+    places = np.arange(visual)[None]
+    tokens = TokenizedPrompt(np.zeros((1, visual + 11), np.int64), places, places[:, :3])
+    token = 2 * 4 * 2  # key and value of 4 float16 numbers
+    full = token * 7 * 111
+    assert Usage.of(spec, replace(make().request, tokens=tokens, keep=keep)) == Usage(
+        prompt_tokens=visual + 11,
+        patches=100,
+        stage1_tokens=visual,
+        stage2_tokens=keep,
+        kv_bytes=token * (2 * 101 + 5 * 44) if pruned else full,
+        kv_bytes_unpruned=full,
+    )
 
 
 def test_stats_of_first_tokens(clock: Callable[[float], None]) -> None:
