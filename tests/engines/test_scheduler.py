@@ -300,7 +300,8 @@ def test_a_request_that_fails_hurts_no_neighbour(mini: Pipeline, scheduler: Sche
 def test_nans_are_told_and_stay_with_their_request(mini: Pipeline, place: int, sampling: Sampling) -> None:
     """In whichever slot; the slot is clean for the next one, and neighbours never notice."""
     good = [dataclasses.replace(one, stop=(), max_new_tokens=9) for one in requests(mini)[:3]]
-    bad = dataclasses.replace(good[place], pixels=np.full_like(good[0].pixels, np.nan), sampling=sampling)
+    bad = mini.request(PICTURE, "What number is written? " * 3, keep=288, sampling=sampling)
+    bad = dataclasses.replace(bad, pixels=np.full_like(bad.pixels, np.nan))
     with Scheduler(mini, slots=3) as scheduler:
         sent = [*good[:place], bad, *good[place:], *good]
         tickets = [scheduler.submit(one) for one in sent]
@@ -314,27 +315,27 @@ def test_nans_are_told_and_stay_with_their_request(mini: Pipeline, place: int, s
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_one_bad_row_of_a_batch(mha: Pipeline, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
     """A step whose logits overflow in one place of the row in the middle."""
-    asked = [mha.request(PICTURE, "Hm?" * (i + 1), keep=9 + i, max_new_tokens=6 + i) for i in range(3)]
+    asked = [mha.request(PICTURE, "Hm?" * (i + 1), keep=9 + i, max_new_tokens=LONG) for i in range(3)]
     right = [_alone(mha, one).token_ids for one in asked]
-    run, zeroed = mha.session.run, []
+    run, overflows = mha.session.run, []
 
     def overflowing(graph: str, feeds: Any, caches: Any = None) -> Any:
         outputs = run(graph, feeds, caches)
-        if graph == DECODE and len(feeds[INPUT_IDS]) == 3 and feeds[POSITION_IDS].all() and not zeroed:
+        if graph == DECODE and len(feeds[INPUT_IDS]) == 3 and feeds[POSITION_IDS].all() and not overflows:
             outputs["logits"].value.numpy()[1, 7] = value
             for cache in caches.values.values():
                 cache.numpy()[1] = value
-            zeroed.append(1)
+            overflows.append(value)
         return outputs
 
     with Scheduler(mha, slots=3) as scheduler:
         monkeypatch.setattr(mha.session, "run", overflowing)
-        tickets = [scheduler.submit(one) for one in asked]
+        tickets = [scheduler.submit(one) for one in (*asked, asked[1])]  # the last waits for that slot
         with pytest.raises(NonFiniteError):
             tickets[1].answer()
-        again = scheduler.submit(asked[1])
-        assert [t.answer().token_ids for t in (tickets[0], again, tickets[2])] == right
-    assert zeroed
+        assert [tickets[i].answer().token_ids for i in (0, 3, 2)] == right
+        assert tickets[3].slot == 1
+    assert overflows
 
 
 def test_after_any_failure_slots_are_cleaned(mha: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

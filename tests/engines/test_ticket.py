@@ -110,6 +110,7 @@ def test_a_failed_ticket_raises_the_same_error_again(ids: Any) -> None:
     ticket.fail(error)
     pieces = iter(ticket)
     assert within(5, lambda: next(pieces)) == "a"  # what came before it is not lost
+    assert ticket.rest == Piece("", ())
     for ask in (lambda: next(pieces), ticket.answer, ticket.answer, ticket.next, lambda: list(ticket)):
         with pytest.raises(InputError, match="no") as raised:
             within(5, ask)

@@ -19,6 +19,7 @@ from star_export.sampling import Sampling
 from star_export.steps import DecodeState
 
 PROMPT = "What is this?"
+LONGER = "What is this, and where is the dog? " * 3
 GREEDY, WARM = Sampling(), Sampling(temperature=1.0, top_p=0.9, seed=0)
 
 
@@ -43,8 +44,10 @@ def tokens(pipeline: Pipeline, request: Request) -> tuple[int, ...]:
     return Generation(pipeline, request).result().token_ids
 
 
-def spoiled(request: Request, sampling: Sampling = GREEDY) -> Request:
-    return replace(request, pixels=np.full_like(request.pixels, np.nan), sampling=sampling)
+def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -> Request:
+    """NaN, further into the KV caches than the request itself would reach."""
+    nan, tokens = np.full_like(request.pixels, np.nan), pipeline.tokenize(LONGER)
+    return replace(request, pixels=nan, tokens=tokens, keep=288, sampling=sampling)
 
 
 def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeState:
@@ -58,7 +61,7 @@ def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeSta
 def test_nan_is_told_and_does_not_reach_the_next_answer(
     mha: Pipeline, good: Request, right: tuple[int, ...], sampling: Sampling
 ) -> None:
-    bad = Generation(mha, spoiled(good, sampling))
+    bad = Generation(mha, spoiled(mha, good, sampling))
     for ask in (lambda: list(bad), bad.result, bad.result):
         with pytest.raises(
             NonFiniteError, match=r"logits are not finite: an overflow, .* --fp32-layers"
@@ -95,9 +98,9 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 
 
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad = mha.encode_image(spoiled(good).pixels).features
+    bad = mha.encode_image(spoiled(mha, good).pixels).features
     with pytest.raises(NonFiniteError):
-        respond(mha, good.tokens, np.array(bad.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
+        respond(mha, mha.tokenize(LONGER), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
     fine = mha.encode_image(good.pixels).features
     answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()
@@ -113,7 +116,7 @@ class _Task:
 
 
 def test_a_sequence_that_was_cleaned_away_cannot_go_on(mha: Pipeline, good: Request) -> None:
-    state = prefilled(mha, spoiled(good))
+    state = prefilled(mha, spoiled(mha, good))
     with pytest.raises(NonFiniteError):
         state.best_token()
     with pytest.raises(InputError, match="cleaned after logits that were not finite"):
@@ -123,8 +126,8 @@ def test_a_sequence_that_was_cleaned_away_cannot_go_on(mha: Pipeline, good: Requ
 
 
 def test_a_stale_sequence_cleans_no_other(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad, caches = prefilled(mha, spoiled(good)), mha.session.allocate_caches()
-    bad = prefilled(mha, spoiled(good), caches=caches)
+    bad, caches = prefilled(mha, spoiled(mha, good)), mha.session.allocate_caches()
+    bad = prefilled(mha, spoiled(mha, good), caches=caches)
     caches.zero()  # as whoever reads the logits himself must
     state = prefilled(mha, good, caches=caches)
     with pytest.raises(NonFiniteError):
@@ -156,7 +159,7 @@ def test_prefill_refuses_to_overwrite_a_running_generation(
 
 @pytest.mark.parametrize("end", ["close", "drop", "finish", "fail", "overtake"])
 def test_a_generation_that_is_over_blocks_nobody(mha: Pipeline, good: Request, end: str) -> None:
-    running: Generation | None = Generation(mha, spoiled(good) if end == "fail" else good)
+    running: Generation | None = Generation(mha, spoiled(mha, good) if end == "fail" else good)
     gc.disable()  # nothing may depend on when the collector runs
     try:
         if end == "fail":
