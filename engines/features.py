@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from star_export.pipeline import VisionOutput
+    from star_export.steps import VisionOutput
 
 Pixels = npt.NDArray[np.float32]
 

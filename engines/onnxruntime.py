@@ -41,9 +41,10 @@ class OnnxRuntimeArray:
         return np.array(self.value.numpy())
 
     def argmax(self) -> Int64:
-        """Index of the largest of each row, without copying the rows."""
-        best: Int64 = self.value.numpy().argmax(axis=-1)
-        return best
+        """Index of the largest of each row, or -1, without copying the rows."""
+        rows = self.value.numpy()
+        best: Int64 = rows.argmax(axis=-1, keepdims=True)
+        return np.where(np.isfinite(np.take_along_axis(rows, best, -1)), best, -1)[:, 0]
 
 
 def check_dtype(bundle: Bundle) -> None:

@@ -9,21 +9,29 @@ has more. Nothing here knows of a server: any front door can submit requests fro
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from star_export.engines.features import FeatureCache, Pixels
 from star_export.engines.session import Caches, DeviceArray
 from star_export.engines.ticket import Stats, Ticket, Usage
-from star_export.errors import BusyError, DeadlineError, DeviceError, SettingsError, StarExportError
+from star_export.errors import (
+    BusyError,
+    DeadlineError,
+    DeviceError,
+    NonFiniteError,
+    SettingsError,
+    StarExportError,
+)
+from star_export.sampling import NOT_FINITE, next_tokens
 
 if TYPE_CHECKING:
     from star_export.generation import Request
-    from star_export.pipeline import Pipeline, VisionOutput
+    from star_export.pipeline import Pipeline
+    from star_export.steps import VisionOutput
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -148,13 +156,17 @@ class Scheduler:
             return True
 
     def _guard(self, work: Callable[[], None], *concerned: Ticket) -> None:
-        """Do some work; if it fails, so do the requests that it was for, and no others."""
+        """Do some work; if it fails, so do the requests that it was for, and no others.
+
+        Their slots may hold anything then.
+        """
         try:
             work()
         except Exception as error:  # a library may raise anything, and the others must go on
             if not isinstance(error, StarExportError):
                 log.exception("a request failed")
             for ticket in concerned:
+                self._slots.spoil(ticket.slot)
                 self._fail(ticket, error)
             if isinstance(error, DeviceError):
                 self._give_up(error)
@@ -182,7 +194,7 @@ class Scheduler:
             gone.append(self._arriving[0])
         for ticket in gone:
             if ticket.cancelled:
-                self._end(ticket, "cancelled")
+                self._guard(partial(self._end, ticket, "cancelled"), ticket)
             else:
                 self._fail(ticket, DeadlineError(f"the request took longer than {ticket.timeout:g} s"))
 
@@ -212,14 +224,14 @@ class Scheduler:
 
     def _prefill(self, ticket: Ticket, vision: "VisionOutput", slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""
-        request = ticket.request
+        request, ticket.slot = ticket.request, slot
         state = self.pipeline.prefill(
             request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
         )
-        ticket.slot, ticket.usage = slot, Usage.of(self.pipeline.spec, request)
+        ticket.usage = Usage.of(self.pipeline.spec, request)
         ticket.position, ticket.late_length = state.position, state.late_length
         self._running[slot] = ticket
-        self._choose([ticket], [0], state.output)
+        self._choose({0: ticket}, state.output)
 
     def _step(self) -> None:
         """One token more for every running sequence."""
@@ -232,26 +244,17 @@ class Scheduler:
         for ticket in self._running.values():
             ticket.position += 1
             ticket.late_length += 1
-        self._choose(list(self._running.values()), list(self._running), logits)
+        self._choose(dict(self._running), logits)
 
-    def _choose(self, tickets: list[Ticket], rows: list[int], output: DeviceArray) -> None:
-        """The next token of each sequence, from its row of ``output [B, vocab]``; some are done then."""
-        best = output.argmax()
-        # Logits are NaN all together, and the first NaN counts as the largest: then 0 is best.
-        suspect = any(best[row] == 0 for row in rows)
-        on_host = suspect or not all(ticket.sampler.greedy for ticket in tickets)
-        logits = output.numpy() if on_host else None
-        for ticket, row in zip(tickets, rows, strict=True):
-            own = None if logits is None else logits[row]
-            self._guard(partial(self._append, ticket, int(best[row]), own), ticket)
+    def _choose(self, tickets: Mapping[int, Ticket], logits: DeviceArray) -> None:
+        """The next token of each sequence, by its row of ``logits [B, vocab]``; some are done then."""
+        tokens = next_tokens(logits, {row: ticket.sampler for row, ticket in tickets.items()})
+        for row, ticket in tickets.items():
+            self._guard(partial(self._append, ticket, tokens[row]), ticket)
 
-    def _append(self, ticket: Ticket, token: int, logits: npt.NDArray[np.float32] | None) -> None:
-        """A token more: the best one, unless logits say something else."""
-        if logits is not None and np.isnan(logits).any():
-            self._slots.spoil(ticket.slot)
-            raise StarExportError(_NOT_FINITE)
-        if logits is not None and not ticket.sampler.greedy:
-            token = ticket.sampler.next_token(logits)
+    def _append(self, ticket: Ticket, token: int | None) -> None:
+        if token is None:
+            raise NonFiniteError(NOT_FINITE)
         if not ticket.transcript.token_ids:
             ticket.progress.reach("prefill")
             self.stats.began(ticket)
@@ -284,12 +287,6 @@ class Scheduler:
         self.stats.kv_bytes = sum(spec.sequence_bytes(t.position, t.late_length) for t in running)
 
 
-_NOT_FINITE = (
-    "the model's logits are not finite (an overflow in float16, most likely); "
-    "build the bundle with --dtype bfloat16 or --fp32-layers"
-)
-
-
 class _Slots:
     """Rows of the KV caches, and views of the first few of them.
 
@@ -308,7 +305,7 @@ class _Slots:
         return next((slot for slot in range(self.count) if slot not in taken), None)
 
     def spoil(self, slot: int) -> None:
-        """Remember that there are NaNs in a slot."""
+        """Remember that there may be NaNs in a slot; -1, which is none, changes nothing."""
         self._spoiled.add(slot)
 
     def clean(self, slot: int) -> Caches:

@@ -24,7 +24,8 @@ class DeviceArray(Protocol):
     def argmax(self) -> Int64:
         """Index of the largest of each row of float32 ``[B, N]``: int64 ``[B]``, on the host.
 
-        As NumPy orders them: the first NaN, then the largest, ties to the lower index.
+        Ties go to the lower index. -1 for a row whose largest, as NumPy orders them, is not finite:
+        it holds a NaN or plus infinity, or minus infinity alone.
         """
 
 

@@ -1,6 +1,6 @@
 """A request on its way through the scheduler, and what is known when it is done."""
 
-import queue
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -104,6 +104,9 @@ class Progress:
 class Ticket:
     """One request: iterate for its text, or ask :meth:`answer` for the whole.
 
+    Each piece is handed out once. After the end there are no more pieces; the answer, or the error
+    of a request that failed, is there as often as it is asked for. Any thread may ask.
+
     Args:
         request: What is to be done.
         pipeline: By which.
@@ -123,9 +126,10 @@ class Ticket:
         self.slot = self.position = self.late_length = -1
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._shown = 0  # tokens that pieces were made of
-        self._updates: queue.SimpleQueue[Piece | Answer | Exception] = queue.SimpleQueue()
-        self._ahead: Piece | Answer | Exception | None = None  # taken from the queue, not yet handed out
-        self._answer: Answer | None = None
+        self._changed = threading.Condition()
+        self._pieces: list[Piece] = []  # not yet handed out
+        self._end: Answer | Exception | None = None
+        self._untold = ""  # text of the rest that no iterator has given
 
     def cancel(self) -> None:
         """Let the request go before the next step; what it has so far becomes its answer."""
@@ -137,52 +141,51 @@ class Ticket:
         return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def next(self, seconds: float | None = None) -> Piece | Answer | None:
-        """All text that waits, at last the answer; None when nothing came for some seconds.
+        """All text that waits, at last and from then on the answer; None when nothing came for some seconds.
 
         Who reads slowly gets larger pieces, not more of them.
 
         Raises:
             StarExportError: If the request failed; another exception if a library did.
         """
-        update, self._ahead = self._ahead, None
-        try:
-            update = update or self._updates.get(timeout=seconds)
-            while isinstance(update, Piece):
-                self._ahead = self._updates.get_nowait()
-                if not isinstance(self._ahead, Piece):
-                    break
-                update = Piece(update.text + self._ahead.text, update.token_ids + self._ahead.token_ids)
-                self._ahead = None
-        except queue.Empty:
-            pass
-        if isinstance(update, Exception):
-            raise update
-        return update
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._end, seconds)
+            pieces, self._pieces = self._pieces, []
+        if pieces:
+            return Piece("".join(p.text for p in pieces), tuple(i for p in pieces for i in p.token_ids))
+        if isinstance(self._end, Exception):
+            raise self._end
+        return self._end
 
     def __iter__(self) -> Iterator[str]:
         while isinstance(update := self.next(), Piece):
             yield update.text
-        assert isinstance(update, Answer)
-        self._answer = update
-        if self.rest.text:
-            yield self.rest.text
+        rest, self._untold = self._untold, ""
+        if rest:
+            yield rest
 
     def answer(self) -> Answer:
-        """The finished request; waits for it."""
-        if self._answer is None:
-            for _ in self:
-                pass
-        assert self._answer is not None
-        return self._answer
+        """The finished request; waits for it, and passes over pieces that nobody took.
+
+        Raises:
+            StarExportError: If the request failed; another exception if a library did.
+        """
+        for _ in self:
+            pass
+        assert isinstance(self._end, Answer)
+        return self._end
 
     def push(self, token: int) -> None:
         """Append a token."""
         if text := self.transcript.push(token):
-            self._updates.put(Piece(text, self._new_ids()))
+            with self._changed:
+                self._pieces.append(Piece(text, self._new_ids()))
+                self._changed.notify_all()
 
     def finish(self, reason: str) -> None:
         """The last token is there, or will never be."""
         self.rest = Piece(self.transcript.finish(), self._new_ids())
+        self._untold = self.rest.text
         answer = Answer(
             text=self.transcript.text,
             token_ids=tuple(self.transcript.token_ids),
@@ -190,11 +193,16 @@ class Ticket:
             usage=self.usage,
             timings_ms=self.progress.done(),
         )
-        self._updates.put(answer)
+        self._finish(answer)
 
     def fail(self, error: Exception) -> None:
         """The request cannot be answered."""
-        self._updates.put(error)
+        self._finish(error)
+
+    def _finish(self, end: Answer | Exception) -> None:
+        with self._changed:
+            self._end = end
+            self._changed.notify_all()
 
     def _new_ids(self) -> tuple[int, ...]:
         """Tokens since the last piece; those without text are among them."""

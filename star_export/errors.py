@@ -38,6 +38,10 @@ class BusyError(StarExportError):
     """The queue is full, or the server is going down; the same request may succeed later."""
 
 
+class NonFiniteError(StarExportError):
+    """The model's logits are NaN or infinite, so that there is no next token."""
+
+
 class DeadlineError(StarExportError):
     """A request took longer than it may."""
 

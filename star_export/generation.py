@@ -1,7 +1,7 @@
 """One answer: its tokens one after the other, its text as it comes, and what it cost."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -101,31 +101,52 @@ class Generation:
     """Pieces of an answer as they come, then its :class:`Result`."""
 
     def __init__(self, pipeline: "Pipeline", request: Request) -> None:
-        self._result: Result | None = None
-        self._pieces = self._run(pipeline, request)
+        self._outcome: list[Result | Exception] = []
+        # Knows nothing of self: an answer that nobody wants any more is let go at once, not by the
+        # garbage collector, and so are the KV caches.
+        self._pieces = _pieces(pipeline, request, self._outcome)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
 
     def result(self) -> Result:
-        """The finished generation; runs what is left of it first."""
+        """The finished generation; runs what is left of it first.
+
+        Raises:
+            NonFiniteError: If the model's logits are NaN or infinite.
+            InputError: If another generation took its KV caches, or it was closed before its end.
+        """
         for _ in self._pieces:
             pass
-        assert self._result is not None
-        return self._result
+        if not self._outcome:
+            raise InputError("this generation was closed before its end; generate again")
+        if isinstance(self._outcome[0], Exception):
+            raise self._outcome[0]
+        return self._outcome[0]
 
-    def _run(self, pipeline: "Pipeline", request: Request) -> Iterator[str]:
-        sampler, clock = Sampler(request.sampling), _Clock()
-        transcript = request.transcript(pipeline)
+    def close(self) -> None:
+        """Let go of it, finished or not; the KV caches are free then."""
+        self._pieces.close()
 
-        def next_token() -> int:
-            return state.best_token() if sampler.greedy else sampler.next_token(state.logits)
 
-        pipeline.running = self
+def _pieces(
+    pipeline: "Pipeline", request: Request, outcome: list[Result | Exception]
+) -> Generator[str, None, None]:
+    try:
+        outcome.append((yield from _run(pipeline, request)))
+    except Exception as error:
+        outcome.append(error)
+        raise
+
+
+def _run(pipeline: "Pipeline", request: Request) -> Generator[str, None, Result]:
+    sampler, clock = Sampler(request.sampling), _Clock()
+    transcript = request.transcript(pipeline)
+    with pipeline.claimed_caches() as caches:
         vision = pipeline.encode_image(request.pixels)
         vision_ms = clock.lap()
-        state = pipeline.prefill(request.tokens, vision, keep=request.keep)
-        token = next_token()
+        state = pipeline.prefill(request.tokens, vision, keep=request.keep, caches=caches)
+        token = state.next_token(sampler)
         prefill_ms = clock.lap()
         stage1 = tuple(vision.indices.tolist())
         stage2 = stage2_indices(request.tokens, state.kept_positions)
@@ -135,24 +156,23 @@ class Generation:
                 yield piece
             if transcript.finish_reason:
                 break
-            if pipeline.running is not self:  # the KV caches hold another sequence now
-                raise InputError("another generation began; finish one before starting the next")
             clock.lap()
             pipeline.decode(state, token)
-            token = next_token()
+            token = state.next_token(sampler)
             laps.append(clock.lap())
-        rest = transcript.finish()
-        self._result = Result(
-            text=transcript.text,
-            token_ids=tuple(transcript.token_ids),
-            finish_reason=transcript.finish_reason,
-            stage1_indices=stage1,
-            stage2_indices=stage2,
-            prompt_tokens=state.prompt_tokens,
-            timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), clock.total()),
-        )
-        if rest:
-            yield rest
+    rest = transcript.finish()
+    total = clock.total()
+    if rest:
+        yield rest
+    return Result(
+        text=transcript.text,
+        token_ids=tuple(transcript.token_ids),
+        finish_reason=transcript.finish_reason,
+        stage1_indices=stage1,
+        stage2_indices=stage2,
+        prompt_tokens=state.prompt_tokens,
+        timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), total),
+    )
 
 
 def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:

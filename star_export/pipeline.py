@@ -5,11 +5,12 @@ token at a time. The steps are separate methods, so that the parity check and
 the benchmark measure exactly what users run.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
 from star_export.contract import DECODE, PREFILL, VISION
 from star_export.dtypes import to_device_dtype
 from star_export.engines import open_session
-from star_export.engines.session import Caches, DeviceArray, Session, Tensor, on_host
+from star_export.engines.session import Caches, DeviceArray, Int64, Session
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.generation import Generation, Request
 from star_export.preprocessing import (
@@ -33,74 +34,11 @@ from star_export.preprocessing import (
 )
 from star_export.preprocessing.images import ImageInput
 from star_export.sampling import Sampling
-from star_export.specs import DType, ExportSpec, check_keep
+from star_export.specs import ExportSpec, check_keep
+from star_export.steps import DecodeState, VisionOutput
 from star_export.transcript import check_stop, end_token_ids
 
-Int64 = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class VisionOutput:
-    """What the vision graph gives.
-
-    Attributes:
-        features: Projected visual tokens ``[1, N1, C]``, where the backend keeps them or on the host.
-        kept: int64 ``[1, N1]``, the patches that stage 1 kept; None unpruned.
-        num_tokens: ``N1``, or all patches unpruned.
-    """
-
-    features: Tensor
-    kept: Tensor | None
-    num_tokens: int
-
-    def copied(self, dtype: DType) -> "VisionOutput":
-        """A copy in host memory, valid for ever; ``dtype`` is the bundle's."""
-        features = to_device_dtype(on_host(self.features), dtype)
-        return VisionOutput(features, None if self.kept is None else on_host(self.kept), self.num_tokens)
-
-    @cached_property
-    def indices(self) -> Int64:
-        """Kept patches ``[N1]``; waits for the vision graph when read first, before its next run."""
-        if self.kept is None:
-            return np.arange(self.num_tokens)
-        return on_host(self.kept)[0]  # type: ignore[no-any-return]
-
-
-@dataclass
-class DecodeState:
-    """One sequence between prefill and its last token.
-
-    Attributes:
-        caches: KV caches of both layer groups.
-        output: Logits after the last token, float32 ``[1, vocab]``, where the backend keeps them.
-        kept: int64 ``[1, S2]``, prompt positions that the late layers saw; None unpruned.
-        prompt_tokens: Prompt length before stage 2.
-        position: Position of the next token.
-        late_length: Tokens in the late layers' caches; the early layers hold ``position``.
-    """
-
-    caches: Caches
-    output: DeviceArray
-    kept: DeviceArray | None
-    prompt_tokens: int
-    position: int
-    late_length: int
-
-    @property
-    def logits(self) -> npt.NDArray[np.float32]:
-        """float32 ``[vocab]`` after the last token, copied from the device at every use."""
-        return self.output.numpy()[0]  # type: ignore[no-any-return]
-
-    @cached_property
-    def kept_positions(self) -> Int64:
-        """Prompt positions that the late layers saw ``[S2]``; to be read before the next prefill."""
-        if self.kept is None:
-            return np.arange(self.prompt_tokens)
-        return self.kept.numpy()[0]  # type: ignore[no-any-return]
-
-    def best_token(self) -> int:
-        """The most likely token, found on the device; ties go to the lower id."""
-        return int(self.output.argmax()[0])
+_OWN_CACHES = "give prefill caches of its own: caches=pipeline.session.allocate_caches()"
 
 
 class Pipeline:
@@ -129,7 +67,8 @@ class Pipeline:
             self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
         except SettingsError as error:
             raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error}") from error
-        self.running: Generation | None = None
+        self._states: WeakValueDictionary[int, DecodeState] = WeakValueDictionary()  # by id() of their caches
+        self._claim: object | None = None  # of the generation that runs in the own caches
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -140,6 +79,16 @@ class Pipeline:
     def _caches(self) -> Caches:
         """KV caches of the one sequence that :meth:`generate` works on."""
         return self.session.allocate_caches()
+
+    @contextmanager
+    def claimed_caches(self) -> Iterator[Caches]:
+        """This pipeline's own caches for one generation; one that began before loses them."""
+        self._claim = claim = object()
+        try:
+            yield self._caches
+        finally:
+            if self._claim is claim:
+                self._claim = None
 
     def generate(
         self,
@@ -166,7 +115,8 @@ class Pipeline:
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
             One at a time, since the KV caches are shared: one that is not finished when the
-            next begins raises InputError when it goes on.
+            next begins raises InputError when it goes on, and one whose logits are NaN or infinite
+            raises NonFiniteError; the next is not affected.
 
         Raises:
             InputError: If the picture or the prompt cannot be used.
@@ -285,7 +235,22 @@ class Pipeline:
             vision: Features of the picture.
             keep: Visual tokens after stage 2; the bundle's own by default.
             caches: KV caches of one sequence; this pipeline's own by default.
+
+        Returns:
+            The sequence; the one that the caches held before is ``stale``.
+
+        Raises:
+            InputError: If a generation is running in this pipeline's own caches.
         """
+        if caches is None:
+            if self._claim is not None:
+                raise InputError(
+                    "a generation is running in this pipeline's KV caches; finish it or close() it, "
+                    f"or {_OWN_CACHES}"
+                )
+            caches = self._caches
+        if before := self._states.get(id(caches)):
+            before.stale = True
         length = tokens.input_ids.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
@@ -298,14 +263,23 @@ class Pipeline:
             feeds[names.QUERY_POSITIONS] = tokens.query_positions
             feeds[names.STAGE2_SLOTS] = np.arange(budget)
             late_length += budget - tokens.image_positions.shape[1]
-        caches = self._caches if caches is None else caches
         output = self.session.run(PREFILL, feeds, caches)
-        return DecodeState(
+        state = self._states[id(caches)] = DecodeState(
             caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
         )
+        return state
 
     def decode(self, state: DecodeState, token: int) -> None:
-        """Append ``token`` to a sequence and update its logits."""
+        """Append ``token`` to a sequence and update its logits.
+
+        Raises:
+            InputError: If its caches hold it no more.
+        """
+        if state.stale:
+            raise InputError(
+                "another generation or prefill took the KV caches of this sequence, or they were cleaned "
+                f"after logits that were not finite; finish one before the next, or {_OWN_CACHES}"
+            )
         lengths = np.array([state.position]), np.array([state.late_length])
         state.output = self.decode_batch(state.caches, np.array([token]), *lengths)
         state.position += 1

@@ -1,11 +1,25 @@
 """From logits to the next token."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from star_export.errors import SettingsError
+
+if TYPE_CHECKING:
+    from star_export.engines.session import DeviceArray
+
+Probabilities = npt.NDArray[np.float64]
+
+#: Why there is no next token, and what to do.
+NOT_FINITE = (
+    "the model's logits are not finite: an overflow, if the bundle is float16 (build it with "
+    "--dtype bfloat16 or --fp32-layers), else damaged weights or a damaged picture; "
+    "star-export check names the first tensor that is not finite"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +62,54 @@ class Sampler:
         """Whether the best token is always taken, so that the logits need not leave the device."""
         return self._sampling.temperature == 0.0
 
-    def next_token(self, logits: npt.NDArray[np.float32]) -> int:
-        """The token after ``logits [vocab]``; ties of the greedy choice go to the lower id."""
-        if self.greedy:
-            return int(logits.argmax())
+    def draw(self, logits: npt.NDArray[np.float32]) -> int:
+        """A token by chance, for a sampler that is not greedy.
+
+        Args:
+            logits: float32 ``[vocab]``, of which the largest is finite.
+        """
         scaled = logits.astype(np.float64) / self._sampling.temperature
         probabilities = np.exp(scaled - scaled.max())
         probabilities /= probabilities.sum()
-        order = np.argsort(-probabilities, kind="stable")
-        before = np.cumsum(probabilities[order]) - probabilities[order]
-        nucleus = order[before < self._sampling.top_p]
-        weights = probabilities[nucleus] / probabilities[nucleus].sum()
-        return int(self._random.choice(nucleus, p=weights))
+        if self._sampling.top_p == 1.0:
+            return self._one_of(probabilities)
+        nucleus = _largest(probabilities, self._sampling.top_p)
+        place = self._one_of(nucleus)
+        ties = np.flatnonzero(probabilities == nucleus[place])  # of them, the lower id comes first
+        return int(ties[place - np.count_nonzero(nucleus > nucleus[place])])
+
+    def _one_of(self, weights: Probabilities) -> int:
+        return int(self._random.choice(weights.size, p=weights / weights.sum()))
+
+
+def _largest(probabilities: Probabilities, share: float) -> Probabilities:
+    """The fewest that together have ``share``, in descending order, without sorting all of them."""
+    count = 8  # a nucleus is small, 512 tokens are enough, or else much of the vocabulary
+    while True:
+        count = min(64 * count, probabilities.size)
+        largest = np.sort(np.partition(probabilities, -count)[-count:])[::-1]
+        together = largest.cumsum()
+        if together[-1] >= share or count == probabilities.size:
+            return largest[: together.searchsorted(share) + 1]
+
+
+def next_tokens(logits: "DeviceArray", samplers: Mapping[int, Sampler]) -> dict[int, int | None]:
+    """The next token of each sequence; every loop that decodes takes it from here.
+
+    The logits leave the device only for samplers that are not greedy.
+
+    Args:
+        logits: float32 ``[B, vocab]``.
+        samplers: By row of the logits.
+
+    Returns:
+        By row; None where the largest logit is not finite (:data:`NOT_FINITE`), whatever the
+        sampler. Minus infinity below a finite one is a probability of 0.
+    """
+    best = logits.argmax()
+    drawing = [row for row, sampler in samplers.items() if best[row] >= 0 and not sampler.greedy]
+    tokens: dict[int, int | None] = {row: int(best[row]) if best[row] >= 0 else None for row in samplers}
+    if drawing:
+        host = logits.numpy()
+        tokens |= {row: samplers[row].draw(host[row]) for row in drawing}
+    return tokens

@@ -1,6 +1,7 @@
-// The next token of every sequence: tokens[b] = index of the largest logits[b][0..vocab).
+// The next token of every sequence: tokens[b] = index of the largest logits[b][0..vocab),
+// or -1 where that is not finite.
 //
-// Same order as numpy.argmax: the first NaN wins, then the largest value; -0 equals 0;
+// Same order as numpy.argmax: a NaN wins, then the largest value; -0 equals 0;
 // ties go to the lower index. One block of THREADS threads per row; the logits are read as
 // bits, so that no compiler flag for floating point can change the result.
 
@@ -31,5 +32,9 @@ extern "C" __global__ void star_argmax(const unsigned* logits, long long* tokens
             best[threadIdx.x] = best[threadIdx.x + half];
         __syncthreads();
     }
-    if (threadIdx.x == 0) tokens[blockIdx.x] = (long long)(0xffffffffu - (unsigned)best[0]);
+    if (threadIdx.x == 0) {
+        unsigned value = (unsigned)(best[0] >> 32);
+        bool finite = value > 0x007fffffu && value < 0xff800000u; // between the two infinities
+        tokens[blockIdx.x] = finite ? (long long)(0xffffffffu - (unsigned)best[0]) : -1;
+    }
 }

@@ -43,6 +43,8 @@ class Argmax:
     def __call__(self, logits: int, rows: int, vocab: int) -> npt.NDArray[np.int64]:
         """Index of the largest of each row: int64 ``[rows]``, on the host; waits for the stream.
 
+        -1 for a row whose largest is not finite.
+
         Args:
             logits: Address of float32 ``[rows, vocab]``.
             rows: Sequences.

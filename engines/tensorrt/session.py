@@ -79,7 +79,7 @@ class TensorRTArray:
         return self.session.fetch(self.address, self.dtype, self.shape)
 
     def argmax(self) -> npt.NDArray[np.int64]:
-        """Index of the largest of each row, found on the GPU."""
+        """Index of the largest of each row, or -1, found on the GPU."""
         if self.dtype != "float32" or len(self.shape) != 2:
             raise TypeError(f"argmax takes float32 [B, N], {self._spec.name} is {self.dtype} {self.shape}")
         return self.session.argmax(self.address, *self.shape)

@@ -6,8 +6,9 @@ from typing import Protocol
 from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import Answer
 from star_export.evaluation.task import Example, Task
-from star_export.pipeline import Pipeline, VisionOutput
+from star_export.pipeline import Pipeline
 from star_export.preprocessing import TokenizedPrompt, load_image, pixel_values
+from star_export.steps import VisionOutput
 
 
 class Variant(Protocol):

@@ -22,13 +22,14 @@ from star_export.engines import open_session
 from star_export.engines.session import on_host
 from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.errors import CheckpointError, SettingsError
+from star_export.errors import CheckpointError, NonFiniteError, SettingsError
 from star_export.files import write_json
 from star_export.generation import stage2_indices
 from star_export.hub import with_revision
-from star_export.pipeline import DecodeState, Pipeline, VisionOutput
+from star_export.pipeline import Pipeline
 from star_export.preprocessing import TokenizedPrompt, pixel_values
 from star_export.preprocessing.processor import read_processor
+from star_export.steps import DecodeState, VisionOutput
 from star_export.validation.compare import (
     Array,
     Tolerances,
@@ -192,7 +193,11 @@ class ParityCheck:
         answer = self.pipeline.generate(
             probe.picture, probe.prompt, keep=keep, max_new_tokens=self.max_new_tokens
         )
-        found = list(answer.result().token_ids)
+        try:
+            found = list(answer.result().token_ids)
+        except NonFiniteError as error:
+            yield StageResult("greedy_tokens", "fail", float("inf"), 0.0, str(error))
+            return
         yield compare_tokens("greedy_tokens", found, teacher, logits, self.tolerances.token_margin)
 
     def _teach(self, expected: PrefillReference, forced: list[int] | None) -> tuple[list[int], list[Array]]:

@@ -198,7 +198,7 @@ class ScoreReader:
         """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
 
         Raises:
-            BundleError: If a score is inf or NaN.
+            BundleError: If a score is inf or NaN and the logits are not.
         """
         result = self.pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens).result()
         kept = np.array(result.stage1_indices), np.array(result.stage2_indices)

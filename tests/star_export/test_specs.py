@@ -203,6 +203,31 @@ def test_kv_bytes(dtype: Any, size: int) -> None:
     assert spec.kv_bytes(10, 3) == 2 * 10 * 3 * 8 * 128 * size  # key and value, 8 KV heads of 128
 
 
+def test_bytes_of_a_sequence_are_those_of_both_groups() -> None:
+    spec, token = export_spec(llava(), resolve_star(llava(), max_keep=288)), 2 * 8 * 128 * 2
+    assert spec.sequence_bytes(10, 3) == token * (14 * 10 + 18 * 3)
+    assert spec.slot_bytes == token * (14 * 668 + 18 * 438)
+    unpruned = export_spec(llava(), None)
+    assert unpruned.sequence_bytes(10, 3) == token * 32 * 10
+    assert unpruned.slot_bytes == token * 32 * 726
+
+
+def test_patches_of_an_image() -> None:
+    assert llava(side=24).vision.num_patches == 576
+    assert (
+        replace(llava().vision, image_size=30, patch_size=14).num_patches == 4
+    )  # what is left over counts not
+
+
+def test_too_few_to_prune() -> None:
+    with pytest.raises(SettingsError, match="a decoder of one layer cannot be pruned inside; use --no-prune"):
+        resolve_star(llava(layers=1))
+    with pytest.raises(SettingsError, match=r"--drop-ratio 0.98 leaves 1 of 64 patches; lower it"):
+        resolve_star(llava(side=8), drop_ratio=0.98, keep=1)
+    assert resolve_star(llava(side=2), drop_ratio=0.5, keep=1).stage1_keep == 2
+    assert resolve_star(llava(layers=2), prune_layer=1).prune_layer == 1
+
+
 def test_capacities_reach_the_position_limit_exactly() -> None:
     check_capacities(export_spec(llava(positions=726), None))
     with pytest.raises(

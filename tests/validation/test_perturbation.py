@@ -315,7 +315,7 @@ def test_an_input_off_by_one(
 
 
 def test_the_second_best_token(mha: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(DecodeState, "best_token", lambda state: int(np.argsort(state.logits)[-2]))
+    monkeypatch.setattr(DecodeState, "next_token", lambda state, sampler: int(np.argsort(state.logits)[-2]))
     assert mha.failed() == ["greedy_tokens"]
 
 

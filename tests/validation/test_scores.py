@@ -3,17 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from star_export.bundle import open_bundle
-from star_export.errors import BundleError, InputError, SettingsError
+from star_export.contract import VISION
+from star_export.errors import BundleError, InputError, NonFiniteError, SettingsError
 from star_export.preprocessing import pixel_values
 from star_export.validation.probes import Probe, make_probes
 from star_export.validation.reference import Reference
-from star_export.validation.scores import ScoreReader, StageScores, statistics
+from star_export.validation.scores import ScoreReader, ScoringSession, StageScores, statistics
 
 BundleOf = Callable[..., Path]
 [PROBE] = make_probes(1)
@@ -83,8 +85,19 @@ def test_what_has_no_scores(bundle: BundleOf) -> None:
 
 def test_scores_that_are_not_finite(bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
     reader = ScoreReader(open_bundle(bundle("mha")))
-    reader.pipeline.image_spec = replace(reader.pipeline.image_spec, rescale_factor=float("nan"))
+    session = reader._session
+
+    def run(graph: str, *rest: Any) -> Any:
+        outputs = ScoringSession.run(session, graph, *rest)
+        session.scores[VISION][0] = np.nan
+        return outputs
+
+    monkeypatch.setattr(session, "run", run)
     with pytest.raises(BundleError, match="some scores are inf or NaN; run `star-export check` without"):
+        reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
+    monkeypatch.undo()
+    reader.pipeline.image_spec = replace(reader.pipeline.image_spec, rescale_factor=float("nan"))
+    with pytest.raises(NonFiniteError, match="star-export check names the first tensor"):
         reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
     with pytest.raises(InputError, match="the prompt is empty"):
         reader.read(PROBE.picture, " ")

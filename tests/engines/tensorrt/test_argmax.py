@@ -68,13 +68,20 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
 )
 def test_order_is_numpys(kernel: Kernel, row: list[float]) -> None:
     logits = np.array([row], np.float32)
-    assert kernel(logits)[0] == logits.argmax(axis=-1)[0]
+    best = int(logits[0].argmax())
+    assert kernel(logits).tolist() == [best if np.isfinite(logits[0, best]) else -1]
 
 
 def test_every_nan_counts_alike(kernel: Kernel) -> None:
-    """NumPy takes the first NaN, whatever its sign and payload."""
-    bits = np.array([[0x3F800000, 0xFFC00001, 0x7FFFFFFF, 0x7F800001]], np.uint32)
-    assert kernel(bits.view(np.float32)).tolist() == [1] == np.argmax(bits.view(np.float32), -1).tolist()
+    """As with NumPy, whatever its sign and payload."""
+    for nan in (0xFFC00001, 0x7FFFFFFF, 0x7F800001, 0xFF800001):
+        bits = np.array([[0x3F800000, 0x7F7FFFFF, nan, 0]], np.uint32)
+        assert kernel(bits.view(np.float32)).tolist() == [-1]
+
+
+def test_the_largest_and_the_smallest_number_are_finite(kernel: Kernel) -> None:
+    limit = np.finfo(np.float32).max
+    assert kernel(np.array([[0, limit], [-limit, -np.inf]], np.float32)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("vocab", [1, 2, THREADS - 1, THREADS, THREADS + 1, 4 * THREADS + 7, 32064])

@@ -227,12 +227,14 @@ def test_argmax_is_numpys() -> None:
     for vocab in (1, 511, 512, 513, 32064, 128_256):
         logits = random.integers(0, 50, (4, vocab)).astype(np.float32)
         logits[1, vocab // 2 :] = np.nan
+        logits[3, vocab // 4] = np.inf
         logits[2] = -0.0
         logits[2, vocab // 3] = 0.0
         buffer, staging = cuda.DeviceBuffer(logits.nbytes, "logits"), cuda.PinnedBuffer(logits.nbytes)
         staging.array[: logits.nbytes] = logits.reshape(-1).view(np.uint8)
         stream.upload(buffer.pointer, staging.pointer, logits.nbytes)
-        assert argmax(buffer.pointer, *logits.shape).tolist() == logits.argmax(axis=-1).tolist()
+        best = logits.argmax(axis=-1)
+        assert argmax(buffer.pointer, *logits.shape).tolist() == [best[0], -1, best[2], -1]
 
 
 def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
