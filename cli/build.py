@@ -8,9 +8,9 @@ import typer
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.check import check_with_progress, print_table
 from star_export.cli.options import refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
+from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, SettingsError
 from star_export.specs import DEFAULT_DROP_RATIO
 
@@ -100,10 +100,8 @@ def build(
     from star_export.build import build as build_bundle
 
     engines = _engine_options(context)
-    if check and engines is not None:
-        from star_export.engines import free_device_memory
-
-        free_device_memory()  # a check needs a GPU: say so before minutes of building
+    if check:
+        _refuse_check(context, engines)
     if from_bundle is None:
         options = _build_options(context, engines)
         with step_progress() as progress:
@@ -114,13 +112,13 @@ def build(
             raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
         with step_progress() as progress:
             report = add_engines(from_bundle, engines, progress)
-    parity = _check(report, backend) if check else None
+    parity = _check(report, context) if check else None
     if json:
         print_json(report.to_dict() | ({"parity": parity.to_dict()} if parity else {}))
     else:
         _print_report(report, engines)
         if parity is not None:
-            print_table(parity)
+            print_parity(parity)
     if parity is not None and not parity.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
 
@@ -157,10 +155,27 @@ def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
     return {f.name: context.params[f.name] for f in fields(options) if f.name in context.params}
 
 
-def _check(report: "BuildReport", backend: str) -> "ParityReport":
+def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> None:
+    """Refuse a check that cannot run here, before minutes of building."""
+    from star_export.build import require_export_extra
+    from star_export.engines import free_device_memory
+
+    require_export_extra()
+    if engines is None and context.params["dtype"] == "bfloat16":
+        raise SettingsError(
+            "--check cannot run a bfloat16 bundle without TensorRT; give --backend tensorrt or tensorrt-rtx, "
+            "or leave out --check and add engines later with --from-bundle"
+        )
+    if context.params["backend"] != "onnxruntime":
+        free_device_memory()
+
+
+def _check(report: "BuildReport", context: typer.Context) -> "ParityReport":
+    from star_export.validation.parity import check_bundle
     from star_export.validation.probes import make_probes
 
-    return check_with_progress(report.folder, backend=backend, probes=make_probes(2))
+    options = {name: context.params[name] for name in ("backend", "plugin_library")}
+    return run_check(check_bundle, report.folder, probes=make_probes(2), **options)
 
 
 def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import err, print_json, question_progress, quiet_libraries
+from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
 
 if TYPE_CHECKING:
     from star_export.evaluation.compare import Comparison
@@ -49,6 +49,9 @@ def compare(
 
     require_export_extra()
     require_plotting()
+    answers = answers or output.with_suffix(".jsonl")
+    check_target("--output", output)
+    check_target("--answers", answers)
     options = CompareOptions(
         model=model,
         task=task,
@@ -58,7 +61,7 @@ def compare(
         keep=tuple(keep or ()),
         prune_layer=prune_layer,
         dtype=dtype,
-        answers=answers or output.with_suffix(".jsonl"),
+        answers=answers,
         resume=resume,
         threads=threads,
     )
