@@ -1,7 +1,9 @@
 """Benchmark: the pruned bundle against the unpruned one and against Hugging Face.
 
 All sides run in one process, taking turns, so that a noisy machine disturbs
-them alike; every speed is reported as a ratio of medians next to its times.
+them alike. A ratio is that of one round's two times, which the machine disturbed
+alike; the median of these need not be the quotient of the median times, so both
+are reported with their extremes.
 """
 
 import statistics
@@ -35,20 +37,24 @@ MEASURES = ("vision", "prefill", "decode", "ttft")
 
 @dataclass(frozen=True)
 class SideReport:
-    """One side's medians.
+    """One side's times by measure, each the median over the rounds with the extremes beside it.
 
     Attributes:
         name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
-        median_ms: Median milliseconds per measure; decode is per token.
-        speedup: Median over the repeats of this side's time divided by STAR's.
-        peak_memory: Peak resident bytes of a process of its own.
+        median_ms: Median milliseconds; decode is per token.
+        range_ms: Shortest and longest milliseconds.
+        speedup: Median of this side's time divided by STAR's of the same round; empty without STAR.
+        speedup_range: Smallest and largest such ratio.
+        peak_memory: Peak resident bytes of a process of its own; None where the system does not tell.
         device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
     """
 
     name: str
     median_ms: dict[str, float]
+    range_ms: dict[str, tuple[float, float]]
     speedup: dict[str, float]
-    peak_memory: int
+    speedup_range: dict[str, tuple[float, float]]
+    peak_memory: int | None
     device_memory: int | None = None
 
 
@@ -196,12 +202,18 @@ def _measure(
 
 
 def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory) -> SideReport:
-    medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
-    speedup = {}
-    if STAR in samples:
-        pairs = list(zip(samples[name], samples[STAR], strict=True))
-        speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
-    return SideReport(name, medians, speedup, memory.resident, memory.device)
+    times = {m: [getattr(s, m) for s in samples[name]] for m in MEASURES}
+    star = {m: [getattr(s, m) for s in samples[STAR]] for m in MEASURES if STAR in samples}
+    ratios = {m: [a / b for a, b in zip(times[m], star[m], strict=True)] for m in star}
+    return SideReport(
+        name=name,
+        median_ms={m: statistics.median(values) for m, values in times.items()},
+        range_ms={m: (min(values), max(values)) for m, values in times.items()},
+        speedup={m: statistics.median(values) for m, values in ratios.items()},
+        speedup_range={m: (min(values), max(values)) for m, values in ratios.items()},
+        peak_memory=memory.resident,
+        device_memory=memory.device,
+    )
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
