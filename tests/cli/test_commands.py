@@ -157,7 +157,8 @@ def test_check_shows_the_agreement(cli: Any, bundle: BundleOf) -> None:
 def test_doctor(cli: Any) -> None:
     outcome = cli("doctor")
     assert outcome.code == 0
-    assert "backend onnxruntime" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    lines = [line.strip() for line in outcome.out.splitlines()]
     parts = {part["name"]: part for part in json.loads(cli("doctor", "--json").out)["parts"]}
     missing = {name for name, part in parts.items() if not part["works"]}
     gpu = {"GPU", "backend tensorrt", "backend tensorrt-rtx", "build tensorrt engines"}
@@ -165,6 +166,11 @@ def test_doctor(cli: Any) -> None:
     assert "sm80, sm86, sm89, sm120, sm121" in parts["build tensorrt-rtx engines"]["found"]
     assert "pip install 'star-export[tensorrt]'" in parts["build tensorrt engines"]["remedy"] or not missing
     assert "torch" in parts["build and check"]["found"]
+    for name, part in parts.items():
+        assert any(line.startswith(("ok  " if part["works"] else "no  ") + name) for line in lines)
+        if part["remedy"]:
+            assert part["remedy"] in lines  # whole, to be copied
+            assert part["remedy"] not in part["found"]
 
 
 def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
