@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from star_export.cli import options as opt
+from star_export.cli import build_options as opt
 from star_export.cli.app import app
-from star_export.cli.options import refuse
+from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, SettingsError
@@ -24,7 +24,7 @@ EPILOG = """
 
 `star-export build --model llava-1.5-7b --keep 64 -o llava-7b`
 
-`star-export build --model ./checkpoint --keep-ratio 0.1 --max-keep 288 -o bundle --check`
+`star-export build --model ./checkpoint --keep-ratio 0.1 -o bundle --check`
 
 `star-export build --model ./checkpoint --no-prune -o baseline`
 
@@ -69,7 +69,6 @@ def build(
     context: typer.Context,
     model: opt.ModelOption = None,
     from_bundle: opt.FromBundleOption = None,
-    output: opt.OutputOption = None,
     keep: opt.KeepOption = None,
     keep_ratio: opt.KeepRatioOption = None,
     max_keep: opt.MaxKeepOption = None,
@@ -78,21 +77,22 @@ def build(
     prune: opt.PruneOption = True,
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
+    max_batch: opt.MaxBatchOption = 8,
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
-    max_batch: opt.MaxBatchOption = 8,
     plugins: opt.PluginsOption = None,
-    plugin_library: opt.PluginLibraryOption = None,
+    plugin_library: opt.BuildPluginLibraryOption = None,
     timing_cache: opt.TimingCacheOption = None,
     hardware_compatible: opt.HardwareCompatibleOption = False,
     version_compatible: opt.VersionCompatibleOption = False,
     weight_streaming: opt.WeightStreamingOption = False,
     workspace: opt.WorkspaceOption = None,
+    output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     check: opt.CheckOption = False,
-    json: opt.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to a bundle, and build its engines."""
     quiet_libraries()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
+from star_export.cli.build_options import PruneLayerOption
 from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def compare(
     seed: opt.TaskSeedOption = 0,
     limit: opt.CompareLimitOption = 350,
     keep: opt.CompareKeepsOption = None,
-    prune_layer: opt.PruneLayerOption = None,
+    prune_layer: PruneLayerOption = None,
     dtype: opt.CompareDTypeOption = "float32",
     output: opt.PageOption = Path("accuracy.md"),
     answers: opt.CompareAnswersOption = None,

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from star_export.errors import PlatformError
 
 from .conftest import Cli, refused
 
@@ -112,6 +115,31 @@ def test_compare_writes_a_page_and_a_plot(
     assert [row["index"] for row in rows] == list(range(7))
     assert all(len(row["answers"]) == len(methods) for row in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
+
+
+def test_compare_resumes_the_same_model_only(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content: another model at the same path is refused, the same one elsewhere goes on."""
+
+    def build(_options: object) -> None:
+        raise PlatformError("a fake build that comes after the answers were looked at")
+
+    monkeypatch.setattr("star_export.evaluation.compare.build", build)
+    model = Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
+    request = ("--limit", 7, "--keep", 29, "-o", tmp_path / "page.md")
+    begun = "a fake build that comes after"
+    refused(cli("compare", "--model", model, *request), begun)
+    refused(cli("compare", "--model", model, *request, "--resume"), begun)
+    moved = model.rename(tmp_path / "moved")
+    refused(cli("compare", "--model", moved, *request, "--resume"), begun)
+    before = (tmp_path / "page.jsonl").read_bytes()
+    for name in ("tokenizer.json", next(moved.glob("*.safetensors")).name):
+        content = (moved / name).read_bytes()
+        (moved / name).write_bytes(content[:-1] + (b"\0" if name.endswith("safetensors") else b" }"))
+        refused(cli("compare", "--model", moved, *request, "--resume"), "a run with another model;")
+        (moved / name).write_bytes(content)
+    assert (tmp_path / "page.jsonl").read_bytes() == before
 
 
 def test_compare_refuses_before_it_builds(
