@@ -39,9 +39,6 @@ def bench(
 ) -> None:
     """Compare speed and memory with the unpruned bundle and with Hugging Face."""
     quiet_libraries()
-    from star_export.build import require_export_extra
-
-    require_export_extra()
     from star_export.validation.bench import BenchOptions
     from star_export.validation.bench import bench as run_bench
     from star_export.validation.sides import SIDES

@@ -96,22 +96,10 @@ def build(
 ) -> None:
     """Export a LLaVA checkpoint to a bundle, and build its engines."""
     quiet_libraries()
-    from star_export.build import add_engines
-    from star_export.build import build as build_bundle
-
     engines = _engine_options(context)
     if check:
         _refuse_check(context, engines)
-    if from_bundle is None:
-        options = _build_options(context, engines)
-        with step_progress() as progress:
-            report = build_bundle(options, progress)
-    else:
-        refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
-        if engines is None:
-            raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
-        with step_progress() as progress:
-            report = add_engines(from_bundle, engines, progress)
+    report = _build(context, engines)
     parity = _check(report, context) if check else None
     if json:
         print_json(report.to_dict() | ({"parity": parity.to_dict()} if parity else {}))
@@ -121,6 +109,21 @@ def build(
             print_parity(parity)
     if parity is not None and not parity.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _build(context: typer.Context, engines: "EngineOptions | None") -> "BuildReport":
+    """A bundle from a checkpoint, or the engines of one that is there."""
+    from star_export.build import add_engines, build
+
+    if (folder := context.params["from_bundle"]) is None:
+        options = _build_options(context, engines)
+        with step_progress() as progress:
+            return build(options, progress)
+    refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
+    if engines is None:
+        raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
+    with step_progress() as progress:
+        return add_engines(folder, engines, progress)
 
 
 def _engine_options(context: typer.Context) -> "EngineOptions | None":

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from star_export.build import require_export_extra
 from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.errors import SettingsError
@@ -103,6 +104,11 @@ class BenchOptions:
     backend: str = "onnxruntime"
     plugin_library: Path | None = None
 
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether a side runs the source checkpoint, or is built from it."""
+        return not set(self.sides) <= {STAR, UNPRUNED} or (UNPRUNED in self.sides and self.baseline is None)
+
 
 def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
     """Measure every side on one picture and prompt.
@@ -113,7 +119,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
 
     Raises:
         SettingsError: If the bundle is unpruned, or a side is unknown.
-        PlatformError: If the backend needs a GPU and there is none.
+        PlatformError: If the backend needs a GPU and there is none, or a side a package that is missing.
         BundleError, CheckpointError: If a side cannot be loaded.
         InputError: If the picture or the prompt cannot be used.
     """
@@ -126,7 +132,10 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     source = options.model or bundle.manifest["source"]["model"]
-    checkpoint = open_checkpoint(source).folder
+    checkpoint = Path()
+    if options.needs_checkpoint:
+        require_export_extra()
+        checkpoint = open_checkpoint(source).folder
     check_runs(bundle, options.backend)
     with ExitStack() as stack:
         baseline = options.baseline

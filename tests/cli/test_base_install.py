@@ -91,6 +91,16 @@ def test_eval(python: Path, bundle: Callable[..., Path], tmp_path: Path) -> None
     assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
 
 
+def test_bench_of_bundles_alone(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
+    request = ("bench", bundle("mha"), "--image", picture, "--repeats", 1, "--max-new-tokens", 1)
+    done = call(python, "-m", "star_export.cli", *request, "--side", "star", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"peak_memory"' in done.stdout
+    with_baseline = call(python, "-m", "star_export.cli", *request, "--side", "unpruned")
+    assert with_baseline.returncode == 2
+    assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
+
+
 @pytest.mark.parametrize(
     "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
 )

@@ -148,5 +148,7 @@ def test_compare_refuses_before_it_builds(
     common = ("compare", "--model", checkpoint("mini"), "-o", tmp_path / "page.md")
     refused(cli(*common, "--keep", 518), "is not below the 518 tokens")
     refused(cli(*common, "--limit", 0), "--limit must be")
-    refused(cli("compare", "--model", checkpoint("mini"), "-o", tmp_path / "no" / "page.md"), "no")
+    nowhere = tmp_path / "no" / "file"
+    refused(cli("compare", "--model", checkpoint("mini"), "-o", nowhere), f"--output {nowhere} cannot")
+    refused(cli(*common, "--answers", nowhere), f"--answers {nowhere} cannot be written")
     assert list(tmp_path.iterdir()) == []
