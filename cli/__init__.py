@@ -4,9 +4,12 @@ Exit codes: 0 done; 1 a check ran and failed; 2 the request could not be carried
 out (bad option, input, bundle or environment); 130 interrupted.
 """
 
+import contextlib
+import logging
+import os
 import sys
 
-from star_export.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportError
+from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportError
 
 
 def main() -> None:
@@ -16,11 +19,51 @@ def main() -> None:
 
     remember_interrupts()
     try:
-        app()
-    except (StarExportError, OSError, MemoryError) as error:
-        reason = str(error) or "not enough memory; close other programs or use a smaller model"
-        print("error:", " ".join(reason.split()), file=sys.stderr)  # one line, whatever a library said
-        sys.exit(EXIT_COULD_NOT_RUN)
-    except KeyboardInterrupt:
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a reader that left is noticed here, not when Python ends
+    except BaseException as error:
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: BaseException) -> int:
+    """Exit code for what ended a command; says on stderr what went wrong.
+
+    1 is for a check that failed, and for nothing else: CI reads it as "does not match".
+    """
+    if isinstance(error, SystemExit):
+        cause = _cause(error)
+        if cause is None:
+            return int(error.code or 0)
+        error = cause
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
+        return EXIT_INTERRUPTED
+    if isinstance(error, BrokenPipeError):  # `| head` has read enough
+        with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        return EXIT_COULD_NOT_RUN
+    if isinstance(error, StarExportError | OSError):
+        reason = str(error)
+    elif isinstance(error, MemoryError):
+        reason = str(error) or "not enough memory; close other programs or use a smaller model"
+    else:
+        reason = (
+            f"unexpected {type(error).__name__}: {error}; this is a fault of star-export: please report it "
+            "with the traceback, which `star-export -v COMMAND ...` shows"
+        )
+    if not isinstance(error, StarExportError):
+        logging.getLogger("star_export").info("the traceback:", exc_info=error)  # shown by --verbose
+    print("error:", " ".join(reason.split()), file=sys.stderr)  # one line, whatever a library said
+    return EXIT_COULD_NOT_RUN
+
+
+def _cause(stop: SystemExit) -> BaseException | None:
+    """What Typer and Rich end with exit code 1 though no check failed; None for any other end."""
+    from typer import Abort, Exit
+
+    cause = stop.__context__
+    if stop.code != EXIT_CHECK_FAILED or cause is None or isinstance(cause, Exit):
+        return None
+    return cause.__cause__ or cause if isinstance(cause, Abort) else cause

@@ -28,7 +28,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Show what TensorRT says, on stderr.")
+        bool, typer.Option("--verbose", "-v", help="Show what TensorRT says, and tracebacks, on stderr.")
     ] = False,
 ) -> None:
     """Export LLaVA with STAR visual-token pruning, prove that it matches PyTorch, run it.

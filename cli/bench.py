@@ -39,9 +39,6 @@ def bench(
 ) -> None:
     """Compare speed and memory with the unpruned bundle and with Hugging Face."""
     quiet_libraries()
-    from star_export.build import require_export_extra
-
-    require_export_extra()
     from star_export.validation.bench import BenchOptions
     from star_export.validation.bench import bench as run_bench
     from star_export.validation.sides import SIDES
@@ -69,25 +66,37 @@ def bench(
         _print_tables(report)
 
 
+#: Headings of the measures.
+_MEASURES = {"vision": "vision", "prefill": "prefill", "decode": "decode, per token", "ttft": "TTFT"}
+
+
 def _print_tables(report: "BenchReport") -> None:
-    title = f"keep {report.keep}, {report.text_tokens} text tokens, median of {report.repeats} rounds"
-    table = Table("side", "vision ms", "prefill ms", "decode ms/token", "TTFT ms", "peak memory", title=title)
+    title = f"keep {report.keep}, {report.text_tokens} text tokens, {report.repeats} rounds"
+    table = Table("", "side", "ms", "times star", title=title)
+    for measure, heading in _MEASURES.items():
+        for index, side in enumerate(report.sides):
+            median = side.median_ms[measure]
+            ms = _spread(median, side.range_ms[measure], ",.1f" if median < 100 else ",.0f")
+            compared = side.speedup and side.name != "star"
+            ratio = _spread(side.speedup[measure], side.speedup_range[measure], ".2f") if compared else ""
+            last = index == len(report.sides) - 1
+            table.add_row("" if index else heading, side.name, ms, ratio, end_section=last)
+    for index, side in enumerate(report.sides):
+        peak = "unknown" if side.peak_memory is None else megabytes(side.peak_memory)
+        table.add_row("" if index else "peak memory", side.name, peak)
     for side in report.sides:
-        cells = []
-        for measure, median in side.median_ms.items():
-            ratio = f" ({side.speedup[measure]:.2f}x)" if side.speedup and side.name != "star" else ""
-            cells.append(f"{median:,.1f}{ratio}")
-        memory = megabytes(side.peak_memory)
         if side.device_memory is not None:
-            memory += f" + {megabytes(side.device_memory)} on the GPU"
-        table.add_row(side.name, *cells, memory)
+            table.add_row("GPU memory", side.name, megabytes(side.device_memory))
     out.print(table)
     if len({side.device for side in report.sides}) > 1:
         on_cpu = ", ".join(side.name for side in report.sides if side.device == "cpu")
         out.print(
             f"[yellow]{on_cpu} ran on the CPU, the others on the GPU[/yellow]: torch finds no GPU here."
         )
-    out.print("In brackets: that side's time divided by star's, median of the rounds.")
+    out.print(
+        "Times and ratios are medians of the rounds, with the extremes in brackets. A ratio is that side's "
+        "time divided by star's in the same round: on a busy machine believe it, not a quotient of medians."
+    )
     kv = report.kv_bytes
     pruned, full = report.flops["pruned"], report.flops["full"]
     out.print(
@@ -99,3 +108,8 @@ def _print_tables(report: "BenchReport") -> None:
         f"({full.exact / pruned.exact:.2f}x); FastV's formula {pruned.fastv / 1e9:,.1f} of "
         f"{full.fastv / 1e9:,.1f} GMAC ({full.fastv / pruned.fastv:.2f}x)"
     )
+
+
+def _spread(median: float, extremes: tuple[float, float], form: str) -> str:
+    low, high = (format(value, form) for value in extremes)
+    return f"{median:{form}} ({low}-{high})"

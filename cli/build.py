@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from star_export.cli import options as opt
+from star_export.cli import build_options as opt
 from star_export.cli.app import app
-from star_export.cli.check import check_with_progress, print_table
-from star_export.cli.options import refuse
+from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
+from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
 from star_export.hub import split_revision
 from star_export.specs import DEFAULT_DROP_RATIO
@@ -25,7 +25,7 @@ EPILOG = """
 
 `star-export build --model llava-1.5-7b --keep 64 -o llava-7b`
 
-`star-export build --model ./checkpoint --keep-ratio 0.1 --max-keep 288 -o bundle --check`
+`star-export build --model ./checkpoint --keep-ratio 0.1 -o bundle --check`
 
 `star-export build --model ./checkpoint --no-prune -o baseline`
 
@@ -73,8 +73,9 @@ def build(
     context: typer.Context,
     model: opt.ModelOption = None,
     revision: opt.RevisionOption = None,
+    chat_template: opt.ChatTemplateOption = None,
+    end_token: opt.BuildEndTokensOption = None,
     from_bundle: opt.FromBundleOption = None,
-    output: opt.OutputOption = None,
     keep: opt.KeepOption = None,
     keep_ratio: opt.KeepRatioOption = None,
     max_keep: opt.MaxKeepOption = None,
@@ -83,53 +84,53 @@ def build(
     prune: opt.PruneOption = True,
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
+    max_batch: opt.MaxBatchOption = 8,
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
-    chat_template: opt.ChatTemplateOption = None,
-    end_token: opt.EndTokensOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
-    max_batch: opt.MaxBatchOption = 8,
     plugins: opt.PluginsOption = None,
-    plugin_library: opt.PluginLibraryOption = None,
+    plugin_library: opt.BuildPluginLibraryOption = None,
     timing_cache: opt.TimingCacheOption = None,
     hardware_compatible: opt.HardwareCompatibleOption = False,
     version_compatible: opt.VersionCompatibleOption = False,
     weight_streaming: opt.WeightStreamingOption = False,
     workspace: opt.WorkspaceOption = None,
+    output: opt.OutputOption = None,
     overwrite: opt.OverwriteOption = False,
     check: opt.CheckOption = False,
-    json: opt.JsonOption = False,
+    json: JsonOption = False,
 ) -> None:
     """Export a LLaVA checkpoint to a bundle, and build its engines."""
     quiet_libraries()
-    from star_export.build import add_engines
-    from star_export.build import build as build_bundle
-
     engines = _engine_options(context)
-    if check and engines is not None:
-        from star_export.engines import free_device_memory
-
-        free_device_memory()  # a check needs a GPU: say so before minutes of building
-    if from_bundle is None:
-        options = _build_options(context, engines)
-        with step_progress() as progress:
-            report = build_bundle(options, progress)
-    else:
-        refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
-        if engines is None:
-            raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
-        with step_progress() as progress:
-            report = add_engines(from_bundle, engines, progress)
-    parity = _check(report, backend) if check else None
+    if check:
+        _refuse_check(context, engines)
+    report = _build(context, engines)
+    parity = _check(report, context) if check else None
     if json:
         print_json(report.to_dict() | ({"parity": parity.to_dict()} if parity else {}))
     else:
         _print_report(report, engines)
         if parity is not None:
-            print_table(parity)
+            print_parity(parity)
     if parity is not None and not parity.passed:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _build(context: typer.Context, engines: "EngineOptions | None") -> "BuildReport":
+    """A bundle from a checkpoint, or the engines of one that is there."""
+    from star_export.build import add_engines, build
+
+    if (folder := context.params["from_bundle"]) is None:
+        options = _build_options(context, engines)
+        with step_progress() as progress:
+            return build(options, progress)
+    refuse(context, _EXPORT_ONLY, "belongs to --model; with --from-bundle the graphs stay as they are")
+    if engines is None:
+        raise SettingsError("--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx")
+    with step_progress() as progress:
+        return add_engines(folder, engines, progress)
 
 
 def _engine_options(context: typer.Context) -> "EngineOptions | None":
@@ -178,10 +179,27 @@ def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
     return {f.name: context.params[f.name] for f in fields(options) if f.name in context.params}
 
 
-def _check(report: "BuildReport", backend: str) -> "ParityReport":
+def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> None:
+    """Refuse a check that cannot run here, before minutes of building."""
+    from star_export.build import require_export_extra
+    from star_export.engines import free_device_memory
+
+    require_export_extra()
+    if engines is None and context.params["dtype"] == "bfloat16":
+        raise SettingsError(
+            "--check cannot run a bfloat16 bundle without TensorRT; give --backend tensorrt or tensorrt-rtx, "
+            "or leave out --check and add engines later with --from-bundle"
+        )
+    if context.params["backend"] != "onnxruntime":
+        free_device_memory()
+
+
+def _check(report: "BuildReport", context: typer.Context) -> "ParityReport":
+    from star_export.validation.parity import check_bundle
     from star_export.validation.probes import make_probes
 
-    return check_with_progress(report.folder, backend=backend, probes=make_probes(2))
+    options = {name: context.params[name] for name in ("backend", "plugin_library")}
+    return run_check(check_bundle, report.folder, probes=make_probes(2), **options)
 
 
 def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import err, print_json, question_progress, quiet_libraries
+from star_export.cli.build_options import PruneLayerOption
+from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
 
 if TYPE_CHECKING:
     from star_export.evaluation.compare import Comparison
@@ -29,7 +30,7 @@ def compare(
     seed: opt.TaskSeedOption = 0,
     limit: opt.CompareLimitOption = 350,
     keep: opt.CompareKeepsOption = None,
-    prune_layer: opt.PruneLayerOption = None,
+    prune_layer: PruneLayerOption = None,
     dtype: opt.CompareDTypeOption = "float32",
     output: opt.PageOption = Path("accuracy.md"),
     answers: opt.CompareAnswersOption = None,
@@ -49,6 +50,9 @@ def compare(
 
     require_export_extra()
     require_plotting()
+    answers = answers or output.with_suffix(".jsonl")
+    check_target("--output", output)
+    check_target("--answers", answers)
     options = CompareOptions(
         model=model,
         task=task,
@@ -58,7 +62,7 @@ def compare(
         keep=tuple(keep or ()),
         prune_layer=prune_layer,
         dtype=dtype,
-        answers=answers or output.with_suffix(".jsonl"),
+        answers=answers,
         resume=resume,
         threads=threads,
     )

@@ -24,8 +24,11 @@ def doctor(json: JsonOption = False) -> None:
     if json:
         print_json(to_dict(parts))
         return
-    table = Table("part", "", "found", "to add it")
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(no_wrap=True)
     for part in parts:
         verdict = "[green]ok[/green]" if part.works else "[red]no[/red]"
-        table.add_row(part.name, verdict, escape(part.found), escape(part.remedy))
-    out.print(table)
+        remedy = f"\n[bold]{escape(part.remedy)}[/bold]" if part.remedy else ""
+        grid.add_row(verdict, escape(part.name), escape(part.found) + remedy)
+    out.print(grid)

@@ -6,7 +6,7 @@ import typer
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import err, print_json, question_progress, quiet_libraries
+from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ def evaluate(
         plugin_library=plugin_library,
         threads=threads,
     )
+    if answers is not None:
+        check_target("--answers", answers)
     with err.status("starting") as status, question_progress(status) as progress:
         found = evaluate_bundle(options, progress, status.update)
     if json:

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +21,7 @@ from rich.progress import (
 from rich.status import Status
 
 from star_export.cli.interrupt import stop_if_interrupted
+from star_export.errors import SettingsError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -45,6 +47,16 @@ def show_log(*, verbose: bool) -> None:
     log = logging.getLogger("star_export")
     log.handlers = [handler]
     log.setLevel(logging.INFO)
+
+
+def check_target(option: str, path: Path) -> None:
+    """Refuse a file that cannot be written, before the work whose result goes there.
+
+    Raises:
+        SettingsError: If it is a folder, or in none that exists.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        raise SettingsError(f"{option} {path} cannot be written: give a file in a folder that exists")
 
 
 def megabytes(size: int) -> str:

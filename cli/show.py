@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import err, print_json, quiet_libraries
+from star_export.cli.output import check_target, err, print_json, quiet_libraries
 from star_export.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def show(
     _check_output(output)
     from star_export.build import require_export_extra
 
-    require_export_extra()
+    require_export_extra("onnx")
     from star_export.bundle import open_bundle
     from star_export.files import atomic_open
     from star_export.preprocessing import load_image
@@ -67,8 +67,7 @@ def _check_output(output: Path) -> None:
     """Refuse what cannot be written before any graph runs."""
     if output.suffix.lower() not in (".png", ".html"):
         raise SettingsError(f"--output must end in .png or .html, got {output}")
-    if output.is_dir() or not output.parent.is_dir():
-        raise SettingsError(f"--output {output} cannot be written: give a file in a folder that exists")
+    check_target("--output", output)
 
 
 def _drawn(output: Path, picture: "Pixels", prompt: str, answers: "Sequence[Scores]") -> bytes:

@@ -209,17 +209,15 @@ def add_engines(folder: Path, options: EngineOptions, progress: Progress | None 
     return BuildReport(folder, bundle.spec, tuple(steps.reports))
 
 
-def require_export_extra() -> None:
-    """Refuse to go on without the ``export`` extra.
+def require_export_extra(*packages: str) -> None:
+    """Refuse to go on without packages of the ``export`` extra: ``packages``, or all that a build needs.
 
     Raises:
-        PlatformError: If torch, transformers or an ONNX package is missing.
+        PlatformError: If one is missing.
     """
-    missing = [name for name in ("torch", "transformers", "onnx", "onnxscript") if not _version(name)]
-    if missing:
-        raise PlatformError(
-            f"building and checking need {', '.join(missing)}; run: pip install 'star-export[export]'"
-        )
+    wanted = packages or ("torch", "transformers", "onnx", "onnxscript")
+    if missing := [name for name in wanted if not _version(name)]:
+        raise PlatformError(f"this needs {', '.join(missing)}; run: pip install 'star-export[export]'")
 
 
 class _Steps:

@@ -15,8 +15,17 @@ from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import RTX_TARGETS
 from star_export.errors import PlatformError
 
-RUNTIME = ("numpy", "onnxruntime", "tokenizers", "pillow", "jinja2", "rich", "typer")
-EXPORT = ("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "safetensors", "huggingface_hub")
+RUNTIME = ("msgspec", "numpy", "onnxruntime", "tokenizers", "pillow", "jinja2", "rich", "typer")
+EXPORT = (
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxscript",
+    "safetensors",
+    "sentencepiece",
+    "huggingface_hub",
+)
 _MODULES = {
     "pillow": "PIL",
     "onnx-ir": "onnx_ir",
@@ -33,8 +42,8 @@ class Part:
     Attributes:
         name: What it is for.
         works: Whether it can be used now.
-        found: Versions and devices.
-        remedy: The command that adds it; empty when it works.
+        found: Versions and devices, or what is missing.
+        remedy: What adds it, most often a command; empty when it works.
     """
 
     name: str
@@ -88,7 +97,7 @@ def _onnxruntime() -> Part:
     try:
         import onnxruntime as ort
     except ImportError as error:
-        return Part(name, False, str(error), "pip install onnxruntime")
+        return _missing(name, error, "pip install onnxruntime")
     providers = [p for p in ort.get_available_providers() if p == "CPUExecutionProvider"]
     major, minor = (int(number) for number in ort.__version__.split(".")[:2])
     works = bool(providers) and (major, minor) >= (1, 24)
@@ -100,7 +109,7 @@ def _gpu() -> Part:
     try:
         device = require_device()
     except PlatformError as error:
-        return Part("GPU", False, str(error), "")
+        return _missing("GPU", error)
     memory = f"{device.free_memory / 1e9:.1f} of {device.total_memory / 1e9:.1f} GB free"
     capability = "sm{}{}".format(*device.capability)
     return Part("GPU", True, f"{device.name}, {capability}, driver for CUDA {device.driver}, {memory}", "")
@@ -109,20 +118,24 @@ def _gpu() -> Part:
 def _tensorrt(backend: str) -> list[Part]:
     """Building and running engines: TensorRT needs a GPU for both, TensorRT-RTX for running only."""
     build, run = f"build {backend} engines", f"backend {backend}"
-    remedy = _EXTRA.format(EXTRA[backend])
     try:
         bindings = load_bindings(backend)
         importlib.import_module("onnx")
     except (PlatformError, ImportError) as error:
-        return [Part(name, False, str(error), remedy) for name in (build, run)]
+        return [_missing(name, error, _EXTRA.format(EXTRA[backend])) for name in (build, run)]
     gpu = _gpu()
-    runs = Part(run, gpu.works, f"{bindings.version}, {gpu.found}", "")
+    found = f"{bindings.version}{'' if gpu.works else ', which needs a GPU'}"
+    runs = Part(run, gpu.works, found, "")
     if bindings.is_rtx:
-        return [
-            Part(build, True, f"{bindings.version}, without a GPU, for {', '.join(RTX_TARGETS)}", ""),
-            runs,
-        ]
-    return [Part(build, gpu.works, f"{bindings.version}, {gpu.found}", ""), runs]
+        targets = ", ".join(RTX_TARGETS)
+        return [Part(build, True, f"{bindings.version}, without a GPU, for {targets}", ""), runs]
+    return [Part(build, gpu.works, found, ""), runs]
+
+
+def _missing(name: str, error: Exception, remedy: str = "") -> Part:
+    """A part that an error speaks of: what is wrong, then after a semicolon what to do."""
+    found, _, advice = str(error).partition("; ")
+    return Part(name, False, found, remedy or advice)
 
 
 def _plugin_library() -> Part:

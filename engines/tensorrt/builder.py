@@ -197,7 +197,8 @@ def build_apart(request: EngineRequest, graph: str) -> None:
     if "error" in outcome:
         kinds = {error.__name__: error for error in (BundleError, SettingsError)}
         raise kinds.get(outcome["error"], PlatformError)(outcome["reason"])
-    log.info("%s engine: builder peak %d MiB", graph, outcome["peak_memory"] >> 20)
+    if (peak := outcome["peak_memory"]) is not None:
+        log.info("%s engine: builder peak %d MiB", graph, peak >> 20)
 
 
 def _relay(lines: Iterable[str]) -> dict[str, Any] | None:

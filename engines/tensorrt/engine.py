@@ -62,7 +62,8 @@ def lean_library(version: str) -> Path:
         folder = Path(str(importlib.import_module("tensorrt_lean_libs").__file__)).parent
     except (metadata.PackageNotFoundError, ImportError):
         found, folder = "none", Path()
-    libraries = sorted(folder.glob("libnvinfer_lean.so*")) if found == version else []
+    names = ("libnvinfer_lean.so*", "nvinfer_lean*.dll") if found == version else ()
+    libraries = sorted(library for name in names for library in folder.glob(name))
     if not libraries:
         raise PlatformError(
             f"engines of tensorrt {version} need its lean runtime here, found {found}; "

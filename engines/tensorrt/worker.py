@@ -20,6 +20,7 @@ from star_export.engines.tensorrt.network import parse
 from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
 from star_export.errors import BundleError, PlatformError, StarExportError
 from star_export.files import atomic_open
+from star_export.memory import resident_bytes
 
 _UNUSED_INPUT = re.compile(r"Unused Input: (\S+)")
 
@@ -152,16 +153,12 @@ def _say(line: dict[str, Any]) -> None:
 
 def _log_memory(moment: str) -> None:
     """Say how much host and GPU memory is in use."""
-    text = f"memory {moment} the build: {_resident('VmRSS') >> 20} MiB resident"
+    parts = []
+    if (resident := resident_bytes("now")) is not None:
+        parts.append(f"{resident >> 20} MiB resident")
     with contextlib.suppress(PlatformError):  # TensorRT-RTX builds without a GPU
-        text += f", {require_device().free_memory >> 20} MiB free on the GPU"
-    log.info("%s", text)
-
-
-def _resident(field: str) -> int:
-    """Bytes that Linux reports of this process: ``VmRSS`` now, ``VmHWM`` at its peak."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition(f"{field}:")[2].split()[0])
+        parts.append(f"{require_device().free_memory >> 20} MiB free on the GPU")
+    log.info("memory %s the build: %s", moment, ", ".join(parts) or "unknown")
 
 
 def _main(text: str) -> None:
@@ -172,7 +169,7 @@ def _main(text: str) -> None:
     except (StarExportError, OSError, MemoryError) as error:
         _say({"error": type(error).__name__, "reason": str(error)})
     else:
-        _say({"peak_memory": _resident("VmHWM")})
+        _say({"peak_memory": resident_bytes("peak")})
 
 
 if __name__ == "__main__":

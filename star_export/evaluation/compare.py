@@ -7,20 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from star_export.build import BuildOptions, build
-from star_export.checkpoint import open_checkpoint
+from star_export.checkpoint import Checkpoint, open_checkpoint
 from star_export.evaluation.answering import Looker
 from star_export.evaluation.evaluate import Progress, ask_all, check_limit
 from star_export.evaluation.methods import STAR, Bundles, Method, Pruned, all_methods, fastv_layer
 from star_export.evaluation.record import Record
 from star_export.evaluation.statistics import Estimate, Score, Scores
 from star_export.evaluation.task import open_task
-from star_export.files import scratch_folder
+from star_export.files import scratch_folder, sha256
 from star_export.pipeline import load
-from star_export.specs import DEFAULT_DROP_RATIO, DType, ExportSpec, check_keep, resolve_star, stage1_count
+from star_export.specs import (
+    DEFAULT_DROP_RATIO,
+    DType,
+    ExportSpec,
+    ModelSpec,
+    check_keep,
+    resolve_star,
+    stage1_count,
+)
 
 #: The paper's budgets, as shares of all patches (arXiv 2505.12359, table 1).
 PAPER_SHARES = (0.5, 0.2, 0.1, 0.05)
 MAX_TEXT_TOKENS, MAX_NEW_TOKENS = 128, 32
+
+#: Weights, configs, tokenizers and templates.
+_MODEL_FILES = (".safetensors", ".json", ".model", ".jinja")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +109,11 @@ def compare(
     """
     task = open_task(options.task, split=options.split)
     limit = check_limit(task, options.split, options.limit)
-    spec = _spec(options)
+    checkpoint = open_checkpoint(options.model)
+    spec = _spec(options, checkpoint.model)
     methods = all_methods(_budgets(options, spec), spec)
-    settings = {
-        name: getattr(options, name) for name in ("model", "task", "split", "seed", "prune_layer", "dtype")
-    }
+    settings = {name: getattr(options, name) for name in ("task", "split", "seed", "prune_layer", "dtype")}
+    settings["model"] = _identity(checkpoint)
     settings["methods"] = [method.name for method in methods]
     record = Record(options.answers, settings, resume=options.resume)
     with _bundles(options, spec, say) as bundles:
@@ -160,9 +171,16 @@ def _budgets(options: CompareOptions, spec: ExportSpec) -> list[int]:
     return sorted(dict.fromkeys(budgets), reverse=True)
 
 
-def _spec(options: CompareOptions) -> ExportSpec:
+def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
+    """What answers depend on, wherever it lies: the hub's commit, or the files that a build reads."""
+    if checkpoint.revision is not None:
+        return checkpoint.revision
+    files = sorted(path for path in checkpoint.folder.iterdir() if path.suffix in _MODEL_FILES)
+    return {path.name: sha256(path) for path in files}
+
+
+def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
-    model = open_checkpoint(options.model).model
     room = stage1_count(patches=model.vision.num_patches, drop_ratio=DEFAULT_DROP_RATIO) - 1
     star = resolve_star(model, prune_layer=options.prune_layer, keep=1, max_keep=room)
     return ExportSpec(

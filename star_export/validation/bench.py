@@ -1,7 +1,9 @@
 """Benchmark: the pruned bundle against the unpruned one and against Hugging Face.
 
 All sides run in one process, taking turns, so that a noisy machine disturbs
-them alike; every speed is reported as a ratio of medians next to its times.
+them alike. A ratio is that of one round's two times, which the machine disturbed
+alike; the median of these need not be the quotient of the median times, so both
+are reported with their extremes.
 """
 
 import statistics
@@ -11,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from star_export.build import require_export_extra
 from star_export.bundle import open_bundle
 from star_export.checkpoint import open_checkpoint
 from star_export.errors import SettingsError
@@ -37,22 +40,26 @@ MEASURES = ("vision", "prefill", "decode", "ttft")
 
 @dataclass(frozen=True)
 class SideReport:
-    """One side's medians.
+    """One side's times by measure, each the median over the rounds with the extremes beside it.
 
     Attributes:
         name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
-        median_ms: Median milliseconds per measure; decode is per token.
-        speedup: Median over the repeats of this side's time divided by STAR's.
+        median_ms: Median milliseconds; decode is per token.
+        range_ms: Shortest and longest milliseconds.
+        speedup: Median of this side's time divided by STAR's of the same round; empty without STAR.
+        speedup_range: Smallest and largest such ratio.
         device: Where it ran, ``cpu`` or ``cuda``.
-        peak_memory: Peak resident bytes of a process of its own.
+        peak_memory: Peak resident bytes of a process of its own; None where the system does not tell.
         device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
     """
 
     name: str
     median_ms: dict[str, float]
+    range_ms: dict[str, tuple[float, float]]
     speedup: dict[str, float]
+    speedup_range: dict[str, tuple[float, float]]
     device: str
-    peak_memory: int
+    peak_memory: int | None
     device_memory: int | None = None
 
 
@@ -101,6 +108,11 @@ class BenchOptions:
     backend: str = "onnxruntime"
     plugin_library: Path | None = None
 
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether a side runs the source checkpoint, or is built from it."""
+        return not set(self.sides) <= {STAR, UNPRUNED} or (UNPRUNED in self.sides and self.baseline is None)
+
 
 def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
     """Measure every side on one picture and prompt.
@@ -111,7 +123,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
 
     Raises:
         SettingsError: If the bundle is unpruned, or a side is unknown.
-        PlatformError: If the backend needs a GPU and there is none.
+        PlatformError: If the backend needs a GPU and there is none, or a side a package that is missing.
         BundleError, CheckpointError: If a side cannot be loaded.
         InputError: If the picture or the prompt cannot be used.
     """
@@ -125,7 +137,10 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     load_image(options.image)  # refuse a bad picture here, not in a process of its own
     made_from = bundle.manifest["source"]
     source = options.model or with_revision(made_from["model"], made_from["revision"])
-    checkpoint = open_checkpoint(source).folder
+    checkpoint = Path()
+    if options.needs_checkpoint:
+        require_export_extra()
+        checkpoint = open_checkpoint(source).folder
     check_runs(bundle, options.backend)
     with ExitStack() as stack:
         baseline = options.baseline
@@ -201,13 +216,19 @@ def _measure(
 
 
 def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, backend: str) -> SideReport:
-    medians = {m: statistics.median(getattr(s, m) for s in samples[name]) for m in MEASURES}
-    speedup = {}
-    if STAR in samples:
-        pairs = list(zip(samples[name], samples[STAR], strict=True))
-        speedup = {m: statistics.median(getattr(a, m) / getattr(b, m) for a, b in pairs) for m in MEASURES}
-    device = side_device(name, backend)
-    return SideReport(name, medians, speedup, device, memory.resident, memory.device)
+    times = {m: [getattr(s, m) for s in samples[name]] for m in MEASURES}
+    star = {m: [getattr(s, m) for s in samples[STAR]] for m in MEASURES if STAR in samples}
+    ratios = {m: [a / b for a, b in zip(times[m], star[m], strict=True)] for m in star}
+    return SideReport(
+        name=name,
+        median_ms={m: statistics.median(values) for m, values in times.items()},
+        range_ms={m: (min(values), max(values)) for m, values in times.items()},
+        speedup={m: statistics.median(values) for m, values in ratios.items()},
+        speedup_range={m: (min(values), max(values)) for m, values in ratios.items()},
+        device=side_device(name, backend),
+        peak_memory=memory.resident,
+        device_memory=memory.device,
+    )
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:

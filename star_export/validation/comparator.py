@@ -1,4 +1,4 @@
-"""Polygraphy's comparator over a bundle's graphs: one request, every runtime that works here.
+"""Polygraphy's comparator over a bundle's graphs: each request, every runtime that works here.
 
 The reference is Polygraphy's own ONNX Runtime runner on the bundle's ONNX files,
 which knows nothing of this package: it copies the KV caches instead of updating
@@ -6,7 +6,7 @@ them in place. Against it run the sessions that users run: ONNX Runtime's, and o
 for each set of engines in the bundle.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from star_export.pipeline import Pipeline
 from star_export.preprocessing import pixel_values
 from star_export.validation.compare import Tolerances
 from star_export.validation.probes import Probe
+from star_export.validation.report import JUnitTest, case_name, to_junit
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class OutputComparison:
     """One output of one graph, as two runtimes computed it.
 
     Attributes:
+        picture: Name of the probe.
+        keep: Budget of stage 2; None for a bundle that does not prune.
         graph: ``vision``, ``prefill`` or ``decode``.
         runtime: The backend that was compared with Polygraphy's ONNX Runtime.
         output: Name of the output.
@@ -47,6 +50,8 @@ class OutputComparison:
         passed: Polygraphy's verdict.
     """
 
+    picture: str
+    keep: int | None
     graph: str
     runtime: str
     output: str
@@ -57,12 +62,12 @@ class OutputComparison:
 
 @dataclass(frozen=True)
 class ComparatorReport:
-    """All comparisons, and the runtimes that could not take part.
+    """All comparisons of all cases, and the runtimes that could not take part.
 
     Attributes:
         bundle: Its folder.
         polygraphy: Version of Polygraphy.
-        outputs: Every output of every graph and runtime.
+        outputs: Every output of every graph and runtime, for every picture and budget.
         not_run: Reason per backend whose engines the bundle has but this machine cannot run.
     """
 
@@ -80,18 +85,43 @@ class ComparatorReport:
         """Plain JSON values."""
         return {"passed": self.passed, **asdict(self)}
 
+    def to_junit(self) -> bytes:
+        """JUnit XML: a test suite per case, a test case per output; runtimes not run are skipped."""
+        return to_junit(self._tests())
 
-def compare_runtimes(folder: Path, probe: Probe, *, plugin_library: Path | None = None) -> ComparatorReport:
-    """Run one request through every runtime that works here, and compare every output.
+    def _tests(self) -> Iterator[JUnitTest]:
+        for found in self.outputs:
+            yield JUnitTest(
+                suite=case_name(found.picture, found.keep),
+                name=f"{found.runtime}: {found.graph}: {found.output}",
+                passed=found.passed,
+                text=f"error {found.error:.3g}, tolerance {found.tolerance:.3g}",
+            )
+        for backend, reason in self.not_run.items():
+            yield JUnitTest(suite="runtimes", name=backend, passed=None, text=reason)
+
+
+def compare_runtimes(
+    folder: Path,
+    *,
+    probes: Sequence[Probe],
+    keep: Sequence[int] = (),
+    plugin_library: Path | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _total: None,
+) -> ComparatorReport:
+    """Run requests through every runtime that works here, and compare every output.
 
     Args:
         folder: A float32 or float16 bundle; every file is hashed first.
-        probe: Picture and prompt.
+        probes: Pictures and prompts.
+        keep: Budgets of stage 2; the bundle's own by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
+        progress: Called with cases done and cases in all.
 
     Raises:
         PlatformError: If Polygraphy is not installed.
-        SettingsError: If ONNX Runtime cannot run the bundle, so that there is no reference.
+        SettingsError: If a budget is out of range, or ONNX Runtime cannot run the bundle, so that
+            there is no reference.
     """
     try:
         import polygraphy
@@ -106,7 +136,8 @@ def compare_runtimes(folder: Path, probe: Probe, *, plugin_library: Path | None 
             "build a float16 bundle of the same model"
         )
     recorder = Recorder(open_session(bundle))
-    calls = _record(bundle, recorder, probe)
+    pipeline = Pipeline(bundle, recorder)
+    budgets = [pipeline.budget(k) if bundle.spec.star or k is not None else None for k in keep or (None,)]
     sessions: dict[str, Session] = {"onnxruntime": recorder.session}
     not_run: dict[str, str] = {}
     for backend in bundle.manifest.get("engines", {}):
@@ -114,11 +145,13 @@ def compare_runtimes(folder: Path, probe: Probe, *, plugin_library: Path | None 
             sessions[backend] = open_session(bundle, backend, plugin_library=plugin_library)
         except StarExportError as error:
             not_run[backend] = str(error)
-    outputs = [
-        comparison
-        for index in range(len(calls))
-        for comparison in _compare(bundle, calls[: index + 1], sessions)
-    ]
+    outputs: list[OutputComparison] = []
+    cases = [(probe, budget) for probe in probes for budget in budgets]
+    for index, (probe, budget) in enumerate(cases):
+        progress(index, len(cases))
+        calls = _record(pipeline, recorder, probe, budget)
+        for last in range(1, len(calls) + 1):
+            outputs += _compare(bundle, (probe.name, budget), calls[:last], sessions)
     return ComparatorReport(str(folder), polygraphy.__version__, tuple(outputs), not_run)
 
 
@@ -148,17 +181,19 @@ class Recorder:
         self.session.synchronize()
 
 
-def _record(bundle: Bundle, recorder: Recorder, probe: Probe) -> list[Call]:
+def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
     """Vision, prefill and one decode step of a request."""
-    pipeline = Pipeline(bundle, recorder)
-    star = bundle.spec.star
+    recorder.calls = []
     vision = pipeline.encode_image(pixel_values(probe.picture, pipeline.image_spec))
-    state = pipeline.prefill(pipeline.tokenize(probe.prompt), vision, keep=star.keep if star else 0)
+    caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
+    state = pipeline.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
     pipeline.decode(state, int(state.logits.argmax()))
     return recorder.calls
 
 
-def _compare(bundle: Bundle, calls: list[Call], sessions: dict[str, Session]) -> list[OutputComparison]:
+def _compare(
+    bundle: Bundle, case: tuple[str, int | None], calls: list[Call], sessions: dict[str, Session]
+) -> list[OutputComparison]:
     """Compare the last of ``calls``; the ones before it fill the KV caches."""
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
     from polygraphy.comparator import Comparator, CompareFunc
@@ -185,7 +220,13 @@ def _compare(bundle: Bundle, calls: list[Call], sessions: dict[str, Session]) ->
         )[0]
     return [
         OutputComparison(
-            call.graph, pair[1], name, verdict.max_absdiff / scale[name], tolerance[name], bool(verdict)
+            *case,
+            call.graph,
+            pair[1],
+            name,
+            verdict.max_absdiff / scale[name],
+            tolerance[name],
+            bool(verdict),
         )
         for pair, iterations in verdicts.items()
         for name, verdict in iterations[0].items()

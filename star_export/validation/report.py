@@ -1,11 +1,68 @@
 """What a parity check found: one row per stage, for people, scripts and CI."""
 
 import math
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from typing import Any, Literal
 from xml.etree import ElementTree
 
 Status = Literal["pass", "ambiguous", "fail"]
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JUnitTest:
+    """One test case of a JUnit file.
+
+    Attributes:
+        suite: The suite it belongs to.
+        name: Its name.
+        passed: Whether it passed; None if it could not run.
+        text: What was measured, or why it could not run.
+    """
+
+    suite: str
+    name: str
+    passed: bool | None
+    text: str
+
+
+def to_junit(tests: Iterable[JUnitTest]) -> bytes:
+    """JUnit XML of test cases, those of a suite one after the other."""
+    root = ElementTree.Element("testsuites", name="star-export check")
+    for name, members in groupby(tests, key=lambda test: test.suite):
+        cases = list(members)
+        suite = _element(
+            root,
+            "testsuite",
+            name=name,
+            tests=str(len(cases)),
+            failures=str(sum(case.passed is False for case in cases)),
+            skipped=str(sum(case.passed is None for case in cases)),
+        )
+        for case in cases:
+            test = _element(suite, "testcase", classname=name, name=case.name)
+            if case.passed:
+                _element(test, "system-out").text = _NOT_XML.sub("\ufffd", case.text)
+            else:
+                _element(test, "skipped" if case.passed is None else "failure", message=case.text)
+    ElementTree.indent(root)
+    return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+
+
+def _element(parent: ElementTree.Element, tag: str, **attributes: str) -> ElementTree.Element:
+    """A child element; what XML cannot hold, such as a file name's control character, is replaced."""
+    return ElementTree.SubElement(
+        parent, tag, {name: _NOT_XML.sub("\ufffd", value) for name, value in attributes.items()}
+    )
+
+
+def case_name(picture: str, keep: int | None) -> str:
+    """Name of a picture at a budget; None is no pruning."""
+    return f"{picture}, {'unpruned' if keep is None else f'keep {keep}'}"
 
 
 @dataclass(frozen=True)
@@ -68,8 +125,7 @@ class CaseReport:
     @property
     def name(self) -> str:
         """A short name for tables and JUnit."""
-        budget = "unpruned" if self.keep is None else f"keep {self.keep}"
-        return f"{self.picture}, {budget}"
+        return case_name(self.picture, self.keep)
 
 
 @dataclass(frozen=True)
@@ -107,10 +163,8 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether there were cases and no stage of any failed."""
-        return bool(self.cases) and all(
-            stage.status != "fail" for case in self.cases for stage in case.stages
-        )
+        """Whether there were cases, no stage of any failed, and every value was finite."""
+        return all(test.passed for test in self._tests())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an error that is not finite becomes null."""
@@ -122,30 +176,21 @@ class ParityReport:
         return report
 
     def to_junit(self) -> bytes:
-        """JUnit XML: a test suite per case, a test case per stage."""
-        root = ElementTree.Element("testsuites", name="star-export check")
+        """JUnit XML: a test suite per case, a test case per stage; one more where values were not finite."""
+        return to_junit(self._tests())
+
+    def _tests(self) -> Iterator[JUnitTest]:
+        """What the verdict is made of."""
         for case in self.cases:
-            failures = sum(stage.status == "fail" for stage in case.stages)
-            suite = ElementTree.SubElement(
-                root, "testsuite", name=case.name, tests=str(len(case.stages)), failures=str(failures)
-            )
             for stage in case.stages:
-                test = ElementTree.SubElement(suite, "testcase", classname=case.name, name=stage.stage)
-                summary = f"error {stage.error:.3g}, tolerance {stage.tolerance:.3g}: {stage.detail}"
+                text = f"error {stage.error:.3g}, tolerance {stage.tolerance:.3g}: {stage.detail}"
                 if stage.agreement is not None:
-                    summary += f"; agreement with float32 {stage.agreement:.4f}"
-                if stage.status == "fail":
-                    ElementTree.SubElement(test, "failure", message=summary)
-                else:
-                    ElementTree.SubElement(test, "system-out").text = f"{stage.status}: {summary}"
+                    text += f"; agreement with float32 {stage.agreement:.4f}"
+                passed = stage.status != "fail"
+                text = f"{stage.status}: {text}" if passed else text
+                yield JUnitTest(suite=case.name, name=stage.stage, passed=passed, text=text)
+        if not self.cases:
+            yield JUnitTest(suite="cases", name="cases", passed=False, text="nothing was compared")
         if self.nonfinite:
-            suite = ElementTree.SubElement(
-                root, "testsuite", name="values", tests="1", failures=str(int(not self.nonfinite.hidden))
-            )
-            test = ElementTree.SubElement(suite, "testcase", classname="values", name="finite")
-            if self.nonfinite.hidden:
-                ElementTree.SubElement(test, "system-out").text = str(self.nonfinite)
-            else:
-                ElementTree.SubElement(test, "failure", message=str(self.nonfinite))
-        ElementTree.indent(root)
-        return bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True))
+            found = self.nonfinite
+            yield JUnitTest(suite="values", name="finite", passed=found.hidden, text=str(found))

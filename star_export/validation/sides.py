@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from star_export.bundle import open_bundle
 from star_export.engines import free_device_memory
 from star_export.errors import PlatformError
+from star_export.memory import resident_bytes
 from star_export.pipeline import Pipeline, load
 from star_export.preprocessing import load_image, pixel_values
 
@@ -147,11 +148,11 @@ class Memory:
     """What a fresh process takes that loads one side and answers once.
 
     Attributes:
-        resident: Peak resident bytes (Linux).
+        resident: Peak resident bytes; None where the system does not tell.
         device: Bytes of GPU memory, the CUDA context aside; None when nothing runs on a GPU.
     """
 
-    resident: int
+    resident: int | None
     device: int | None
 
 
@@ -181,10 +182,7 @@ def _main(request: str) -> None:
     side = open_side(name, workload)
     side.measure(workload)
     device = before - free_device_memory() if on_gpu else None
-    # Not getrusage: its peak starts at the parent's, which the fork had for a moment.
-    status = Path("/proc/self/status").read_text()
-    resident = 1024 * int(status.partition("VmHWM:")[2].split()[0])
-    print(json.dumps(asdict(Memory(resident, device))))
+    print(json.dumps(asdict(Memory(resident_bytes("peak"), device))))
 
 
 if __name__ == "__main__":

@@ -28,13 +28,25 @@ def with_dependencies(name: str, found: dict[str, Distribution]) -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The interpreter of an environment that holds the base install."""
+    return environment(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def python_with_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with onnx, and still without torch."""
+    return environment(tmp_path_factory, "onnx")
+
+
+def environment(tmp_path_factory: pytest.TempPathFactory, *packages: str) -> Path:
     """The interpreter of a new environment: this package as a wheel, its dependencies linked from here."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, symlinks=True)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     install_copy(tmp_path_factory.mktemp("source"), site)
     found: dict[str, Distribution] = {}
-    with_dependencies("star-export", found)
+    for name in ("star-export", *packages):
+        with_dependencies(name, found)
     del found["star-export"]
     for part in found.values():
         for top in {file.parts[0] for file in part.files or ()} - {"..", "__pycache__"}:
@@ -79,6 +91,16 @@ def test_eval(python: Path, bundle: Callable[..., Path], tmp_path: Path) -> None
     assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
 
 
+def test_bench_of_bundles_alone(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
+    request = ("bench", bundle("mha"), "--image", picture, "--repeats", 1, "--max-new-tokens", 1)
+    done = call(python, "-m", "star_export.cli", *request, "--side", "star", "--json")
+    assert done.returncode == 0, done.stderr
+    assert '"peak_memory"' in done.stdout
+    with_baseline = call(python, "-m", "star_export.cli", *request, "--side", "unpruned")
+    assert with_baseline.returncode == 2
+    assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
+
+
 @pytest.mark.parametrize(
     "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
 )
@@ -93,6 +115,17 @@ def test_the_client_needs_an_extra_of_its_own(python: Path, picture: Path) -> No
     done = call(python, "-m", "star_export.cli", "client", "localhost:1", "-i", picture, "-p", "What?")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.strip().endswith("run: pip install 'star-export[client]'")
+
+
+def test_scores_need_onnx_and_no_torch(
+    python_with_onnx: Path, bundle: Callable[..., Path], picture: Path, tmp_path: Path
+) -> None:
+    drawing = tmp_path / "drawing.png"
+    few = ("--image", picture, "--prompt", "Where?")
+    for command in (("check", "--scores", *few), ("show", *few, "--max-new-tokens", 1, "-o", drawing)):
+        done = call(python_with_onnx, "-m", "star_export.cli", *command, bundle("mha"))
+        assert done.returncode == 0, done.stderr
+    assert drawing.exists()
 
 
 def test_doctor_says_what_is_missing(python: Path) -> None:

@@ -65,17 +65,29 @@ def test_how_uniform_the_wrong_axis_is(cli: Any, wrong_axis: Path) -> None:
     assert spreads[2] < 1e-5 < 1e-3 < spreads[1] < 0.05
 
 
+NOT_WITH_SCORES = ("--model", "--max-new-tokens", "--junit", "--backend", "--plugin-library", "--polygraphy")
+NOT_WITH_POLYGRAPHY = ("--model", "--max-new-tokens", "--backend")
+
+
 @pytest.mark.parametrize(
-    ("option", "name"),
-    [
-        (("--junit", "x.xml"), "--junit"),
-        (("--backend", "tensorrt"), "--backend"),
-        (("--polygraphy",), "--polygraphy"),
-        (("--model", "x"), "--model"),
-    ],
+    ("mode", "option"),
+    [("--scores", option) for option in NOT_WITH_SCORES]
+    + [("--polygraphy", option) for option in NOT_WITH_POLYGRAPHY],
 )
-def test_options_of_the_parity_check(cli: Any, bundle: BundleOf, option: tuple[str, ...], name: str) -> None:
-    refused(cli("check", bundle("mha"), "--scores", *option), f"{name} has no meaning with --scores")
+def test_options_without_meaning(cli: Any, tmp_path: Path, mode: str, option: str) -> None:
+    given = (option,) if option == "--polygraphy" else (option, "1")
+    refused(cli("check", tmp_path, mode, *given), f"{option} has no meaning with {mode}")
+
+
+@pytest.mark.parametrize("mode", [(), ("--scores",), ("--polygraphy",)])
+def test_pictures_are_given_or_built_in(cli: Any, tmp_path: Path, mode: tuple[str, ...]) -> None:
+    refused(cli("check", tmp_path, *mode, "--image", "x", "--probes", 3), "--probes counts the built-in")
+    refused(cli("check", tmp_path, *mode, "--prompt", "Where?"), "--prompt goes with --image")
+
+
+@pytest.mark.parametrize("junit", ["none/parity.xml", "."])
+def test_a_report_that_cannot_be_written(cli: Any, tmp_path: Path, junit: str) -> None:
+    refused(cli("check", tmp_path, "--junit", tmp_path / junit), "cannot be written: give a file in a folder")
 
 
 def test_bundles_without_scores(cli: Any, bundle: BundleOf) -> None:

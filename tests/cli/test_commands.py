@@ -9,8 +9,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from star_export.cli import output
-
 from .conftest import refused
 
 BundleOf = Callable[..., Path]
@@ -150,17 +148,17 @@ def test_inspect_names_layers_in_float32(cli: Any, bundle: BundleOf) -> None:
     assert "float16, float32 in language_model.layers.1.mlp, lm_head" in outcome.out
 
 
-def test_check_shows_the_agreement(cli: Any, bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output.out, "_width", 200)
+def test_check_shows_the_agreement(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("check", bundle("mha", dtype="float16"), "--probes", 1, "--max-new-tokens", 1)
     [row] = [line for line in outcome.out.splitlines() if "stage1_set" in line]
-    assert re.search(r"(100|99)\.\d\d%, worst (100|99)\.\d\d%", row)
+    assert re.search(r"│ (100|99)\.\d\d% +│ (100|99)\.\d\d% ", row)
 
 
 def test_doctor(cli: Any) -> None:
     outcome = cli("doctor")
     assert outcome.code == 0
-    assert "backend onnxruntime" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    lines = [line.strip() for line in outcome.out.splitlines()]
     parts = {part["name"]: part for part in json.loads(cli("doctor", "--json").out)["parts"]}
     missing = {name for name, part in parts.items() if not part["works"]}
     gpu = {"GPU", "backend tensorrt", "backend tensorrt-rtx", "build tensorrt engines"}
@@ -168,6 +166,11 @@ def test_doctor(cli: Any) -> None:
     assert "sm80, sm86, sm89, sm120, sm121" in parts["build tensorrt-rtx engines"]["found"]
     assert "pip install 'star-export[tensorrt]'" in parts["build tensorrt engines"]["remedy"] or not missing
     assert "torch" in parts["build and check"]["found"]
+    for name, part in parts.items():
+        assert any(line.startswith(("ok  " if part["works"] else "no  ") + name) for line in lines)
+        if part["remedy"]:
+            assert part["remedy"] in lines  # whole, to be copied
+            assert part["remedy"] not in part["found"]
 
 
 def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from star_export.build import BuildReport
 from star_export.bundle import open_bundle
 from star_export.engines.tensorrt.facts import read_facts
+from star_export.validation.report import ParityReport
 
 from .conftest import refused
 
@@ -104,14 +107,44 @@ def test_what_a_backend_lacks_here(
     refused(cli("run", engines, *options), message)
 
 
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", "onnxruntime-cuda"])
 def test_check_needs_a_gpu_before_anything_is_built(
-    cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path
+    cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path, backend: str
 ) -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has a GPU driver")
-    request = ("--model", checkpoint("mha"), "-o", tmp_path / "out" / "b", "--backend", "tensorrt-rtx")
+    request = ("--model", checkpoint("mha"), "-o", tmp_path / "out" / "b", "--backend", backend)
     refused(cli("build", *request, "--check"), "no NVIDIA driver")
     assert not (tmp_path / "out").exists()
+
+
+def test_bfloat16_is_not_checked_without_tensorrt(cli: Any, tmp_path: Path) -> None:
+    """Said before even the checkpoint is looked for."""
+    request = ("build", "--model", tmp_path / "nowhere", "-o", tmp_path / "b", "--dtype", "bfloat16")
+    refused(cli(*request, "--check"), "--check cannot run a bfloat16 bundle without TensorRT")
+    refused(cli(*request), "nowhere")
+
+
+def test_the_check_after_a_build_gets_its_options(
+    cli: Any, engines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fakes stand for the build, the GPU and the check: only what the check is told is looked at."""
+    told: dict[str, Any] = {}
+
+    def check_bundle(folder: Path, **options: Any) -> ParityReport:
+        told.update(options, folder=folder)
+        return ParityReport(str(folder), options["backend"], "checkpoint", "float16", ())
+
+    library = tmp_path / "libstar_export_plugins.so"
+    spec = open_bundle(engines).spec
+    monkeypatch.setattr("star_export.build.add_engines", lambda *_: BuildReport(engines, spec, ()))
+    monkeypatch.setattr("star_export.engines.free_device_memory", lambda: 1)
+    monkeypatch.setattr("star_export.validation.parity.check_bundle", check_bundle)
+    request = ("build", "--from-bundle", engines, "--backend", "tensorrt", "--plugins", "library", "--check")
+    outcome = cli(*request, "--plugin-library", library, "--json")
+    assert outcome.code == 1  # nothing was compared, which is no pass
+    assert json.loads(outcome.out)["parity"]["passed"] is False
+    assert (told["folder"], told["backend"], told["plugin_library"]) == (engines, "tensorrt", library)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +190,30 @@ def test_polygraphy_compares_the_runtimes(cli: Any, engines: Path) -> None:
     assert {"image_features", "kept_positions", "logits", "present.0.key"} <= names
     assert all(output["error"] <= output["tolerance"] for output in report["outputs"])
     assert "tensorrt-rtx" in report["not_run"] or any(runtime == "tensorrt-rtx" for _, runtime in compared)
-    table = cli("check", engines, "--polygraphy")
-    assert "pass: against Polygraphy" in table.out
+    table = cli("check", engines, "--polygraphy", "--probes", 1)
+    assert "pass: 1 cases against Polygraphy" in table.out
+
+
+def test_polygraphy_takes_every_picture_and_budget(
+    cli: Any, engines: Path, picture: Path, tmp_path: Path
+) -> None:
+    other, junit = shutil.copy(picture, tmp_path / "other.png"), tmp_path / "runtimes.xml"
+    cases = ("--image", picture, "--image", other, "--keep", 64, "--keep", 29)
+    outcome = cli("check", engines, "--polygraphy", *cases, "--junit", junit, "--json")
+    assert outcome.code == 0, outcome.err
+    report = json.loads(outcome.out)
+    wanted = [(name, keep) for name in ("picture.png", "other.png") for keep in (64, 29)]
+    assert list(dict.fromkeys((found["picture"], found["keep"]) for found in report["outputs"])) == wanted
+    suites = ElementTree.parse(junit).getroot().findall("testsuite")
+    assert [suite.get("name") for suite in suites][:4] == [f"{name}, keep {keep}" for name, keep in wanted]
+    tests = [int(suite.get("tests", 0)) for suite in suites]
+    assert sum(tests) == len(report["outputs"]) + len(report["not_run"])
+    assert len(list(ElementTree.parse(junit).iter("skipped"))) == len(report["not_run"])
+    refused(cli("check", engines, "--polygraphy", "--keep", 518), "--keep 518 is not below the 518 tokens")
 
 
 def test_polygraphy_finds_a_runtime_that_differs(
-    cli: Any, engines: Path, monkeypatch: pytest.MonkeyPatch
+    cli: Any, engines: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The cache of one layer is off by a row: decode attends to something else."""
     from star_export.engines.onnxruntime import OnnxRuntimeCaches
@@ -175,9 +226,11 @@ def test_polygraphy_finds_a_runtime_that_differs(
         return array
 
     monkeypatch.setattr(OnnxRuntimeCaches, "numpy", shifted)
-    outcome = cli("check", engines, "--polygraphy")
+    junit = tmp_path / "runtimes.xml"
+    outcome = cli("check", engines, "--polygraphy", "--probes", 1, "--junit", junit)
     assert outcome.code == 1
     assert "FAIL" in outcome.out
+    assert list(ElementTree.parse(junit).iter("failure"))
 
 
 def test_verbose_shows_what_tensorrt_says(cli: Any, engines: Path, tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from star_export.errors import PlatformError
 
 from .conftest import Cli, refused
 
@@ -114,11 +117,38 @@ def test_compare_writes_a_page_and_a_plot(
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
 
 
+def test_compare_resumes_the_same_model_only(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By content: another model at the same path is refused, the same one elsewhere goes on."""
+
+    def build(_options: object) -> None:
+        raise PlatformError("a fake build that comes after the answers were looked at")
+
+    monkeypatch.setattr("star_export.evaluation.compare.build", build)
+    model = Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
+    request = ("--limit", 7, "--keep", 29, "-o", tmp_path / "page.md")
+    begun = "a fake build that comes after"
+    refused(cli("compare", "--model", model, *request), begun)
+    refused(cli("compare", "--model", model, *request, "--resume"), begun)
+    moved = model.rename(tmp_path / "moved")
+    refused(cli("compare", "--model", moved, *request, "--resume"), begun)
+    before = (tmp_path / "page.jsonl").read_bytes()
+    for name in ("tokenizer.json", next(moved.glob("*.safetensors")).name):
+        content = (moved / name).read_bytes()
+        (moved / name).write_bytes(content[:-1] + (b"\0" if name.endswith("safetensors") else b" }"))
+        refused(cli("compare", "--model", moved, *request, "--resume"), "a run with another model;")
+        (moved / name).write_bytes(content)
+    assert (tmp_path / "page.jsonl").read_bytes() == before
+
+
 def test_compare_refuses_before_it_builds(
     cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     common = ("compare", "--model", checkpoint("mini"), "-o", tmp_path / "page.md")
     refused(cli(*common, "--keep", 518), "is not below the 518 tokens")
     refused(cli(*common, "--limit", 0), "--limit must be")
-    refused(cli("compare", "--model", checkpoint("mini"), "-o", tmp_path / "no" / "page.md"), "no")
+    nowhere = tmp_path / "no" / "file"
+    refused(cli("compare", "--model", checkpoint("mini"), "-o", nowhere), f"--output {nowhere} cannot")
+    refused(cli(*common, "--answers", nowhere), f"--answers {nowhere} cannot be written")
     assert list(tmp_path.iterdir()) == []

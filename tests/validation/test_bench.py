@@ -9,8 +9,8 @@ import pytest
 
 from star_export.errors import BundleError, SettingsError
 from star_export.pipeline import load
-from star_export.validation.bench import MEASURES, BenchOptions, BenchReport, bench
-from star_export.validation.sides import side_device
+from star_export.validation.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
+from star_export.validation.sides import Memory, Sample, side_device
 
 SIDES = ("star", "unpruned", "hf-sdpa")
 PROMPT = "What is in the picture?"
@@ -51,6 +51,25 @@ def test_speedups_are_times_over_stars(report: BenchReport) -> None:
     for side in report.sides:
         for measure in MEASURES:
             assert side.speedup[measure] == pytest.approx(side.median_ms[measure] / star[measure])
+            assert side.range_ms[measure] == (side.median_ms[measure],) * 2
+
+
+def test_times_and_ratios_have_their_spread() -> None:
+    """A neighbour slowed the machine in one round: medians of times and of ratios say different things."""
+
+    def rounds(*prefill: float) -> list[Sample]:
+        return [Sample(vision=1.0, prefill=ms, decode=2.0, ttft=ms + 1) for ms in prefill]
+
+    samples = {"star": rounds(100, 400, 200), "unpruned": rounds(150, 380, 180)}
+    side = _side_report("unpruned", samples, Memory(None, None), "onnxruntime")
+    assert side.median_ms == {"vision": 1.0, "prefill": 180, "decode": 2.0, "ttft": 181}
+    assert side.range_ms == {"vision": (1, 1), "prefill": (150, 380), "decode": (2, 2), "ttft": (151, 381)}
+    assert side.speedup["prefill"] == 0.95  # not 180 / 200
+    assert side.speedup_range["prefill"] == (0.9, 1.5)
+    assert side.peak_memory is None
+    alone = _side_report("unpruned", {"unpruned": samples["unpruned"]}, Memory(7, 8), "onnxruntime")
+    assert (alone.speedup, alone.speedup_range) == ({}, {})
+    assert (alone.peak_memory, alone.device_memory) == (7, 8)
 
 
 def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
@@ -115,6 +134,7 @@ def test_progress_names_every_side(report: BenchReport, steps: list[str]) -> Non
 
 def test_report_is_json(report: BenchReport) -> None:
     data = json.loads(json.dumps(report.to_dict()))
+    assert data["sides"][1]["range_ms"]["ttft"] == list(report.sides[1].range_ms["ttft"])
     assert data["sides"][1]["speedup"] == report.sides[1].speedup
     assert data["flops"]["pruned"]["exact"] == report.flops["pruned"].exact
 

@@ -245,6 +245,26 @@ def test_a_good_graph_builds(tmp_path: Path) -> None:
     assert EngineRequest.from_json(request.to_json()) == request
 
 
+def test_a_system_that_does_not_tell_memory_builds_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The worker runs as on Windows: without ``/proc``."""
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport pathlib, runpy, sys\nfrom star_export import memory\n"
+        "memory._STATUS, sys.argv = pathlib.Path('nowhere'), sys.argv[2:]\n"
+        "runpy.run_module(sys.argv[0], run_name='__main__')\n"
+    )
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    request = planted(tmp_path / "planted.onnx", [helper.make_node("Relu", ["x"], ["y"], name="relu")], [X])
+    with caplog.at_level("INFO", logger="star_export"):
+        build_apart(request, "vision")
+    assert Path(request.output).stat().st_size > 1000
+    assert "memory before the build: unknown" in caplog.messages
+    assert "MiB resident" not in caplog.text
+
+
 def test_a_disk_that_fills_up_leaves_nothing_behind(copy: Callable[..., Path], tmp_path: Path) -> None:
     """The limit on file sizes stands in for the disk; the write happens inside TensorRT's builder."""
     folder = copy("mha")

@@ -1,0 +1,166 @@
+"""Options of ``star-export build``, in the panels in which its help shows them."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from star_export.specs import DEFAULT_KEEP
+
+_model = partial(typer.Option, rich_help_panel="Model")
+_pruning = partial(typer.Option, rich_help_panel="Pruning")
+_sizes = partial(typer.Option, rich_help_panel="Sizes of KV caches and engines", metavar="N")
+_precision = partial(typer.Option, rich_help_panel="Precision")
+_engines = partial(typer.Option, rich_help_panel="Engines")
+_output = partial(typer.Option, rich_help_panel="Output")
+
+ModelOption = Annotated[
+    str | None,
+    _model("--model", "-m", metavar="NAME", help="llava-1.5-7b, llava-1.5-13b, a hub id or a local folder."),
+]
+RevisionOption = Annotated[
+    str | None,
+    _model("--revision", metavar="REV", help="Branch, tag or commit of a hub id; NAME@REV does too."),
+]
+ChatTemplateOption = Annotated[
+    Path | None,
+    _model("--chat-template", metavar="FILE", help="Jinja file to use instead of the checkpoint's template."),
+]
+BuildEndTokensOption = Annotated[
+    list[str] | None,
+    _model("--end-token", metavar="TEXT", help="Ends an answer too, such as `<|eot_id|>`; repeat for more."),
+]
+FromBundleOption = Annotated[
+    Path | None,
+    _model("--from-bundle", metavar="DIR", help="Instead: add engines to this bundle, from its graphs."),
+]
+
+KeepOption = Annotated[
+    int | None,
+    _pruning("--keep", metavar="N", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]"),
+]
+KeepRatioOption = Annotated[
+    float | None,
+    _pruning("--keep-ratio", metavar="X", help="The same, as a share of all patches."),
+]
+MaxKeepOption = Annotated[
+    int | None,
+    _pruning("--max-keep", metavar="N", help="Largest --keep that `run` may ask for.  [default: --keep]"),
+]
+DropRatioOption = Annotated[
+    float, _pruning("--drop-ratio", metavar="R", help="Share of patches that stage 1 drops.")
+]
+PruneLayerOption = Annotated[
+    int | None,
+    _pruning(
+        "--prune-layer",
+        metavar="K",
+        help="Decoder layers that run on all stage-1 tokens.  [default: 0.4375 of all]",
+    ),
+]
+PruneOption = Annotated[
+    bool, _pruning("--prune/--no-prune", metavar="", help="--no-prune builds the unpruned baseline.")
+]
+
+MaxTextTokensOption = Annotated[int, _sizes("--max-text-tokens", help="Text tokens that a prompt may have.")]
+MaxNewTokensOption = Annotated[int, _sizes("--max-new-tokens", help="Tokens that can be generated.")]
+MaxBatchOption = Annotated[int, _sizes("--max-batch", help="Sequences that an engine may decode at once.")]
+
+DTypeOption = Annotated[
+    Literal["float32", "float16", "bfloat16"] | None,
+    _precision(
+        "--dtype",
+        metavar="TYPE",
+        help="float32 for CPUs, float16 or bfloat16 for GPUs.  [default: float32; float16 for engines]",
+    ),
+]
+Fp32LayersOption = Annotated[
+    list[str] | None,
+    _precision(
+        "--fp32-layers",
+        metavar="NAME",
+        help="Keep this module in float32, such as lm_head or 'language_model.layers.*.mlp'; repeat for "
+        "more. Attention and KV caches keep --dtype: TensorRT has no float32 attention kernel.",
+    ),
+]
+
+BuildBackendOption = Annotated[
+    str,
+    _engines(
+        "--backend",
+        metavar="NAME",
+        help="tensorrt and tensorrt-rtx build engines; onnxruntime runs the graphs.",
+    ),
+]
+TargetsOption = Annotated[
+    list[str] | None,
+    _engines(
+        "--target",
+        metavar="SM",
+        help="tensorrt-rtx: GPU to build for, such as sm89; repeat for more.  [default: sm80 and newer]",
+    ),
+]
+PluginsOption = Annotated[
+    Literal["aot", "library", "none"] | None,
+    _engines(
+        "--plugins",
+        metavar="KIND",
+        help="tensorrt: TopKGather inside the engine (aot), from a library, or as standard "
+        "layers (none).  [default: aot]",
+    ),
+]
+BuildPluginLibraryOption = Annotated[
+    Path | None,
+    _engines("--plugin-library", metavar="FILE", help="The shared library of `--plugins library`."),
+]
+TimingCacheOption = Annotated[
+    Path | None,
+    _engines(
+        "--timing-cache",
+        metavar="FILE",
+        help="tensorrt: keep kernel timings here; the next build takes minutes less.",
+    ),
+]
+HardwareCompatibleOption = Annotated[
+    bool,
+    _engines(
+        "--hardware-compatible",
+        metavar="",
+        help="tensorrt: run on every GPU from sm80, without newer ones' kernels: slower.",
+    ),
+]
+VersionCompatibleOption = Annotated[
+    bool,
+    _engines(
+        "--version-compatible",
+        metavar="",
+        help="tensorrt: run on newer versions of the same major number; fewer kernels: can be slower.",
+    ),
+]
+WeightStreamingOption = Annotated[
+    bool,
+    _engines(
+        "--weight-streaming",
+        metavar="",
+        help="Weights may stay in host memory, for GPUs that are too small; they cross PCIe at every use.",
+    ),
+]
+WorkspaceOption = Annotated[
+    int | None,
+    _engines(
+        "--workspace",
+        min=1,
+        metavar="MIB",
+        help="Scratch memory a kernel may take; less can rule out the fastest ones.  [default: no limit]",
+    ),
+]
+
+OutputOption = Annotated[
+    Path | None,
+    _output("--output", "-o", metavar="DIR", help="Bundle folder to make.  [default: MODEL-star]"),
+]
+OverwriteOption = Annotated[bool, _output("--overwrite", metavar="", help="Replace an existing bundle.")]
+CheckOption = Annotated[
+    bool, _output("--check", metavar="", help="Check the bundle against PyTorch right away.")
+]

@@ -1,0 +1,52 @@
+"""What ``star-export bench`` prints on a terminal of 80 columns."""
+
+import pytest
+from rich.cells import cell_len
+
+from star_export.cli import output
+from star_export.cli.bench import _print_tables
+from star_export.validation.bench import MEASURES, BenchReport, SideReport
+from star_export.validation.flops import PrefillFlops
+
+
+def side(name: str, *, memory: int | None = 123_400_000, device: int | None = None) -> SideReport:
+    return SideReport(
+        name=name,
+        median_ms=dict.fromkeys(MEASURES, 12345.67),
+        range_ms=dict.fromkeys(MEASURES, (9876.54, 23456.78)),
+        speedup=dict.fromkeys(MEASURES, 12.345),
+        speedup_range=dict.fromkeys(MEASURES, (10.5, 23.456)),
+        device="cpu" if device is None else "cuda",
+        peak_memory=memory,
+        device_memory=device,
+    )
+
+
+def test_times_ratios_and_their_spread(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(output.out, "_width", 80)
+    sides = (side("star", device=9_876_500_000), side("unpruned", memory=None), side("hf-eager"))
+    flops = {"pruned": PrefillFlops(fastv=1e9, exact=1e9), "full": PrefillFlops(fastv=2e9, exact=3e9)}
+    kv_bytes = {"early": 2_000_000, "late": 1_000_000, "unpruned": 6_000_000}
+    _print_tables(BenchReport("b", 64, 12, 5, sides, kv_bytes, flops))
+    printed = capsys.readouterr().out
+    assert max(map(cell_len, printed.splitlines())) <= 80
+    rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines() if line[0] == "│"]
+    times, ratio = "12,346 (9,877-23,457)", "12.35 (10.50-23.46)"
+    assert rows[:4] == [
+        ["vision", "star", times, ""],
+        ["", "unpruned", times, ratio],
+        ["", "hf-eager", times, ratio],
+        ["prefill", "star", times, ""],
+    ]
+    headings = [row[0] for row in rows if row[0]]
+    assert headings == ["vision", "prefill", "decode, per token", "TTFT", "peak memory", "GPU memory"]
+    assert rows[-4:] == [
+        ["peak memory", "star", "123.4 MB", ""],
+        ["", "unpruned", "unknown", ""],
+        ["", "hf-eager", "123.4 MB", ""],
+        ["GPU memory", "star", "9,876.5 MB", ""],
+    ]
+    assert "unpruned 6.0 MB (2.00x)" in printed
+    assert "1.0 of 3.0 GFLOP (3.00x)" in printed
