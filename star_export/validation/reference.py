@@ -97,7 +97,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
 
 def _write_index(folder: Path, shards: list[Path]) -> None:
     """An index in ``folder`` of shards that stay where they are."""
-    places = {}
+    places: dict[str, str] = {}
     for path in shards:
         with safe_open(path, framework="pt") as file:
             places |= dict.fromkeys(file.keys(), str(path.resolve()))
