@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from star_export.bundle import open_bundle
-from star_export.contract import DECODE
+from star_export.contract import DECODE, VISION
 from star_export.errors import DeviceError
 from star_export.pipeline import Pipeline, load
 from star_export.sampling import Sampling
@@ -305,6 +305,17 @@ def test_a_full_queue_refuses_and_takes_again(narrow, slow) -> None:
         assert answer.plain()["finish_reason"] == "length"
     wait_until(lambda: not narrow._present)
     assert outcome(narrow).finish_reason == "length"
+
+
+@pytest.mark.parametrize(("mib", "seen"), [(0, 2), (1, 1)])
+def test_the_feature_cache_has_the_size_of_the_repository(start, monkeypatch, mib: int, seen: int) -> None:
+    model, ran = start(max_slots=1, feature_cache_mib=mib), []
+    run = model._pipeline.session.run
+    spy = lambda graph, *rest: ran.append(graph) or run(graph, *rest)  # noqa: E731
+    monkeypatch.setattr(model._pipeline.session, "run", spy)
+    for _ in range(2):
+        outcome(model, max_new_tokens=1)
+    assert ran.count(VISION) == seen
 
 
 def test_finalize_finishes_what_runs_and_takes_no_more(start, slow) -> None:
