@@ -145,5 +145,5 @@ def test_a_graph_in_the_place_of_another(bundle: BundleOf, tmp_path: Path) -> No
 def test_a_graph_that_fails_when_it_runs(bundle: BundleOf) -> None:
     session = open_session(open_bundle(bundle("mha")))
     feeds = {names.PIXEL_VALUES: np.zeros((1, 3, 8, 8), np.float32), names.STAGE1_SLOTS: np.arange(4)}
-    with pytest.raises(BundleError, match=r"ONNX Runtime .* cannot run .*vision.onnx: .*invalid dimensions for input: pixel_values"):
+    with pytest.raises(BundleError, match=r"ONNX Runtime .* cannot run .*vision.onnx: .*invalid dimensions"):
         session.run(names.VISION, feeds)
