@@ -175,7 +175,12 @@ class OnnxRuntimeSession:
         names = self._plain_outputs[graph]
         for name in names:  # anew at every run: sizes change, and old results stay valid
             binding.bind_output(name, self.device)
-        self._sessions[graph].run_with_iobinding(binding)
+        try:
+            self._sessions[graph].run_with_iobinding(binding)
+        except Exception as error:  # ONNX Runtime raises many unrelated types
+            raise BundleError(
+                f"ONNX Runtime {ort.__version__} cannot run {self.bundle.graph_path(graph)}: {error}"
+            ) from error
         binding.synchronize_outputs()
         outputs = binding.get_outputs()  # plain ones first
         return {name: OnnxRuntimeArray(value) for name, value in zip(names, outputs, strict=False)}
@@ -197,7 +202,12 @@ class OnnxRuntimeSession:
             "session.model_external_initializers_file_folder_path", str(path.parent)
         )
         try:
-            session = ort.InferenceSession(self._model(graph), options, providers=PROVIDERS[self.device])
+            session = ort.InferenceSession(
+                self._model(graph),
+                options,
+                providers=PROVIDERS[self.device],
+                enable_fallback=int(self.device != "cpu"),  # to the CPU it would try twice, and print
+            )
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error
         if session.get_providers()[0] != PROVIDERS[self.device][0]:  # it falls back without an error
@@ -205,7 +215,18 @@ class OnnxRuntimeSession:
                 f"onnxruntime-gpu {ort.__version__} cannot use the GPU: CUDA or cuDNN does not load; "
                 "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
+        self._check_border(graph, session)
         return session
+
+    def _check_border(self, graph: str, session: ort.InferenceSession) -> None:
+        """Refuse a graph that lacks inputs or outputs of the contract."""
+        io = contract(self.spec)[graph]
+        for found, expected in ((session.get_inputs(), io.inputs), (session.get_outputs(), io.outputs)):
+            if missing := {tensor.name for tensor in expected} - {value.name for value in found}:
+                raise BundleError(
+                    f"{self.bundle.graph_path(graph)} lacks {', '.join(sorted(missing)[:4])}, "
+                    "which the manifest says it has; build the bundle again"
+                )
 
     def _model(self, graph: str) -> Path | bytes:
         """The graph, as a file or as a model whose weights lie beside that file."""

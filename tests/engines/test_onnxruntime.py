@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from star_export import contract as names
 from star_export.bundle import open_bundle
 from star_export.engines import open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
-from star_export.errors import PlatformError, SettingsError
+from star_export.errors import BundleError, PlatformError, SettingsError
 from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import load_image, pixel_values
 
@@ -138,3 +139,18 @@ def test_unknown_backend(folder: Path) -> None:
 def test_without_cuda_the_package_that_has_it_is_named(folder: Path) -> None:
     with pytest.raises(PlatformError, match=r"has no CUDAExecutionProvider; run: .*onnxruntime-gpu"):
         open_session(open_bundle(folder), "onnxruntime-cuda")
+
+
+def test_a_graph_in_the_place_of_another(bundle: BundleOf, tmp_path: Path) -> None:
+    opened = open_bundle(bundle("mha"))
+    copy = dataclasses.replace(opened, folder=Path(shutil.copytree(opened.folder, tmp_path / "copy")))
+    shutil.copyfile(copy.graph_path("vision"), copy.graph_path("prefill"))
+    with pytest.raises(BundleError, match=r"prefill.onnx lacks image_features, image_positions, input_ids"):
+        open_session(copy)
+
+
+def test_a_graph_that_fails_when_it_runs(bundle: BundleOf) -> None:
+    session = open_session(open_bundle(bundle("mha")))
+    feeds = {names.PIXEL_VALUES: np.zeros((1, 3, 8, 8), np.float32), names.STAGE1_SLOTS: np.arange(4)}
+    with pytest.raises(BundleError, match=r"ONNX Runtime .* cannot run .*vision.onnx: .*invalid dimensions"):
+        session.run(names.VISION, feeds)
