@@ -34,8 +34,6 @@ def triton(
     json: opt.JsonOption = False,
 ) -> None:
     """Write a model repository for Triton Inference Server, and serve it if asked."""
-    import typer
-
     from star_export.bundle import open_bundle
     from star_export.serving.repository import ServeOptions, default_backend, server_command, write_repository
 
@@ -55,6 +53,6 @@ def triton(
     if serve:
         from star_export.serving.server import serve as run_server
 
-        raise typer.Exit(run_server(output, server_options or ()))
-    if not json:
+        run_server(output, server_options or ())
+    elif not json:
         err.print(f"{output}: {folder} on {options.backend}\nnext: {server_command(output)}", soft_wrap=True)

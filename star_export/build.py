@@ -152,6 +152,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         PlatformError: If a package, the network or disk space is missing.
     """
     clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
+    clear_scratch((options.output / engine_folder("any")).parent, ".")
     if options.output.exists() and not options.overwrite:
         raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
     if options.output.exists():

@@ -7,6 +7,7 @@ from typing import Any
 
 from star_export.errors import SettingsError
 from star_export.files import atomic_open
+from star_export.typed import convert, parse
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,14 @@ class Record:
     def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
         self.path = path
         settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
-        lines = _whole_lines(path) if resume else []
-        if lines and lines[0] != settings:
-            different = [k for k in settings | lines[0] if settings.get(k) != lines[0].get(k)]
+        found, rows = (_read(path) if resume and path.exists() else None) or (settings, ())
+        if found != settings:
+            different = [key for key in settings | found if settings.get(key) != found.get(key)]
             raise SettingsError(
                 f"{path} belongs to a run with another {', '.join(different)}; "
                 "repeat that run's options, or leave out --resume to begin anew"
             )
-        self.rows = {row.index: row for row in map(_row, lines[1:])}
+        self.rows = {row.index: row for row in rows}
         with atomic_open(path) as file:  # without a line that was cut off
             for line in [settings, *map(asdict, self.rows.values())]:
                 file.write(_encode(line))
@@ -73,19 +74,13 @@ def _encode(line: dict[str, Any]) -> bytes:
     return (json.dumps(line, ensure_ascii=False) + "\n").encode()
 
 
-def _row(line: dict[str, Any]) -> Row:
-    return Row(**line | {"answers": {name: Answer(**answer) for name, answer in line["answers"].items()}})
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file up to the first that was cut off."""
-    lines: list[dict[str, Any]] = []
-    if not path.exists():
-        return lines
+def _read(path: Path) -> tuple[dict[str, Any], list[Row]] | None:
+    """The settings and the rows of a file, up to the first line that was cut off; None if it is the first."""
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    if not whole:
+        return None
     try:
-        whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-        lines = [dict(json.loads(line)) for line in whole]
-        [_row(line) for line in lines[1:]]
-    except (ValueError, TypeError, KeyError) as error:
+        settings, *rows = map(parse, whole)
+        return convert(settings, dict[str, Any]), [convert(row, Row) for row in rows]
+    except ValueError as error:
         raise SettingsError(f"{path} holds no answers ({error}); remove it, or leave out --resume") from error
-    return lines

@@ -93,8 +93,8 @@ def _check(
     check_backend(options.backend)
     if output.exists() and not overwrite:
         raise SettingsError(f"{output} exists; give --overwrite to replace it, or another --output")
-    if output.exists() and not (output / MODEL / "config.pbtxt").is_file():
-        raise SettingsError(f"{output} is not such a model repository, so --overwrite will not replace it")
+    if output.exists():
+        _check_replaceable(output)
     if options.kv_cache_mib << 20 < bundle.spec.slot_bytes:
         needed = -(-bundle.spec.slot_bytes >> 20)
         raise SettingsError(
@@ -107,6 +107,23 @@ def _check(
             raise SettingsError("these engines call a plugin library; give its path with --plugin-library")
     if library is not None and not library.is_file():
         raise SettingsError(f"--plugin-library {library} does not exist; give the path of the .so file")
+
+
+def _check_replaceable(repository: Path) -> None:
+    """Refuse to replace a folder that is no repository of ours, or that holds other models and files."""
+    models = [repository / name for name in (MODEL, UNARY_MODEL)]
+    if not (models[0] / "config.pbtxt").is_file():
+        raise SettingsError(
+            f"{repository} is not such a model repository, so --overwrite will not replace it"
+        )
+    inside = {model / name for model in models for name in ("config.pbtxt", VERSION)}
+    own = {repository / "README.md", *models, *inside}
+    found = {path for folder in (repository, *filter(Path.is_dir, models)) for path in folder.iterdir()}
+    if foreign := sorted(path.relative_to(repository).as_posix() for path in found - own):
+        raise SettingsError(
+            f"{repository} also holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}, "
+            "so --overwrite will not replace it; move what is not its own elsewhere"
+        )
 
 
 def server_command(repository: Path) -> str:

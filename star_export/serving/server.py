@@ -108,18 +108,15 @@ def wait_until_ready(process: subprocess.Popen[Any], url: str, *, seconds: float
     raise PlatformError(f"the server at {url} {state} after at most {seconds:g} s; its log says why")
 
 
-def serve(repository: Path, more: Sequence[str] = ()) -> int:
+def serve(repository: Path, more: Sequence[str] = ()) -> None:
     """Run the server until it ends; Ctrl-C and SIGTERM let running requests finish.
 
     Args:
         repository: From :func:`star_export.serving.repository.write_repository`.
         more: Further options of ``tritonserver``.
 
-    Returns:
-        Its exit code.
-
     Raises:
-        PlatformError: If there is no server, or it ended though nobody asked it to.
+        PlatformError: If there is no server, it failed, or it ended though nobody asked it to.
     """
     with find_server() as server:
         process = subprocess.Popen(
@@ -134,6 +131,6 @@ def serve(repository: Path, more: Sequence[str] = ()) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
         code = process.wait()
-    if code == 0 and not asked.is_set():
-        raise PlatformError("the server ended by itself; its log says why; start it again")
-    return code
+    if code != 0 or not asked.is_set():
+        how = f"failed with exit code {code}" if code else "ended by itself"
+        raise PlatformError(f"the server {how}; its log says why; start it again")

@@ -36,6 +36,20 @@ def test_resume_without_a_file_begins(tmp_path: Path) -> None:
     assert Record(tmp_path / "answers.jsonl", SETTINGS, resume=True).rows == {}
 
 
+def test_a_run_cut_off_within_its_first_line_begins(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes(b'{"task": "sha')
+    assert Record(path, SETTINGS, resume=True).rows == {}
+
+
+def test_a_value_of_another_type_is_named_by_its_path(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    Record(path, SETTINGS, resume=False).add(row(0))
+    path.write_bytes(path.read_bytes().replace(b'"score": 1.0', b'"score": "1"'))
+    with pytest.raises(SettingsError, match=r"score: expected float|answers.*expected float"):
+        Record(path, SETTINGS, resume=True)
+
+
 def test_another_runs_answers_are_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     Record(path, SETTINGS, resume=False).add(row(0))

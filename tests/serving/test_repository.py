@@ -116,6 +116,16 @@ def test_a_repository_is_replaced_only_when_asked_and_nothing_else_is(bundle, tm
         write_repository(source, output, ServeOptions())
     write_repository(source, output, ServeOptions(queue=3), overwrite=True)
     assert 'key: "queue" value: { string_value: "3" }' in (output / "star_llava/config.pbtxt").read_text()
+    for foreign in ("other_model/config.pbtxt", "star_llava/2/model.py", "notes.txt"):
+        (output / foreign).parent.mkdir(exist_ok=True)
+        (output / foreign).write_text("mine")
+        named = foreign.removesuffix("/config.pbtxt").removesuffix("/model.py")
+        with pytest.raises(SettingsError, match=f"also holds {named}, so --overwrite will not replace it"):
+            write_repository(source, output, ServeOptions(), overwrite=True)
+        assert (output / foreign).read_text() == "mine"
+        (output / foreign).unlink()
+        if "/" in foreign:
+            (output / foreign).parent.rmdir()
     (tmp_path / "photos").mkdir()
     with pytest.raises(SettingsError, match="not such a model repository"):
         write_repository(source, tmp_path / "photos", ServeOptions(), overwrite=True)
