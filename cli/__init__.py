@@ -45,7 +45,7 @@ def _exit_code(error: BaseException) -> int:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return EXIT_COULD_NOT_RUN
     if isinstance(error, StarExportError | OSError):
-        reason = str(error)
+        reason = str(error) or type(error).__name__
     elif isinstance(error, MemoryError):
         reason = str(error) or "not enough memory; close other programs or use a smaller model"
     else:
