@@ -150,7 +150,7 @@ def test_inspect_names_layers_in_float32(cli: Any, bundle: BundleOf) -> None:
 
 def test_check_shows_the_agreement(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("check", bundle("mha", dtype="float16"), "--probes", 1, "--max-new-tokens", 1)
-    [row] = [line for line in outcome.out.splitlines() if "stage1_set" in line]
+    [row] = [line for line in outcome.out.splitlines() if "│ stage1_set" in line]
     assert re.search(r"│ (100|99)\.\d\d% +│ (100|99)\.\d\d% ", row)
 
 

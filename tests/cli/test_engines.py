@@ -153,7 +153,7 @@ def test_the_check_after_a_build_gets_its_options(
         ([], "damaged"),
         ({"tensorrt-rtx": {}}, "damaged"),
         ({"tensorrt-rtx": {"version": "new", "targets": ["sm89"]}}, "entry is damaged"),
-        ({"tensorrt-rtx": {"version": 1, "targets": ["sm89"]}}, "no version or targets"),
+        ({"tensorrt-rtx": {"version": 1, "targets": ["sm89"]}}, "version: expected str, got int, found 1"),
     ],
 )
 def test_a_damaged_entry_of_the_manifest(

@@ -49,8 +49,8 @@ def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...]
         sampling=Sampling(),
         stop=stop,
     )
-    spec = SimpleNamespace(model=SimpleNamespace(eos_token_ids=(END,)))
-    return Ticket(request, cast(Any, SimpleNamespace(tokenizer=tokenizer(), spec=spec)), timeout=timeout)
+    pipeline = SimpleNamespace(tokenizer=tokenizer(), end_token_ids=(END,))
+    return Ticket(request, cast(Any, pipeline), timeout=timeout)
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -126,7 +126,7 @@ def test_a_sequence_that_was_cleaned_away_cannot_go_on(mha: Pipeline, good: Requ
 
 
 def test_a_stale_sequence_cleans_no_other(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad, caches = prefilled(mha, spoiled(mha, good)), mha.session.allocate_caches()
+    caches = mha.session.allocate_caches()
     bad = prefilled(mha, spoiled(mha, good), caches=caches)
     caches.zero()  # as whoever reads the logits himself must
     state = prefilled(mha, good, caches=caches)
