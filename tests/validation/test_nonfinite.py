@@ -79,7 +79,13 @@ def checked(model: Path, folder: Path, *fp32_layers: str) -> ParityReport:
     return check_bundle(folder, probes=make_probes(1), max_new_tokens=2)
 
 
-@pytest.mark.parametrize("name", OVERFLOWS)
+#: Each case builds two bundles: two of them are enough for every run.
+SLOW = ("residual stream", "gated product")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OVERFLOWS]
+)
 def test_an_overflow_is_named_and_cured(checkpoint: Callable[[str], Path], tmp_path: Path, name: str) -> None:
     case = OVERFLOWS[name]
     model = scaled(checkpoint("mha"), tmp_path / "model", case.factors)
