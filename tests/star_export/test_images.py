@@ -277,3 +277,21 @@ def test_large_picture_is_refused_before_decoding() -> None:
 def test_sliver(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"{size[0]}x{size[1]}; sides may differ by 200x at most"):
         load_image(noise(*size))
+
+
+@pytest.mark.parametrize(
+    ("mode", "top", "expected"),
+    [
+        ("I", 255, 255),
+        ("I", 200, 200),
+        ("I", 256, 1),
+        ("I", 25700, 100),
+        ("F", 0.5, 128),
+        ("F", 200, 200),
+        ("F", 514, 2),
+    ],
+)
+def test_white_is_the_least_usual_one_that_no_value_exceeds(mode: str, top: float, expected: int) -> None:
+    values = np.array([[0, top]], np.int32 if mode == "I" else np.float32)
+    pixels = np.asarray(load_image(Image.fromarray(values, mode)))
+    assert pixels[0].tolist() == [[0] * 3, [expected] * 3]

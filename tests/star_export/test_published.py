@@ -262,9 +262,20 @@ def test_settings_that_are_not_used_are_named(folder: Path, caplog: pytest.LogCa
     assert "sets repetition_penalty=1.3, no_repeat_ngram_size=2: not used" in record.message
 
 
-def test_settings_of_no_effect_are_not_named(base: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_of_no_effect_are_not_named(
+    base: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    neutral = {
+        "repetition_penalty": 1.0,
+        "encoder_repetition_penalty": 1.0,
+        "guidance_scale": 1.0,
+        "num_beams": 1,
+    }
+    zero = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens")
+    edit(folder / "generation_config.json", **neutral, **dict.fromkeys(zero, 0), temperature=0.7, top_k=5)
     with caplog.at_level(logging.WARNING, "star_export"):
         warn_of_unused_settings(base)
+        warn_of_unused_settings(folder)
     assert not caplog.records
 
 
