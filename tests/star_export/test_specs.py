@@ -197,7 +197,7 @@ def test_capacities_unpruned() -> None:
     assert {spec.cache_capacity(layer) for layer in range(32)} == {726}
 
 
-@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4)])
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4), ("bfloat16", 2)])
 def test_kv_bytes(dtype: Any, size: int) -> None:
     spec = replace(export_spec(llava(), None), dtype=dtype)
     assert spec.kv_bytes(10, 3) == 2 * 10 * 3 * 8 * 128 * size  # key and value, 8 KV heads of 128
