@@ -14,7 +14,7 @@ from transformers import AutoProcessor
 
 from star_export.errors import InputError
 from star_export.preprocessing import PromptSpec, TokenizedPrompt, render, tokenize
-from star_export.preprocessing.prompts import has_bos
+from star_export.preprocessing.prompts import has_bos, rust_panics
 from star_export.validation.checkpoints import CHAT_TEMPLATE
 
 PROMPTS = ["What is in the picture?", "Zwei Wörter, {braces} & 'quotes' 犬 🐕", " spaces \n\n and lines "]
@@ -158,3 +158,9 @@ def test_prompts_that_cannot_be_used(tokenizer: Tokenizer, text: str, message: s
 
 def test_one_token_after_the_image_is_enough(tokenizer: Tokenizer) -> None:
     assert token_ids("<image>?", tokenizer).query_positions.tolist() == [[11]]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_only_panics_become_another_error(error: type[BaseException]) -> None:
+    with pytest.raises(error), rust_panics():
+        raise error
