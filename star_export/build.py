@@ -22,7 +22,7 @@ from star_export.checkpoint import (
 )
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
-from star_export.engines.tensorrt.facts import engine_folder
+from star_export.engines.tensorrt.facts import ENGINES, engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.hub import split_revision
@@ -152,7 +152,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         PlatformError: If a package, the network or disk space is missing.
     """
     clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
-    clear_scratch((options.output / engine_folder("any")).parent, ".")
+    clear_scratch(options.output / ENGINES, ".")  # of engines that were being added
     if options.output.exists() and not options.overwrite:
         raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
     if options.output.exists():

@@ -71,9 +71,13 @@ class EngineFacts:
         return asdict(self)
 
 
+#: Where a bundle keeps the engines of all backends, relative to its folder.
+ENGINES = "engines"
+
+
 def engine_folder(backend: str) -> str:
     """Where a bundle keeps a backend's engines, relative to its folder."""
-    return f"engines/{backend}"
+    return f"{ENGINES}/{backend}"
 
 
 def engine_path(backend: str, graph: str) -> str:

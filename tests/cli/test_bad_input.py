@@ -117,6 +117,17 @@ def test_build_existing_output(cli: Any, checkpoint: Callable[[str], Path], tmp_
     assert (tmp_path / "mine").read_text() == "keep me"
 
 
+def test_engines_that_a_killed_build_left_do_not_count_as_the_users_files(
+    cli: Any, copy: Path, tmp_path: Path
+) -> None:
+    left = copy / "engines/.tensorrt-rtx.partial-1"
+    (left / "new").mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "new/decode.engine").write_text("half")
+    refused(cli("build", "-m", tmp_path / "nowhere", "-o", copy, "--overwrite"), "nowhere")
+    assert not left.exists()
+
+
 def ask(cli: Any, folder: Path, image: Path, *options: object, prompt: str = "Where?") -> Any:
     return cli("run", folder, "--image", image, "--prompt", prompt, *options)
 
