@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from star_export.checkpoint import Checkpoint
+from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.errors import CheckpointError
 from star_export.graphs.layers import Linear
 from star_export.specs import DTYPE_BYTES, DType, ExportSpec
