@@ -20,7 +20,8 @@ from tokenizers import Tokenizer
 from transformers import LlamaTokenizer
 
 from star_export.bundle import TOKENIZER
-from star_export.checkpoint.checkpoint import open_checkpoint, warn_of_unused_settings
+from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.generation_config import warn_of_unused_settings
 from star_export.errors import CheckpointError, StarExportError
 from star_export.preprocessing import convert, load_image, tokenize
 from star_export.preprocessing.processor import read_processor
