@@ -133,8 +133,16 @@ def test_manifest_that_is_none(folder: Path, content: bytes) -> None:
     refused(folder, "is not a bundle manifest")
 
 
+def model_of_format_2(model: dict[str, Any]) -> None:
+    """Write what format 2 wrote of a model."""
+    del model["model_type"], model["vision"]["model_type"]
+    biases = {model["text"].pop(f"{name}_bias") for name in "qkvo"}
+    [model["text"]["attention_bias"]] = biases
+
+
 def of_format_1(manifest: dict[str, Any]) -> None:
     """Write what format 1 wrote."""
+    model_of_format_2(manifest["spec"]["model"])
     manifest["format_version"] = 1
     del manifest["contract_version"]
 
