@@ -1,14 +1,50 @@
-"""Host arrays in a bundle's element type. numpy has no bfloat16: its bits travel as uint16."""
+"""Element types of tensors, one table for all that name them, and host arrays in them."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+#: What a bundle can be built in, and a checkpoint be stored in.
 DType = Literal["float32", "float16", "bfloat16"]
 
-#: Bytes of one element.
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
+
+@dataclass(frozen=True, kw_only=True)
+class ElementType:
+    """What everyone calls one element type.
+
+    Attributes:
+        host: What holds it in host memory. numpy has no bfloat16: its bits travel as uint16.
+        safetensors: Its name in a safetensors header.
+        onnx: Its name in ONNX's ``TensorProto.DataType``.
+        tensorrt: Its name in TensorRT's ``DataType``.
+    """
+
+    host: np.dtype[Any]
+    safetensors: str
+    onnx: str
+    tensorrt: str
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return self.host.itemsize
+
+
+def _row(host: npt.DTypeLike, safetensors: str, onnx: str, tensorrt: str) -> ElementType:
+    return ElementType(host=np.dtype(host), safetensors=safetensors, onnx=onnx, tensorrt=tensorrt)
+
+
+#: Every element type that a tensor of a graph or of a weights file may have, by torch's name.
+DTYPES = {
+    "float32": _row(np.float32, "F32", "FLOAT", "FLOAT"),
+    "float16": _row(np.float16, "F16", "FLOAT16", "HALF"),
+    "bfloat16": _row(np.uint16, "BF16", "BFLOAT16", "BF16"),
+    "int64": _row(np.int64, "I64", "INT64", "INT64"),
+    "int8": _row(np.int8, "I8", "INT8", "INT8"),
+    "uint8": _row(np.uint8, "U8", "UINT8", "UINT8"),
+}
 
 Float32 = npt.NDArray[np.float32]
 

@@ -11,11 +11,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.folder import find_shards, read_json, read_llava_config
 from star_export.checkpoint.hub import download, is_hub_id, split_revision
+from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError, SettingsError
 from star_export.files import sha256
 from star_export.progress import NoProgress, Progress
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("star_export.checkpoint.checkpoint")
 
 VISION_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
+_DTYPES = tuple(DTYPES[name].safetensors for name in get_args(DType))
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _WEB = re.compile(r"https?://(?:[^/]*/([\w.-]+/[\w.-]+))?")
 
@@ -297,7 +299,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (a file, not a dict)
                 stored = file.get_slice(name)
-                _require(f"dtype of {name}", stored.get_dtype(), ("F32", "F16", "BF16"))
+                _require(f"dtype of {name}", stored.get_dtype(), _DTYPES)
                 yield name, tuple(stored.get_shape())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
