@@ -42,7 +42,6 @@ DTYPES = {
     "float16": _row(np.float16, "F16", "FLOAT16", "HALF"),
     "bfloat16": _row(np.uint16, "BF16", "BFLOAT16", "BF16"),
     "int64": _row(np.int64, "I64", "INT64", "INT64"),
-    "int8": _row(np.int8, "I8", "INT8", "INT8"),
     "uint8": _row(np.uint8, "U8", "UINT8", "UINT8"),
 }
 
