@@ -9,6 +9,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+pytest_plugins = ["tests.fake_gpu.machine"]
+
 # Small models: two torch threads mostly wait for each other, for seconds on a busy machine. Torch itself
 # is imported where a test needs it, so that the others start at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
