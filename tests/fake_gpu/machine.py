@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
 from star_export.bundle import Bundle, open_bundle
+from star_export.engines.session import HostArray
 
 if TYPE_CHECKING:
     from tests.fake_gpu.device import FakeGpu
+
+#: How far logits, features and caches of a real GPU may be from ONNX Runtime's.
+ATOL = 0.05
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,18 @@ class Machine:
     engines: Callable[..., Bundle]
     target: str
     fake: "FakeGpu | None" = None
+
+    def close(self, found: HostArray, expected: HostArray) -> None:
+        """Compare with what ONNX Runtime computed: on the fake GPU, which computes with it, bit for bit."""
+        if self.fake is None:
+            nearly_equal(found, expected)
+        else:
+            np.testing.assert_array_equal(found, expected)
+
+
+def nearly_equal(found: HostArray, expected: HostArray) -> None:
+    """Within what two float16 computations of the small models differ."""
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=ATOL)
 
 
 @pytest.fixture(scope="session")

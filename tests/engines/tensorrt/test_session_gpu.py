@@ -6,7 +6,6 @@ with ONNX Runtime: not a bit may differ. It shows what our side of the border do
 NVIDIA's.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,12 +28,9 @@ from star_export.sampling import Sampling
 from star_export.validation.scores import ScoreReader
 from tests.fake_gpu.kernels import Argmax as FakeArgmax
 from tests.fake_gpu.kernels import compile_argmax
-from tests.fake_gpu.machine import Machine
-
-Check = Callable[[HostArray, HostArray], None]
+from tests.fake_gpu.machine import ATOL, Machine, nearly_equal
 
 SHORT, LONG = "What is in the picture?", "Where is the dog, and what is written on the sign? " * 2
-ATOL = 0.05
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
@@ -49,11 +45,6 @@ def backend(request: pytest.FixtureRequest, machine: Machine) -> str:
 @pytest.fixture(scope="module", params=["mha", "gqa"])
 def bundle_(request: pytest.FixtureRequest, backend: str, machine: Machine) -> Bundle:
     return machine.engines(backend, request.param)
-
-
-@pytest.fixture(scope="module")
-def close(machine: Machine) -> Check:
-    return nearly_equal if machine.fake is None else np.testing.assert_array_equal
 
 
 @pytest.fixture(scope="module")
@@ -80,16 +71,12 @@ def prefilled(pipeline: Pipeline, picture: Path, prompt: str, keep: int = 64) ->
     return pipeline.prefill(pipeline.tokenize(prompt), vision, keep=keep)
 
 
-def nearly_equal(found: HostArray, expected: HostArray) -> None:
-    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), rtol=0.02, atol=ATOL)
-
-
-def test_vision(machine: Machine, gpu: Pipeline, cpu: Pipeline, close: Check, picture: Path) -> None:
+def test_vision(machine: Machine, gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
     found, expected = (p.encode_image(pixels_of(p, picture)) for p in (gpu, cpu))
     both, first, second = np.intersect1d(found.indices, expected.indices, return_indices=True)
     # Patches whose scores nearly tie may differ.
     assert len(both) >= (0.98 if machine.fake is None else 1.0) * len(expected.indices)
-    close(found.features.numpy()[0, first], expected.features.numpy()[0, second])
+    machine.close(found.features.numpy()[0, first], expected.features.numpy()[0, second])
 
 
 def clear_budget(bundle: Bundle, picture: Path, prompt: str, most: int) -> int:
@@ -107,7 +94,6 @@ def test_prefill_and_decode(
     bundle_: Bundle,
     gpu: Pipeline,
     cpu: Pipeline,
-    close: Check,
     picture: Path,
     prompt: str,
     most: int,
@@ -118,15 +104,15 @@ def test_prefill_and_decode(
     states = [p.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
     found, expected = states
     assert found.kept_positions.tolist() == expected.kept_positions.tolist()
-    close(found.logits, expected.logits)
+    machine.close(found.logits, expected.logits)
     for layer in range(gpu.spec.model.text.num_layers):
         rows = found.position if layer < gpu.spec.num_early_layers else found.late_length
         for name in past_names(layer):
-            close(found.caches.numpy(name)[:, :, :rows], expected.caches.numpy(name)[:, :, :rows])
+            machine.close(found.caches.numpy(name)[:, :, :rows], expected.caches.numpy(name)[:, :, :rows])
     for token in (7, 11, 13, 17):  # an ordinary run, a capture, replays
         for pipeline, state in zip((gpu, cpu), states, strict=True):
             pipeline.decode(state, token)
-        close(found.logits, expected.logits)
+        machine.close(found.logits, expected.logits)
 
 
 def test_decode_writes_one_row_in_place(gpu: Pipeline, picture: Path) -> None:
@@ -274,12 +260,12 @@ def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
 
 
 def test_features_of_another_session_are_copied(
-    bundle_: Bundle, backend: str, gpu: Pipeline, close: Check, picture: Path
+    machine: Machine, bundle_: Bundle, backend: str, gpu: Pipeline, picture: Path
 ) -> None:
     other: Session = TensorRTSession(bundle_, backend)
     vision = Pipeline(bundle_, other).encode_image(pixels_of(gpu, picture))
     found = gpu.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
-    close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
+    machine.close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
 
 
 def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, picture: Path) -> None:
