@@ -78,7 +78,7 @@ accuracy: $(READY)
 
 # The table of docs/performance.md.
 bench: $(READY)
-	$(BIN)/python -m star_export.validation.checkpoints bench build/bench/checkpoint
+	$(BIN)/python -m star_export.testing.checkpoints bench build/bench/checkpoint
 	$(BIN)/star-export build --model build/bench/checkpoint --keep 64 --output build/bench/bundle --overwrite
 	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
 
@@ -88,7 +88,7 @@ bench-session: $(READY)
 
 # The table of docs/kernels.md, on a GPU.
 bench-kernel: $(READY)
-	$(BIN)/python -m star_export.validation.kernel_bench
+	$(BIN)/python -m star_export.measure.kernel_bench
 
 # That every extra can be installed from PyPI alone, on every supported Python.
 resolve: $(READY)

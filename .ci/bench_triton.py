@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from star_export.pipeline import load
-from star_export.serving.server import find_server, wait_until_ready
+from star_export.answer.pipeline import load
+from star_export.serving.triton.tritonserver import find_server, wait_until_ready
 
 PORT = 18810
 ROUNDS = 20

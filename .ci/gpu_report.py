@@ -84,11 +84,11 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
     """
     steps = [
         run_step("GPU tests", "-m", "pytest", "-m", "gpu", "-q", cli=False),
-        run_step("TopKGather", "-m", "star_export.validation.kernel_bench", "--json", cli=False),
+        run_step("TopKGather", "-m", "star_export.measure.kernel_bench", "--json", cli=False),
     ]
     if not checkpoint.exists():
         steps.append(
-            run_step("checkpoint", "-m", "star_export.validation.checkpoints", "bench", checkpoint, cli=False)
+            run_step("checkpoint", "-m", "star_export.testing.checkpoints", "bench", checkpoint, cli=False)
         )
     bundle, baseline, mini = folder / "bundle", folder / "baseline", folder / "mini"
     common = ("--dtype", "float16", "--overwrite", "--json")

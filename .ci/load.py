@@ -29,14 +29,14 @@ from rich.console import Console
 from rich.progress import Progress, track
 from rich.table import Table
 
+from star_export.answer.pipeline import Pipeline, load
+from star_export.answer.sampling import Sampling
 from star_export.build import BuildOptions, build
 from star_export.errors import InputError
 from star_export.evaluation.shapes.scenes import draw, random_scene, rng_of
-from star_export.pipeline import Pipeline, load
-from star_export.sampling import Sampling
-from star_export.serving.client import collect, stream
-from star_export.serving.server import wait_until_ready
-from star_export.validation.checkpoints import make_checkpoint
+from star_export.serving.triton.client import collect, stream
+from star_export.serving.triton.tritonserver import wait_until_ready
+from star_export.testing.checkpoints import make_checkpoint
 
 PORT = 18800
 KV_CACHE_MIB = "64"

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 FOLDERS = ("star_export", "graphs", "engines", "cli")
-MEDIAN, NINTH_DECILE, LONGEST, FILE_LINES, DOCUMENTED = 15, 35, 60, 400, 0.9
+MEDIAN, NINTH_DECILE, LONGEST, FILE_LINES, DOCUMENTED = 10, 25, 60, 400, 0.9
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 

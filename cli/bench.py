@@ -9,7 +9,7 @@ from star_export.cli.app import app
 from star_export.cli.output import err, megabytes, out, print_json, quiet_libraries
 
 if TYPE_CHECKING:
-    from star_export.validation.bench import BenchReport
+    from star_export.measure.bench import BenchReport
 
 EPILOG = """
 **Examples**
@@ -39,9 +39,9 @@ def bench(
 ) -> None:
     """Compare speed and memory with the unpruned bundle and with Hugging Face."""
     quiet_libraries()
-    from star_export.validation.bench import BenchOptions
-    from star_export.validation.bench import bench as run_bench
-    from star_export.validation.sides import SIDES
+    from star_export.measure.bench import BenchOptions
+    from star_export.measure.bench import bench as run_bench
+    from star_export.measure.sides import SIDES
 
     options = BenchOptions(
         bundle=folder,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from star_export.checkpoint.hub import split_revision
 from star_export.cli import build_options as opt
 from star_export.cli.app import app
 from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
-from star_export.hub import split_revision
 from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:

@@ -73,13 +73,13 @@ def check(
     chosen = [Probe(path.name, load_image(path), prompt) for path in image or ()] or make_probes(probes)
     options: dict[str, Any] = {"probes": chosen, "keep": keep or ()}
     if scores:
-        from star_export.validation.scores import check_scores
+        from star_export.show.scores import check_scores
 
         _finish(run_check(check_scores, folder, **options), print_scores, json=json)
         return
     options["plugin_library"] = plugin_library
     if polygraphy:
-        from star_export.validation.comparator import compare_runtimes
+        from star_export.validation.runtimes import compare_runtimes
 
         _finish(run_check(compare_runtimes, folder, **options), print_runtimes, json=json, junit=junit)
         return

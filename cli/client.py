@@ -28,7 +28,7 @@ def client(
     json: opt.JsonOption = False,
 ) -> None:
     """Ask a Triton server about a picture, streaming the text."""
-    from star_export.serving.client import collect, stream
+    from star_export.serving.triton.client import collect, stream
 
     responses = stream(
         url,

@@ -11,7 +11,7 @@ from star_export.cli.build_options import PruneLayerOption
 from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
 
 if TYPE_CHECKING:
-    from star_export.evaluation.compare import Comparison
+    from star_export.evaluation.comparison import Comparison
 
 EPILOG = """
 **Examples**
@@ -44,9 +44,9 @@ def compare(
     """
     quiet_libraries()
     from star_export.build import require_export_extra
-    from star_export.evaluation.compare import CompareOptions
-    from star_export.evaluation.compare import compare as run_compare
-    from star_export.evaluation.page import require_plotting
+    from star_export.evaluation.accuracy_page import require_plotting
+    from star_export.evaluation.comparison import CompareOptions
+    from star_export.evaluation.comparison import compare as run_compare
 
     require_export_extra()
     require_plotting()
@@ -77,7 +77,7 @@ def compare(
 
 def _write(comparison: "Comparison", output: Path) -> None:
     """The page and its plot."""
-    from star_export.evaluation.page import to_markdown, to_png
+    from star_export.evaluation.accuracy_page import to_markdown, to_png
     from star_export.files import atomic_open
 
     plot = output.with_suffix(".png")

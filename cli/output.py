@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rich.status import Status
 
 from star_export.cli.interrupt import stop_if_interrupted
 from star_export.errors import SettingsError
+from star_export.progress import CaseProgress
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -104,7 +105,7 @@ def step_progress() -> Iterator[StepProgress]:
 
 
 @contextmanager
-def question_progress(status: Status) -> Iterator[Callable[[int, int], None]]:
+def question_progress(status: Status) -> Iterator[CaseProgress]:
     """A bar of questions on stderr, which takes the place of ``status`` when the first is asked."""
     columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with ExitStack() as stack:

@@ -10,9 +10,9 @@ from rich.table import Table
 from star_export.cli.output import err, out
 
 if TYPE_CHECKING:
-    from star_export.validation.comparator import ComparatorReport
+    from star_export.show.scores import ScoreReport, ScoreStatistics
     from star_export.validation.report import ParityReport
-    from star_export.validation.scores import ScoreReport, ScoreStatistics
+    from star_export.validation.runtimes import ComparatorReport
 
 
 Report = TypeVar("Report")

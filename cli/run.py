@@ -32,8 +32,8 @@ def run(
     json: opt.JsonOption = False,
 ) -> None:
     """Answer a prompt about a picture, streaming the text."""
-    from star_export.pipeline import load
-    from star_export.sampling import Sampling
+    from star_export.answer.pipeline import load
+    from star_export.answer.sampling import Sampling
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
     pipeline = load(folder, backend=backend, threads=threads, plugin_library=plugin_library, verify=verify)

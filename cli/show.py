@@ -10,8 +10,8 @@ from star_export.cli.output import check_target, err, print_json, quiet_librarie
 from star_export.errors import SettingsError
 
 if TYPE_CHECKING:
-    from star_export.validation.figure import Pixels
-    from star_export.validation.scores import Scores
+    from star_export.show.figure import Pixels
+    from star_export.show.scores import Scores
 
 EPILOG = """
 **Examples**
@@ -42,7 +42,7 @@ def show(
     from star_export.files import atomic_open
     from star_export.preprocessing import load_image
     from star_export.preprocessing.images import visible_pixels
-    from star_export.validation.scores import ScoreReader
+    from star_export.show.scores import ScoreReader
 
     picture = load_image(image)
     with err.status("loading the graphs") as status:
@@ -72,8 +72,8 @@ def _check_output(output: Path) -> None:
 
 def _drawn(output: Path, picture: "Pixels", prompt: str, answers: "Sequence[Scores]") -> bytes:
     """The file's content, by its extension."""
-    from star_export.validation.figure import draw_sheet
-    from star_export.validation.page import png, render_page
+    from star_export.show.figure import draw_sheet
+    from star_export.show.page import png, render_page
 
     if output.suffix.lower() == ".html":
         return render_page(picture, prompt, answers).encode()

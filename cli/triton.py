@@ -35,7 +35,12 @@ def triton(
 ) -> None:
     """Write a model repository for Triton Inference Server, and serve it if asked."""
     from star_export.bundle import open_bundle
-    from star_export.serving.repository import ServeOptions, default_backend, server_command, write_repository
+    from star_export.serving.triton.repository import (
+        ServeOptions,
+        default_backend,
+        server_command,
+        write_repository,
+    )
 
     bundle = open_bundle(folder, verify=verify)
     options = ServeOptions(
@@ -51,7 +56,7 @@ def triton(
     if json:
         print_json({"repository": str(output), "backend": options.backend, "command": server_command(output)})
     if serve:
-        from star_export.serving.server import serve as run_server
+        from star_export.serving.triton.tritonserver import serve as run_server
 
         run_server(output, server_options or ())
     elif not json:

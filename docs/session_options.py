@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import OnnxRuntimeSession
-from star_export.pipeline import Pipeline
 from star_export.preprocessing import load_image, pixel_values
 
 DEFAULT = "default"

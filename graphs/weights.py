@@ -14,10 +14,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from star_export.checkpoint import Checkpoint
+from star_export.checkpoint.checkpoint import Checkpoint
+from star_export.dtypes import DTYPE_BYTES, DType
 from star_export.errors import CheckpointError
 from star_export.graphs.layers import Linear
-from star_export.specs import DTYPE_BYTES, DType, ExportSpec
+from star_export.specs import ExportSpec
 
 _SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,19 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from star_export.generation import Generation, Result
-    from star_export.pipeline import Pipeline, load
-    from star_export.sampling import Sampling
+    from star_export.answer.generation import Generation, Result
+    from star_export.answer.pipeline import Pipeline, load
+    from star_export.answer.sampling import Sampling
 
 __version__ = "0.1.0"
 __all__ = ["Generation", "Pipeline", "Result", "Sampling", "__version__", "load"]
 
 _HOME = {
-    "Generation": "generation",
-    "Pipeline": "pipeline",
-    "Result": "generation",
-    "Sampling": "sampling",
-    "load": "pipeline",
+    "Generation": "answer.generation",
+    "Pipeline": "answer.pipeline",
+    "Result": "answer.generation",
+    "Sampling": "answer.sampling",
+    "load": "answer.pipeline",
 }
 
 

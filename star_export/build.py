@@ -12,20 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from star_export import bundle as layout
-from star_export.aliases import ALIASES
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
-from star_export.checkpoint import (
+from star_export.checkpoint.aliases import ALIASES
+from star_export.checkpoint.checkpoint import (
     Checkpoint,
     canonical_module,
     open_checkpoint,
     warn_of_unused_settings,
 )
+from star_export.checkpoint.hub import split_revision
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import ENGINES, engine_folder
 from star_export.errors import PlatformError, SettingsError
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
-from star_export.hub import split_revision
+from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress
 from star_export.specs import (
     DEFAULT_DROP_RATIO,
@@ -35,7 +36,6 @@ from star_export.specs import (
     check_fp32_layers,
     resolve_star,
 )
-from star_export.transcript import end_token_ids
 
 #: Weights file of each graph; prefill and decode share one.
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}

@@ -13,7 +13,6 @@ from star_export.contract import CONTRACT_VERSION, GRAPHS
 from star_export.errors import BundleError, SettingsError
 from star_export.files import sha256, write_json
 from star_export.manifest import (
-    FORMAT_VERSION,
     TIE_RULE,
     BundleFile,
     WrongVersionError,
@@ -25,6 +24,7 @@ from star_export.manifest import (
 )
 from star_export.specs import ExportSpec
 from star_export.typed import parse
+from star_export.upgrades import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
 PARITY = "parity.json"

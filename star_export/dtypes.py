@@ -1,11 +1,14 @@
 """Host arrays in a bundle's element type. numpy has no bfloat16: its bits travel as uint16."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from star_export.specs import DType
+DType = Literal["float32", "float16", "bfloat16"]
+
+#: Bytes of one element.
+DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
 Float32 = npt.NDArray[np.float32]
 

@@ -5,7 +5,6 @@ which are upgraded while they are read; the *contract* counts changes of the gra
 borders, which only a new build can follow.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -15,8 +14,7 @@ from star_export.contract import CONTRACT_VERSION, contract
 from star_export.errors import SettingsError
 from star_export.specs import ExportSpec, check_capacities, check_keep, stage1_count
 from star_export.typed import convert
-
-FORMAT_VERSION = 2
+from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
 TIE_RULE = "equal scores keep the lower index; NaN ranks last; kept indices ascend"
 
@@ -57,15 +55,6 @@ class Manifest:
 
 class WrongVersionError(ValueError):
     """A manifest that is in order, but not for this star-export."""
-
-
-def _to_2(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Format 2 numbers the contract, of which format 1 knew one version."""
-    return {**manifest, "format_version": 2, "contract_version": 1}
-
-
-#: From each older format to the next.
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _to_2}
 
 
 def cache_capacities(spec: ExportSpec) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What long work reports to."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 
@@ -21,3 +22,7 @@ class NoProgress:
 
     def advance(self, done_bytes: int) -> None:
         """Nothing to show."""
+
+
+#: Told how many cases of a long run are done, and how many there are.
+CaseProgress = Callable[[int, int], None]

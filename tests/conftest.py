@@ -40,7 +40,7 @@ def checkpoint(shared: Path) -> Callable[[str], Path]:
     """
 
     def get(preset: str) -> Path:
-        from star_export.validation.checkpoints import make_checkpoint
+        from star_export.testing.checkpoints import make_checkpoint
 
         if preset == "mini":
             return MINI

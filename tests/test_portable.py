@@ -41,8 +41,8 @@ TEXT = re.compile(r"^/(?:proc|dev|sys|tmp|usr|etc)(?=/|$)|\.so(?=\W|$)")
 #: File, what it uses, and why that is no loss elsewhere.
 ALLOWED = {
     ("star_export/memory.py", "/proc"): "memory is None where the system does not tell",
-    ("star_export/serving/repository.py", ".so"): "Triton runs on Linux",
-    ("star_export/serving/server.py", "start_new_session"): "Triton runs on Linux",
+    ("star_export/serving/triton/repository.py", ".so"): "Triton runs on Linux",
+    ("star_export/serving/triton/tritonserver.py", "start_new_session"): "Triton runs on Linux",
     ("engines/tensorrt/engine.py", ".so"): "beside Windows' name of the same library",
 }
 

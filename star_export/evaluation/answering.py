@@ -3,18 +3,18 @@
 import time
 from typing import Protocol
 
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import VisionOutput
 from star_export.engines.session import HostArray, on_host
-from star_export.evaluation.record import Answer
+from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
-from star_export.pipeline import Pipeline
 from star_export.preprocessing import TokenizedPrompt, load_image, pixel_values
-from star_export.steps import VisionOutput
 
 
 class Variant(Protocol):
     """One way to answer."""
 
-    def answer(self, example: Example, task: Task) -> Answer:
+    def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The answer to one question, with its score."""
 
 
@@ -48,7 +48,7 @@ class Bundled:
     def __init__(self, looker: Looker, keep: int | None) -> None:
         self.looker, self.keep = looker, keep
 
-    def answer(self, example: Example, task: Task) -> Answer:
+    def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer."""
         tokens = self.looker.pipeline.tokenize(example.question)
         features = self.looker.look(example)
@@ -62,7 +62,7 @@ def respond(
     keep: int | None,
     example: Example,
     task: Task,
-) -> Answer:
+) -> ScoredAnswer:
     """Prefill, decode greedily to the end token, score."""
     vision = VisionOutput(features, None, features.shape[1])
     start = time.perf_counter()
@@ -74,4 +74,4 @@ def respond(
         pipeline.decode(state, ids[-1])
         ids.append(state.best_token())
     text = pipeline.tokenizer.decode(ids).strip()
-    return Answer(text, task.score(example, text), prefill_ms)
+    return ScoredAnswer(text, task.score(example, text), prefill_ms)

@@ -6,19 +6,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from star_export.answer.pipeline import load
 from star_export.bundle import MANIFEST, Bundle, open_bundle
 from star_export.errors import SettingsError
 from star_export.evaluation.answering import Bundled, Looker, Variant
 from star_export.evaluation.record import Record, Row
-from star_export.evaluation.statistics import Score, Scores, kinds_table
-from star_export.evaluation.task import Task, open_task
+from star_export.evaluation.statistics import Score, ScoreTable, kinds_table
+from star_export.evaluation.task import Task
+from star_export.evaluation.tasks import open_task
 from star_export.files import sha256
-from star_export.pipeline import load
+from star_export.progress import CaseProgress
 from star_export.specs import ExportSpec, check_keep
 
 UNPRUNED = "unpruned"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Evaluation:
 
 def evaluate_bundle(
     options: EvalOptions,
-    progress: Progress = lambda _done, _all: None,
+    progress: CaseProgress = lambda _done, _all: None,
     say: Callable[[str], None] = lambda _line: None,
 ) -> Evaluation:
     """Ask a bundle every question of a split, and the unpruned bundle too unless ``options.alone``.
@@ -110,7 +110,7 @@ def evaluate_bundle(
         rows = ask_all(
             task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
         )
-    found, first = Scores(rows), UNPRUNED if UNPRUNED in variants else None
+    found, first = ScoreTable(rows), UNPRUNED if UNPRUNED in variants else None
     scores = {name: found.score(name, baseline=first) for name in variants}
     return Evaluation(
         bundle=str(options.bundle),
@@ -137,7 +137,7 @@ def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
 
 @contextmanager
 def _baseline(options: EvalOptions, bundle: Bundle, say: Callable[[str], None]) -> Iterator[Path]:
-    from star_export.validation.baseline import unpruned_baseline  # needs the export extra to build one
+    from star_export.baseline import unpruned_baseline  # needs the export extra to build one
 
     source = options.model or bundle.manifest["source"]["model"]
     with unpruned_baseline(
@@ -180,7 +180,7 @@ def ask_all(
     split: str,
     seed: int,
     limit: int,
-    progress: Progress,
+    progress: CaseProgress,
 ) -> list[Row]:
     """Ask every variant every question that the record does not answer yet."""
     for index in range(limit):

@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from star_export.evaluation.answering import Looker, respond
-from star_export.evaluation.record import Answer
+from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
+from star_export.flops import Layout, PrefillFlops, layout_flops
 from star_export.specs import ExportSpec
-from star_export.validation.flops import Layout, PrefillFlops, layout_flops
 
 Int64 = npt.NDArray[np.int64]
 
@@ -127,7 +127,7 @@ class Pruned:
     def __init__(self, method: Method, bundles: Bundles) -> None:
         self.method, self.bundles = method, bundles
 
-    def answer(self, example: Example, task: Task) -> Answer:
+    def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer with the visual tokens that the method leaves."""
         method = self.method
         looker = self.bundles.full if method.layer is None else self.bundles.pruned[method.layer]

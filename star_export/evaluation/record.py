@@ -11,7 +11,7 @@ from star_export.typed import convert, parse
 
 
 @dataclass(frozen=True)
-class Answer:
+class ScoredAnswer:
     """What one variant answered.
 
     Attributes:
@@ -33,7 +33,7 @@ class Row:
     kind: str
     question: str
     expected: str
-    answers: dict[str, Answer]
+    answers: dict[str, ScoredAnswer]
 
 
 class Record:

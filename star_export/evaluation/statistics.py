@@ -43,7 +43,7 @@ class Score:
     prefill_ms: float
 
 
-class Scores:
+class ScoreTable:
     """Scores of every variant on the same questions; intervals are paired by question.
 
     Args:

@@ -1,13 +1,9 @@
 """What a task is: pictures, questions, and when an answer is right."""
 
-import difflib
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
-
-from star_export.errors import SettingsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +26,7 @@ class Example:
 
 
 class Task(Protocol):
-    """A set of examples. A new task is one module and one line in :data:`TASKS`."""
+    """A set of examples. A new task is one module and one line in `star_export.evaluation.tasks`."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -52,28 +48,3 @@ class Task(Protocol):
 
     def score(self, example: Example, answer: str) -> float:
         """From 0 (wrong) to 1 (right)."""
-
-
-def _shapes() -> Task:
-    from star_export.evaluation.shapes import Shapes
-
-    return Shapes()
-
-
-TASKS: dict[str, Callable[[], Task]] = {"shapes": _shapes}
-
-
-def open_task(name: str, *, split: str) -> Task:
-    """The task called ``name``.
-
-    Raises:
-        SettingsError: If there is no such task, or it has no such split.
-    """
-    if name not in TASKS:
-        near = difflib.get_close_matches(name, TASKS, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise SettingsError(f"--task {name} does not exist; {hint}tasks are {', '.join(TASKS)}")
-    task = TASKS[name]()
-    if split not in task.splits:
-        raise SettingsError(f"--split must be one of {', '.join(task.splits)} for {name}, got {split}")
-    return task

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from star_export.checkpoint_folder import read_json, refuse_lfs_pointer
+from star_export.checkpoint.folder import read_json, refuse_lfs_pointer
 from star_export.errors import CheckpointError
 from star_export.preprocessing.tokenizer_model import (
     convert_sentencepiece,

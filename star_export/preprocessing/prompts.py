@@ -1,6 +1,6 @@
 """Prompts to ``input_ids``, with the places of the image tokens and of the scoring rows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from msgspec import Meta
 from tokenizers import Tokenizer
 
-from star_export.errors import InputError
+from star_export.errors import InputError, SettingsError
 from star_export.preprocessing.templates import compile_template
 from star_export.specs import TokenId
 
@@ -157,3 +157,22 @@ def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_im
         np.arange(at, after, dtype=np.int64)[None],
         np.arange(after, len(expanded), dtype=np.int64)[None],
     )
+
+
+def end_token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids of tokens that end an answer, such as ``<|eot_id|>``.
+
+    Raises:
+        SettingsError: If a text is not exactly one token.
+    """
+    found = []
+    for text in texts:
+        token = tokenizer.token_to_id(text)
+        if token is None:
+            count = len(tokenizer.encode(text, add_special_tokens=False).ids)
+            raise SettingsError(
+                f"--end-token {text!r} is no token of this model, which reads it as {count} tokens; give one "
+                "that its tokenizer.json lists, or end answers with --stop"
+            )
+        found.append(token)
+    return tuple(found)

@@ -2,8 +2,8 @@
 
 from PIL import Image
 
-from star_export.engines.scheduler import Scheduler
-from star_export.engines.ticket import Stats
+from star_export.serving.scheduler import Scheduler
+from star_export.serving.ticket import Stats
 
 TOKENS = 4
 

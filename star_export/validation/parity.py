@@ -5,7 +5,7 @@ preprocessing, vision features, stage-1 set, stage-2 set, prefill logits, KV
 caches of both groups, teacher-forced decode logits, greedy tokens.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from star_export.answer.generation import stage2_indices
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import DecodeState, VisionOutput
 from star_export.bundle import PARITY, Bundle, open_bundle
-from star_export.checkpoint import Checkpoint, open_checkpoint
+from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from star_export.checkpoint.hub import with_revision
 from star_export.contract import past_names
 from star_export.engines import open_session
 from star_export.engines.session import on_host
@@ -24,13 +28,15 @@ from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import CheckpointError, NonFiniteError, SettingsError
 from star_export.files import write_json
-from star_export.generation import stage2_indices
-from star_export.hub import with_revision
-from star_export.pipeline import Pipeline
 from star_export.preprocessing import TokenizedPrompt, pixel_values
 from star_export.preprocessing.processor import read_processor
-from star_export.steps import DecodeState, VisionOutput
-from star_export.validation.compare import (
+from star_export.progress import CaseProgress
+from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
+from star_export.validation.nonfinite import WatchedSession
+from star_export.validation.probes import Probe
+from star_export.validation.reference import PrefillReference, Reference
+from star_export.validation.report import CaseReport, ParityReport, StageResult
+from star_export.validation.verdicts import (
     Array,
     Tolerances,
     compare_arrays,
@@ -38,11 +44,6 @@ from star_export.validation.compare import (
     compare_tokens,
     worst,
 )
-from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
-from star_export.validation.nonfinite import WatchedSession
-from star_export.validation.probes import Probe
-from star_export.validation.reference import PrefillReference, Reference
-from star_export.validation.report import CaseReport, ParityReport, StageResult
 
 
 class ParityCheck:
@@ -221,7 +222,7 @@ def check_bundle(
     keep: Sequence[int] = (),
     probes: Sequence[Probe],
     max_new_tokens: int = 8,
-    progress: Callable[[int, int], None] = lambda _done, _total: None,
+    progress: CaseProgress = lambda _done, _total: None,
 ) -> ParityReport:
     """Check a bundle against the checkpoint it was made from, and write ``parity.json`` into it.
 

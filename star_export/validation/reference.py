@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
 
-from star_export.checkpoint import canonical_name
-from star_export.checkpoint_folder import INDEX, find_shards
+from star_export.checkpoint.checkpoint import canonical_name
+from star_export.checkpoint.folder import INDEX, find_shards
 from star_export.errors import CheckpointError
 from star_export.files import write_json
 

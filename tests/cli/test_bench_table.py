@@ -5,8 +5,8 @@ from rich.cells import cell_len
 
 from star_export.cli import output
 from star_export.cli.bench import _print_tables
-from star_export.validation.bench import MEASURES, BenchReport, SideReport
-from star_export.validation.flops import PrefillFlops
+from star_export.flops import PrefillFlops
+from star_export.measure.bench import MEASURES, BenchReport, SideReport
 
 
 def side(name: str, *, memory: int | None = 123_400_000, device: int | None = None) -> SideReport:

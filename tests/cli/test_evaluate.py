@@ -125,7 +125,7 @@ def test_compare_resumes_the_same_model_only(
     def build(_options: object) -> None:
         raise PlatformError("a fake build that comes after the answers were looked at")
 
-    monkeypatch.setattr("star_export.evaluation.compare.build", build)
+    monkeypatch.setattr("star_export.evaluation.comparison.build", build)
     model = Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
     request = ("--limit", 7, "--keep", 29, "-o", tmp_path / "page.md")
     begun = "a fake build that comes after"

@@ -9,11 +9,11 @@ import pytest
 
 import star_export
 from star_export import contract as names
+from star_export.answer.pipeline import DecodeState, Pipeline
 from star_export.bundle import open_bundle
 from star_export.engines import open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
 from star_export.errors import BundleError, PlatformError, SettingsError
-from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import load_image, pixel_values
 
 BundleOf = Callable[..., Path]

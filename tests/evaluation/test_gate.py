@@ -14,13 +14,13 @@ import onnx
 import pytest
 from onnx import helper
 
+from star_export.answer.pipeline import Pipeline
 from star_export.build import BuildOptions, build
 from star_export.bundle import GRAPH_FOLDER, open_bundle
 from star_export.engines import open_session
 from star_export.evaluation.answering import Bundled, Looker
 from star_export.evaluation.evaluate import EvalOptions, evaluate_bundle
 from star_export.evaluation.shapes import Shapes
-from star_export.pipeline import Pipeline
 
 QUESTIONS = 200
 KEEPS = (64, 58, 29)

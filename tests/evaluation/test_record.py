@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from star_export.errors import SettingsError
-from star_export.evaluation.record import Answer, Record, Row
+from star_export.evaluation.record import Record, Row, ScoredAnswer
 
 SETTINGS = {"task": "shapes", "keep": (64, 29)}
 
 
 def row(index: int) -> Row:
-    return Row(index, "color", "What color is the ring?", "rød", {"keep 64": Answer("rød", 1.0, 2.5)})
+    return Row(index, "color", "What color is the ring?", "rød", {"keep 64": ScoredAnswer("rød", 1.0, 2.5)})
 
 
 def test_a_run_cut_off_within_a_line_goes_on(tmp_path: Path) -> None:

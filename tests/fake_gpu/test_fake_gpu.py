@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
@@ -16,7 +17,6 @@ from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize
 from star_export.errors import BundleError, DeviceError, PlatformError, SettingsError
-from star_export.pipeline import Pipeline
 from tests.fake_gpu.bindings import FakeDriver, FakeRuntime
 from tests.fake_gpu.device import FakeEvent, FakeGpu, FakeStream
 from tests.fake_gpu.install import installed

@@ -12,12 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.sampling import Sampling
 from star_export.bundle import MANIFEST, PREPROCESSOR, TOKENIZER, open_bundle
 from star_export.contract import GRAPHS
 from star_export.engines import open_session
 from star_export.engines.session import Session
-from star_export.pipeline import Pipeline
-from star_export.sampling import Sampling
 
 from .damage import damaged_bytes, damaged_json, damaged_text, flipped_bytes, random_text
 

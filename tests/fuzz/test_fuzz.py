@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from star_export import pipeline
+from star_export.answer import pipeline
 
 from .cases import CASES, World, make_world
 from .run import run_case, summary

@@ -20,7 +20,7 @@ LARGEST_TENSOR = 32064 * 2048 * 4  # the embedding, in float32
 @pytest.mark.slow
 def test_peak_memory_of_a_3_gb_build(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    make = [sys.executable, "-m", "star_export.validation.checkpoints", "large", checkpoint]
+    make = [sys.executable, "-m", "star_export.testing.checkpoints", "large", checkpoint]
     subprocess.run(make, check=True)
     assert sum(path.stat().st_size for path in checkpoint.glob("*.safetensors")) > 3.0e9
     command = [sys.executable, "-c", BUILD, checkpoint, tmp_path / "bundle"]

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from star_export.build import BuildOptions, resolve_spec
-from star_export.checkpoint import Checkpoint, open_checkpoint
+from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError
 from star_export.graphs.export import fake_module

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from star_export import bundle as layout
+from star_export.answer.pipeline import load
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
 from star_export.contract import CONTRACT_VERSION, contract
 from star_export.errors import BundleError, SettingsError
-from star_export.manifest import FORMAT_VERSION, UPGRADES
-from star_export.pipeline import load
 from star_export.specs import ExportSpec
 from star_export.typed import convert
+from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
 WEIGHTS = "graphs/decoder.safetensors"
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from star_export.build import BuildOptions, resolve_spec
-from star_export.checkpoint import open_checkpoint
+from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.contract import DECODE, PREFILL, VISION, GraphSpec, TensorSpec, cache_pairs, contract
 from star_export.specs import DType, ExportSpec
 

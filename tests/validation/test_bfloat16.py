@@ -16,16 +16,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import GRAPHS
 from star_export.dtypes import to_device_dtype, to_float32
 from star_export.engines import open_session
-from star_export.pipeline import Pipeline
 from star_export.preprocessing.processor import read_processor
-from star_export.validation.compare import Tolerances
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import make_probes
 from star_export.validation.reference import Reference
+from star_export.validation.verdicts import Tolerances
 
 BFLOAT16, FLOAT = TensorProto.BFLOAT16, TensorProto.FLOAT
 

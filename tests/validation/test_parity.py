@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from star_export.errors import BundleError, CheckpointError, SettingsError
-from star_export.validation.checkpoints import make_checkpoint
+from star_export.testing.checkpoints import make_checkpoint
 from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 from star_export.validation.report import ParityReport

@@ -16,9 +16,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from star_export.answer.pipeline import DecodeState, Pipeline
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines import open_session
-from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck

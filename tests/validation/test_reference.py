@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from star_export.checkpoint import canonical_name
+from star_export.checkpoint.checkpoint import canonical_name
 from star_export.errors import CheckpointError
 from star_export.validation.reference import PrefillReference, Reference
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from star_export.baseline import build_baseline
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.dtypes import to_float32
@@ -23,7 +24,6 @@ from star_export.engines.tensorrt.engine import create_runtime, deserialize, lea
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
-from star_export.validation.baseline import build_baseline
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.runtime")

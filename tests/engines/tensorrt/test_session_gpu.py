@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from star_export import contract as names
+from star_export.answer.pipeline import DecodeState, Pipeline
+from star_export.answer.sampling import Sampling
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
 from star_export.engines import open_session
@@ -22,10 +24,8 @@ from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
 from star_export.errors import BundleError, InputError, PlatformError, SettingsError
-from star_export.pipeline import DecodeState, Pipeline
 from star_export.preprocessing import load_image, pixel_values
-from star_export.sampling import Sampling
-from star_export.validation.scores import ScoreReader
+from star_export.show.scores import ScoreReader
 from tests.fake_gpu.kernels import Argmax as FakeArgmax
 from tests.fake_gpu.kernels import compile_argmax
 from tests.fake_gpu.machine import ATOL, Machine, nearly_equal

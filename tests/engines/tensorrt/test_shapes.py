@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from star_export.checkpoint import open_checkpoint
+from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.contract import DECODE, PREFILL, VISION, cache_pairs, contract
 from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.engines.tensorrt.profiles import engine_profiles

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from star_export import contract as names
+from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
 from star_export.contract import VISION, cache_pairs
 from star_export.engines import open_session
@@ -22,7 +23,6 @@ from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.session import TensorRTArray, TensorRTCaches
 from star_export.engines.tensorrt.shapes import ShapeRules
 from star_export.errors import DeviceError, InputError, PlatformError
-from star_export.pipeline import Pipeline
 from star_export.preprocessing import load_image, pixel_values
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed

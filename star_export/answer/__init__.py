@@ -1,0 +1,1 @@
+"""From a request to its answer: the three steps, sampling, streaming text."""

@@ -1,0 +1,195 @@
+"""One answer: its tokens one after the other, its text as it comes, and what it cost."""
+
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from star_export.answer.sampling import Sampler, Sampling
+from star_export.answer.transcript import Transcript
+from star_export.engines.session import Int64
+from star_export.errors import InputError
+from star_export.preprocessing import TokenizedPrompt
+
+if TYPE_CHECKING:
+    from star_export.answer.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds of one generation.
+
+    Nothing waits for a GPU but the tokens: what of vision is still running when prefill is
+    queued counts as prefill.
+
+    Attributes:
+        vision: The picture's features.
+        prefill: From there to the first token.
+        decode: Each further token.
+        total: All of it, with preparing and streaming.
+    """
+
+    vision: float
+    prefill: float
+    decode: tuple[float, ...]
+    total: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished generation.
+
+    Attributes:
+        text: The answer without special tokens.
+        token_ids: Its tokens, an end token included when there was one.
+        finish_reason: ``stop`` after an end token or a stop string, ``length`` at the limit.
+        stage1_indices: Patches that stage 1 kept; all of them unpruned.
+        stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
+        prompt_tokens: Prompt length before stage 2, visual tokens included.
+        timings_ms: Where the time went.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stage1_indices: tuple[int, ...]
+    stage2_indices: tuple[int, ...]
+    prompt_tokens: int
+    timings_ms: Timings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, as ``run --json`` prints them."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A checked request, ready to run.
+
+    Attributes:
+        pixels: float32 ``[1, 3, H, W]``.
+        tokens: The prompt.
+        keep: Visual tokens after stage 2.
+        max_new_tokens: Tokens to generate at most.
+        sampling: How the next token is chosen.
+        stop: Strings that end the answer and are no part of it.
+        end_token_ids: Tokens that end it, besides the bundle's own.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    tokens: TokenizedPrompt
+    keep: int
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    end_token_ids: tuple[int, ...] = ()
+
+    def transcript(self, pipeline: "Pipeline") -> Transcript:
+        """An empty answer to this request."""
+        return Transcript(
+            pipeline.tokenizer,
+            eos_token_ids=(*pipeline.end_token_ids, *self.end_token_ids),
+            max_new_tokens=self.max_new_tokens,
+            stop=self.stop,
+        )
+
+
+class Generation:
+    """Pieces of an answer as they come, then its :class:`Result`."""
+
+    def __init__(self, pipeline: "Pipeline", request: Request) -> None:
+        self._outcome: list[Result | Exception] = []
+        # Knows nothing of self: an answer that nobody wants any more is let go at once, not by the
+        # garbage collector, and so are the KV caches.
+        self._pieces = _pieces(pipeline, request, self._outcome)
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def result(self) -> Result:
+        """The finished generation; runs what is left of it first.
+
+        Raises:
+            NonFiniteError: If the model's logits are NaN or infinite.
+            InputError: If another generation took its KV caches, or it was closed before its end.
+        """
+        for _ in self._pieces:
+            pass
+        if not self._outcome:
+            raise InputError("this generation was closed before its end; generate again")
+        if isinstance(self._outcome[0], Exception):
+            raise self._outcome[0]
+        return self._outcome[0]
+
+    def close(self) -> None:
+        """Let go of it, finished or not; the KV caches are free then."""
+        self._pieces.close()
+
+
+def _pieces(
+    pipeline: "Pipeline", request: Request, outcome: list[Result | Exception]
+) -> Generator[str, None, None]:
+    try:
+        outcome.append((yield from _run(pipeline, request)))
+    except Exception as error:
+        outcome.append(error)
+        raise
+
+
+def _run(pipeline: "Pipeline", request: Request) -> Generator[str, None, Result]:
+    sampler, clock = Sampler(request.sampling), _Clock()
+    transcript = request.transcript(pipeline)
+    with pipeline.claimed_caches() as caches:
+        vision = pipeline.encode_image(request.pixels)
+        vision_ms = clock.lap()
+        state = pipeline.prefill(request.tokens, vision, keep=request.keep, caches=caches)
+        token = state.next_token(sampler)
+        prefill_ms = clock.lap()
+        stage1 = tuple(vision.indices.tolist())
+        stage2 = stage2_indices(request.tokens, state.kept_positions)
+        laps: list[float] = []
+        while True:
+            if piece := transcript.push(token):
+                yield piece
+            if transcript.finish_reason:
+                break
+            clock.lap()
+            pipeline.decode(state, token)
+            token = state.next_token(sampler)
+            laps.append(clock.lap())
+    rest = transcript.finish()
+    total = clock.total()
+    if rest:
+        yield rest
+    return Result(
+        text=transcript.text,
+        token_ids=tuple(transcript.token_ids),
+        finish_reason=transcript.finish_reason,
+        stage1_indices=stage1,
+        stage2_indices=stage2,
+        prompt_tokens=state.prompt_tokens,
+        timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), total),
+    )
+
+
+def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
+    """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
+    return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
+
+
+class _Clock:
+    """Milliseconds since the last lap, and since the start."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000.0 * lap
+
+    def total(self) -> float:
+        return 1000.0 * (time.perf_counter() - self._start)

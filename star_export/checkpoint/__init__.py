@@ -1,0 +1,1 @@
+"""A checkpoint in Hugging Face layout: where it is, what it is, its tensors."""

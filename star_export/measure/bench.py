@@ -1,0 +1,239 @@
+"""Benchmark: the pruned bundle against the unpruned one and against Hugging Face.
+
+All sides run in one process, taking turns, so that a noisy machine disturbs
+them alike. A ratio is that of one round's two times, which the machine disturbed
+alike; the median of these need not be the quotient of the median times, so both
+are reported with their extremes.
+"""
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.answer.pipeline import load
+from star_export.baseline import check_runs, unpruned_baseline
+from star_export.build import require_export_extra
+from star_export.bundle import open_bundle
+from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.hub import with_revision
+from star_export.errors import SettingsError
+from star_export.flops import PrefillFlops, prefill_flops
+from star_export.measure.sides import (
+    SIDES,
+    STAR,
+    UNPRUNED,
+    Memory,
+    open_side,
+    peak_memory,
+    side_device,
+)
+from star_export.measure.workload import Sample, Workload
+from star_export.preprocessing import load_image, render
+from star_export.specs import ExportSpec
+
+MEASURES = ("vision", "prefill", "decode", "ttft")
+
+
+@dataclass(frozen=True)
+class SideReport:
+    """One side's times by measure, each the median over the rounds with the extremes beside it.
+
+    Attributes:
+        name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
+        median_ms: Median milliseconds; decode is per token.
+        range_ms: Shortest and longest milliseconds.
+        speedup: Median of this side's time divided by STAR's of the same round; empty without STAR.
+        speedup_range: Smallest and largest such ratio.
+        device: Where it ran, ``cpu`` or ``cuda``.
+        peak_memory: Peak resident bytes of a process of its own; None where the system does not tell.
+        device_memory: Its bytes of GPU memory; None for a side that runs on the CPU.
+    """
+
+    name: str
+    median_ms: dict[str, float]
+    range_ms: dict[str, tuple[float, float]]
+    speedup: dict[str, float]
+    speedup_range: dict[str, tuple[float, float]]
+    device: str
+    peak_memory: int | None
+    device_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class BenchReport:
+    """A whole benchmark.
+
+    Attributes:
+        bundle: The pruned bundle.
+        keep: Visual tokens after stage 2.
+        text_tokens: Text tokens of the prompt.
+        repeats: Measured rounds.
+        sides: One report per side.
+        kv_bytes: KV cache bytes in use after prefill, by group.
+        flops: Arithmetic of a prefill, pruned and full.
+    """
+
+    bundle: str
+    keep: int
+    text_tokens: int
+    repeats: int
+    sides: tuple[SideReport, ...]
+    kv_bytes: dict[str, int]
+    flops: dict[str, PrefillFlops]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """Options of ``star-export bench``; see its help for each."""
+
+    bundle: Path
+    image: Path
+    prompt: str
+    model: str | None = None
+    baseline: Path | None = None
+    keep: int | None = None
+    sides: Sequence[str] = SIDES
+    repeats: int = 5
+    warmup: int = 1
+    new_tokens: int = 16
+    threads: int | None = None
+    backend: str = "onnxruntime"
+    plugin_library: Path | None = None
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        """Whether a side runs the source checkpoint, or is built from it."""
+        return not set(self.sides) <= {STAR, UNPRUNED} or (UNPRUNED in self.sides and self.baseline is None)
+
+
+def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
+    """Measure every side on one picture and prompt.
+
+    Args:
+        options: What to measure.
+        progress: Told what is being done.
+
+    Raises:
+        SettingsError: If the bundle is unpruned, or a side is unknown.
+        PlatformError: If the backend needs a GPU and there is none, or a side a package that is missing.
+        BundleError, CheckpointError: If a side cannot be loaded.
+        InputError: If the picture or the prompt cannot be used.
+    """
+    bundle = open_bundle(options.bundle)
+    if bundle.spec.star is None:
+        raise SettingsError(
+            "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
+        )
+    if unknown := set(options.sides) - set(SIDES):
+        raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
+    load_image(options.image)  # refuse a bad picture here, not in a process of its own
+    made_from = bundle.manifest["source"]
+    source = options.model or with_revision(made_from["model"], made_from["revision"])
+    checkpoint = Path()
+    if options.needs_checkpoint:
+        require_export_extra()
+        checkpoint = open_checkpoint(source).folder
+    check_runs(bundle, options.backend)
+    with ExitStack() as stack:
+        baseline = options.baseline
+        if baseline is not None or UNPRUNED in options.sides:
+            baseline = stack.enter_context(
+                unpruned_baseline(bundle, baseline, source=source, backend=options.backend, progress=progress)
+            )
+        return _bench(options, bundle.spec, baseline or Path(), checkpoint, progress)
+
+
+def _bench(
+    options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
+) -> BenchReport:
+    pipeline = load(
+        options.bundle,
+        backend=options.backend,
+        threads=options.threads,
+        plugin_library=options.plugin_library,
+    )
+    keep = pipeline.budget(options.keep)
+    workload = Workload(
+        bundle=options.bundle,
+        baseline=baseline,
+        checkpoint=checkpoint,
+        picture=options.image,
+        text=render(options.prompt, pipeline.prompt_spec),
+        keep=keep,
+        new_tokens=min(options.new_tokens, spec.max_new_tokens),
+        threads=options.threads,
+        backend=options.backend,
+        plugin_library=options.plugin_library,
+    )
+    tokens = pipeline.tokenize(workload.text)
+    text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
+    del pipeline
+    memory = {}
+    for name in options.sides:  # before this process holds every side itself
+        progress(f"peak memory of {name}")
+        memory[name] = peak_memory(name, workload)
+    samples = _measure(options, workload, progress)
+    return BenchReport(
+        bundle=str(options.bundle),
+        keep=keep,
+        text_tokens=text_tokens,
+        repeats=options.repeats,
+        sides=tuple(_side_report(name, samples, memory[name], options.backend) for name in options.sides),
+        kv_bytes=_kv_bytes(spec, text_tokens, keep),
+        flops={
+            name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
+            for name, budget in (("pruned", keep), ("full", None))
+        },
+    )
+
+
+def _measure(
+    options: BenchOptions, workload: Workload, progress: Callable[[str], None]
+) -> dict[str, list[Sample]]:
+    """Samples of every side; the sides take turns within each round."""
+    sides = {}
+    for name in options.sides:
+        progress(f"loading {name}")
+        sides[name] = open_side(name, workload)
+    samples: dict[str, list[Sample]] = {name: [] for name in sides}
+    for round_ in range(options.warmup + options.repeats):
+        warm = round_ >= options.warmup
+        for name, side in sides.items():
+            label = f"round {round_ - options.warmup + 1} of {options.repeats}" if warm else "warm-up"
+            progress(f"{label}: {name}")
+            sample = side.measure(workload)
+            if warm:
+                samples[name].append(sample)
+    return samples
+
+
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, backend: str) -> SideReport:
+    times = {m: [getattr(s, m) for s in samples[name]] for m in MEASURES}
+    star = {m: [getattr(s, m) for s in samples[STAR]] for m in MEASURES if STAR in samples}
+    ratios = {m: [a / b for a, b in zip(times[m], star[m], strict=True)] for m in star}
+    return SideReport(
+        name=name,
+        median_ms={m: statistics.median(values) for m, values in times.items()},
+        range_ms={m: (min(values), max(values)) for m, values in times.items()},
+        speedup={m: statistics.median(values) for m, values in ratios.items()},
+        speedup_range={m: (min(values), max(values)) for m, values in ratios.items()},
+        device=side_device(name, backend),
+        peak_memory=memory.resident,
+        device_memory=memory.device,
+    )
+
+
+def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
+    layers, early = spec.model.text.num_layers, spec.num_early_layers
+    return {
+        "early": spec.kv_bytes(spec.image_tokens + text_tokens, early),
+        "late": spec.kv_bytes(keep + text_tokens, layers - early),
+        "unpruned": spec.kv_bytes(spec.model.vision.num_patches + text_tokens, layers),
+    }

@@ -1,0 +1,126 @@
+"""The systems that a benchmark compares, each timed through the same four numbers."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from star_export.answer.pipeline import Pipeline, load
+from star_export.bundle import open_bundle
+from star_export.engines import free_device_memory
+from star_export.errors import PlatformError
+from star_export.measure.workload import Sample, Side, Workload, make_sample
+from star_export.memory import resident_bytes
+from star_export.preprocessing import load_image, pixel_values
+
+STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
+
+_PATHS = ("bundle", "baseline", "checkpoint", "picture", "plugin_library")
+
+
+class BundleSide:
+    """A bundle, through the pipeline users run."""
+
+    def __init__(self, folder: Path, workload: Workload, *, keep: int | None) -> None:
+        self.pipeline: Pipeline = load(
+            folder,
+            backend=workload.backend,
+            threads=workload.threads,
+            plugin_library=workload.plugin_library,
+        )
+        self.keep = self.pipeline.budget(keep)
+
+    def measure(self, workload: Workload) -> Sample:
+        """Answer once and take the time."""
+        start = time.perf_counter()
+        tokens = self.pipeline.tokenize(workload.text)
+        pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
+        ready = time.perf_counter()
+        vision = self.pipeline.encode_image(pixels)
+        self.pipeline.session.synchronize()
+        seen = time.perf_counter()
+        state = self.pipeline.prefill(tokens, vision, keep=self.keep)
+        token = state.best_token()
+        first = time.perf_counter()
+        for _ in range(workload.new_tokens):
+            self.pipeline.decode(state, token)
+            token = state.best_token()
+        return make_sample(start, ready, seen, first, workload.new_tokens)
+
+
+def side_device(name: str, backend: str) -> str:
+    """``cpu`` or ``cuda``: Hugging Face runs where the bundle does, if torch finds the GPU too."""
+    if backend == "onnxruntime":
+        return "cpu"
+    if name in (STAR, UNPRUNED):
+        return "cuda"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def open_side(name: str, workload: Workload) -> Side:
+    """Load one of :data:`SIDES`."""
+    if name in (STAR, UNPRUNED):
+        folder, keep = (workload.bundle, workload.keep) if name == STAR else (workload.baseline, None)
+        return BundleSide(folder, workload, keep=keep)
+    # Only here: a process that measures a bundle's memory must not carry torch.
+    from star_export.measure.huggingface import HuggingFaceSide
+
+    device = side_device(name, workload.backend)
+    return HuggingFaceSide(
+        workload.checkpoint,
+        attention=name.removeprefix("hf-"),
+        threads=workload.threads,
+        device=device,
+        dtype="float32" if device == "cpu" else open_bundle(workload.bundle).spec.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a fresh process takes that loads one side and answers once.
+
+    Attributes:
+        resident: Peak resident bytes; None where the system does not tell.
+        device: Bytes of GPU memory, the CUDA context aside; None when nothing runs on a GPU.
+    """
+
+    resident: int | None
+    device: int | None
+
+
+def peak_memory(name: str, workload: Workload) -> Memory:
+    """Memory of a fresh process that loads one side and answers once.
+
+    Raises:
+        PlatformError: If the process fails, for want of memory say.
+    """
+    request = json.dumps({"name": name, **asdict(workload)}, default=str)
+    command = [sys.executable, "-m", __name__, request]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise PlatformError(f"the process that measures {name} ended with {done.returncode}: {reason}")
+    return Memory(**json.loads(done.stdout))
+
+
+def _main(request: str) -> None:
+    fields: dict[str, Any] = json.loads(request)
+    name = fields.pop("name")
+    for field in _PATHS:
+        fields[field] = Path(fields[field]) if fields[field] is not None else None
+    workload = Workload(**fields)
+    on_gpu = side_device(name, workload.backend) == "cuda"
+    before = free_device_memory() if on_gpu else 0
+    side = open_side(name, workload)
+    side.measure(workload)
+    device = before - free_device_memory() if on_gpu else None
+    print(json.dumps(asdict(Memory(resident_bytes("peak"), device))))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

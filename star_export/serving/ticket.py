@@ -1,0 +1,252 @@
+"""A request on its way through the scheduler, and what is known when it is done."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from star_export.answer.sampling import Sampler
+from star_export.specs import ExportSpec
+
+if TYPE_CHECKING:
+    from star_export.answer.generation import Request
+    from star_export.answer.pipeline import Pipeline
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request took.
+
+    Attributes:
+        prompt_tokens: Prompt length before stage 2, visual tokens included.
+        patches: Visual tokens before pruning.
+        stage1_tokens: Visual tokens after stage 1.
+        stage2_tokens: Visual tokens after stage 2.
+        kv_bytes: Bytes of KV cache that the prompt fills.
+        kv_bytes_unpruned: Bytes that it would fill without pruning.
+    """
+
+    prompt_tokens: int
+    patches: int
+    stage1_tokens: int
+    stage2_tokens: int
+    kv_bytes: int
+    kv_bytes_unpruned: int
+
+    @classmethod
+    def of(cls, spec: ExportSpec, request: "Request") -> "Usage":
+        """From a bundle's spec and a request."""
+        text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
+        patches, layers = spec.model.vision.num_patches, spec.model.text.num_layers
+        return cls(
+            prompt_tokens=text + visual,
+            patches=patches,
+            stage1_tokens=visual,
+            stage2_tokens=request.keep,
+            kv_bytes=spec.sequence_bytes(text + visual, text + request.keep),
+            kv_bytes_unpruned=spec.kv_bytes(text + patches, layers),
+        )
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished request.
+
+    Attributes:
+        text: The answer without special tokens.
+        token_ids: Its tokens, an end token included when there was one.
+        finish_reason: ``stop``, ``length`` or ``cancelled``.
+        usage: Tokens and bytes; None when it was cancelled before it ran.
+        timings_ms: ``queue``, ``vision``, ``prefill``, ``ttft`` (all three together), ``total``.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    usage: Usage | None
+    timings_ms: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that became certain, with all tokens since the last piece."""
+
+    text: str
+    token_ids: tuple[int, ...]
+
+
+class Stopwatch:
+    """When a request reached what, in milliseconds since it was submitted."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.timings: dict[str, float] = {}
+
+    def reach(self, stage: str) -> None:
+        """The end of a stage; the next one begins."""
+        now = time.perf_counter()
+        self.timings[stage] = 1000 * (now - self._last)
+        self._last = now
+        if stage == "prefill":
+            self.timings["ttft"] = 1000 * (now - self._start)
+
+    def done(self) -> dict[str, float]:
+        """All timings, with ``total``."""
+        return {**self.timings, "total": 1000 * (time.perf_counter() - self._start)}
+
+
+class Ticket:
+    """One request: iterate for its text, or ask :meth:`answer` for the whole.
+
+    Each piece is handed out once. After the end there are no more pieces; the answer, or the error
+    of a request that failed, is there as often as it is asked for. Any thread may ask.
+
+    Args:
+        request: What is to be done.
+        pipeline: By which.
+        timeout: Seconds that it may take.
+
+    Attributes:
+        rest: When it is done, text and tokens that came after the last piece.
+    """
+
+    def __init__(self, request: "Request", pipeline: "Pipeline", *, timeout: float | None) -> None:
+        self.request, self.timeout = request, timeout
+        self.sampler, self.transcript = Sampler(request.sampling), request.transcript(pipeline)
+        self.progress = Stopwatch()
+        self.usage: Usage | None = None
+        self.rest = Piece("", ())
+        self.cancelled = False
+        self.slot = self.position = self.late_length = -1
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._shown = 0  # tokens that pieces were made of
+        self._changed = threading.Condition()
+        self._pieces: list[Piece] = []  # not yet handed out
+        self._end: Answer | Exception | None = None
+        self._untold = ""  # text of the rest that no iterator has given
+
+    def cancel(self) -> None:
+        """Let the request go before the next step; what it has so far becomes its answer."""
+        self.cancelled = True
+
+    @property
+    def over(self) -> bool:
+        """Whether it was cancelled or took too long."""
+        return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
+
+    def next(self, seconds: float | None = None) -> Piece | Answer | None:
+        """All text that waits, at last and from then on the answer; None when nothing came for some seconds.
+
+        Who reads slowly gets larger pieces, not more of them.
+
+        Raises:
+            StarExportError: If the request failed; another exception if a library did.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._pieces or self._end, seconds)
+            pieces, self._pieces = self._pieces, []
+        if pieces:
+            return Piece("".join(p.text for p in pieces), tuple(i for p in pieces for i in p.token_ids))
+        if isinstance(self._end, Exception):
+            raise self._end
+        return self._end
+
+    def __iter__(self) -> Iterator[str]:
+        while isinstance(update := self.next(), Piece):
+            yield update.text
+        rest, self._untold = self._untold, ""
+        if rest:
+            yield rest
+
+    def answer(self) -> Answer:
+        """The finished request; waits for it, and passes over pieces that nobody took.
+
+        Raises:
+            StarExportError: If the request failed; another exception if a library did.
+        """
+        for _ in self:
+            pass
+        assert isinstance(self._end, Answer)
+        return self._end
+
+    def push(self, token: int) -> None:
+        """Append a token."""
+        if text := self.transcript.push(token):
+            with self._changed:
+                self._pieces.append(Piece(text, self._new_ids()))
+                self._changed.notify_all()
+
+    def finish(self, reason: str) -> None:
+        """The last token is there, or will never be."""
+        self.rest = Piece(self.transcript.finish(), self._new_ids())
+        self._untold = self.rest.text
+        answer = Answer(
+            text=self.transcript.text,
+            token_ids=tuple(self.transcript.token_ids),
+            finish_reason=reason,
+            usage=self.usage,
+            timings_ms=self.progress.done(),
+        )
+        self._finish(answer)
+
+    def fail(self, error: Exception) -> None:
+        """The request cannot be answered."""
+        self._finish(error)
+
+    def _finish(self, end: Answer | Exception) -> None:
+        with self._changed:
+            self._end = end
+            self._changed.notify_all()
+
+    def _new_ids(self) -> tuple[int, ...]:
+        """Tokens since the last piece; those without text are among them."""
+        ids = tuple(self.transcript.token_ids[self._shown :])
+        self._shown += len(ids)
+        return ids
+
+
+@dataclass
+class Stats:
+    """What a scheduler has done since it began, and what it is doing.
+
+    Attributes:
+        slots: Sequences that can run at once.
+        running: Slots in use.
+        waiting: Requests in the queue.
+        kv_bytes: Bytes of KV cache that the running sequences fill.
+        accepted: Requests that were queued.
+        refused: Requests that found the queue full.
+        finished: Requests that are done, by finish reason, ``error`` among them.
+        tokens: Tokens that were generated.
+        kv_bytes_saved: Bytes of KV cache that pruning spared the prompts of all requests.
+        queue_ms: Milliseconds that requests waited, all together.
+        ttft_ms: Milliseconds to their first tokens, all together.
+        first_tokens: Requests that had a first token.
+    """
+
+    slots: int
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+    accepted: int = 0
+    refused: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    kv_bytes_saved: int = 0
+    queue_ms: float = 0.0
+    ttft_ms: float = 0.0
+    first_tokens: int = 0
+
+    def began(self, ticket: Ticket) -> None:
+        """A request has its first token."""
+        assert ticket.usage is not None
+        self.first_tokens += 1
+        self.queue_ms += ticket.progress.timings["queue"]
+        self.ttft_ms += ticket.progress.timings["ttft"]
+        self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes

@@ -1,0 +1,1 @@
+"""Which tokens a bundle keeps, and by which scores."""

@@ -1,0 +1,265 @@
+"""The scores that rank the tokens, read out of a bundle's own graphs.
+
+The graphs run in ONNX Runtime with one more output: the ``scores`` input of
+``star::TopKGather``. Scores that are all alike mean that the wrong attention is
+read: the method's printed formulas average over the softmax's own axis, which
+gives every token the same score.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from star_export.answer.generation import Result
+from star_export.answer.pipeline import Pipeline
+from star_export.bundle import Bundle, open_bundle
+from star_export.contract import DECODE, IMAGE_POSITIONS, PREFILL, STAR_DOMAIN, TOPK_GATHER, VISION
+from star_export.engines.onnxruntime import OnnxRuntimeSession
+from star_export.engines.session import Caches, DeviceArray, Int64, Tensor
+from star_export.errors import BundleError, SettingsError
+from star_export.preprocessing.images import ImageInput
+from star_export.progress import CaseProgress
+from star_export.validation.probes import Probe
+
+Float32 = npt.NDArray[np.float32]
+
+#: Scores whose standard deviation is below this share of their mean count as uniform.
+#: Measured on the test checkpoints: 0.7 to 2.6 as they should be, and over the wrong axis
+#: 1e-7 in stage 2 and 0.002 to 0.024 in stage 1, where CLS is left out of a sum that is 1 with it.
+UNIFORM_SPREAD = 0.1
+
+#: Edges of the histogram's bins, as multiples of the mean: half octaves; the outer bins are open.
+HISTOGRAM_EDGES = 2.0 ** np.arange(-3.5, 4, 0.5)
+
+
+@dataclass(frozen=True)
+class StageScores:
+    """What ranked the tokens of one stage, and who stayed.
+
+    Attributes:
+        scores: float32 ``[N]``, finite.
+        kept: Indices into them, ascending ``[k]``.
+    """
+
+    scores: Float32
+    kept: Int64
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One answer with the scores behind it.
+
+    Attributes:
+        stage1: Of every patch: the attention it receives from the others.
+        stage2: Of the tokens that stage 1 kept: the attention each receives from the question.
+        result: The answer.
+    """
+
+    stage1: StageScores
+    stage2: StageScores
+    result: Result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values: those of the answer, and a list of scores for each stage."""
+        scores = {"stage1_scores": self.stage1.scores.tolist(), "stage2_scores": self.stage2.scores.tolist()}
+        return self.result.to_dict() | scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreStatistics:
+    """How the scores of one stage are spread, on one picture.
+
+    Attributes:
+        picture: Name of the probe.
+        prompt: Its question.
+        stage: 1 or 2.
+        tokens: Tokens that were ranked.
+        kept: Tokens that stayed.
+        low: Lowest score, as a multiple of the mean; so are ``median`` and ``high``.
+        spread: Standard deviation over mean.
+        kept_share: The kept tokens' part of the sum of all scores.
+        effective_tokens: ``exp`` of the entropy of the scores, normalised to sum 1.
+        histogram: Tokens in each bin; see :data:`HISTOGRAM_EDGES`.
+    """
+
+    picture: str
+    prompt: str
+    stage: int
+    tokens: int
+    kept: int
+    low: float
+    median: float
+    high: float
+    spread: float
+    kept_share: float
+    effective_tokens: float
+    histogram: tuple[int, ...]
+
+    @property
+    def uniform(self) -> bool:
+        """Whether no token stands out, so that what was kept means nothing."""
+        return self.spread < UNIFORM_SPREAD
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "passed": not self.uniform}
+
+
+@dataclass(frozen=True)
+class ScoreReport:
+    """All statistics of one bundle: stage 1 of each picture, then stage 2 at each budget."""
+
+    bundle: str
+    stages: tuple[ScoreStatistics, ...]
+    limit: float = UNIFORM_SPREAD
+
+    @property
+    def passed(self) -> bool:
+        """Whether every stage told its tokens apart on every picture."""
+        return not any(stage.uniform for stage in self.stages)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "bundle": self.bundle,
+            "passed": self.passed,
+            "uniform_spread": self.limit,
+            "histogram_edges": HISTOGRAM_EDGES.tolist(),
+            "stages": [stage.to_dict() for stage in self.stages],
+        }
+
+
+class ScoringSession(OnnxRuntimeSession):
+    """ONNX Runtime on the CPU that remembers the scores of its last runs.
+
+    Args:
+        bundle: An opened bundle.
+
+    Attributes:
+        scores: float32 by graph: of vision ``[P]``, of prefill ``[N1]``.
+
+    Raises:
+        SettingsError: If the bundle does not prune.
+        BundleError: If ONNX Runtime cannot load a graph, or the bundle is bfloat16.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        if bundle.spec.star is None:
+            raise SettingsError("this bundle was built with --no-prune: it ranks no tokens, so has no scores")
+        self.scores: dict[str, Float32] = {}
+        self._names: dict[str, str] = {}
+        super().__init__(bundle)
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one graph and remember its scores."""
+        outputs = super().run(graph, feeds, caches)
+        if graph in self._names:
+            scores = outputs.pop(self._names[graph]).numpy()[0]
+            if graph == PREFILL:  # the others are text, which always stays
+                scores = scores[np.asarray(feeds[IMAGE_POSITIONS])[0]]
+            self.scores[graph] = scores
+        return outputs
+
+    def _model(self, graph: str) -> Path | bytes:
+        """The graph with its scores as one more output."""
+        if graph == DECODE:
+            return super()._model(graph)
+        model = onnx.load(self.bundle.graph_path(graph), load_external_data=False)
+        (gather,) = (n for n in model.graph.node if (n.domain, n.op_type) == (STAR_DOMAIN, TOPK_GATHER))
+        self._names[graph] = gather.input[1]
+        self._plain_outputs[graph].append(gather.input[1])
+        model.graph.output.append(onnx.ValueInfoProto(name=gather.input[1]))
+        return bytes(model.SerializeToString())
+
+
+class ScoreReader:
+    """Answers prompts about pictures, and says by which scores the tokens were kept.
+
+    Args:
+        bundle: An opened bundle that prunes.
+
+    Raises:
+        SettingsError, BundleError: As :class:`ScoringSession`.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._session = ScoringSession(bundle)
+        self.pipeline = Pipeline(bundle, self._session)
+
+    def read(
+        self, image: ImageInput, prompt: str, *, keep: int | None = None, max_new_tokens: int | None = None
+    ) -> Scores:
+        """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
+
+        Raises:
+            BundleError: If a score is inf or NaN and the logits are not.
+        """
+        result = self.pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens).result()
+        kept = np.array(result.stage1_indices), np.array(result.stage2_indices)
+        scores = [self._session.scores[graph] for graph in (VISION, PREFILL)]
+        if not all(np.isfinite(stage).all() for stage in scores):
+            raise BundleError(
+                "some scores are inf or NaN; run `star-export check` without --scores, "
+                "which names the first tensor that is not finite"
+            )
+        return Scores(StageScores(scores[0], kept[0]), StageScores(scores[1], kept[1]), result)
+
+
+def check_scores(
+    folder: Path,
+    *,
+    probes: Sequence[Probe],
+    keep: Sequence[int] = (),
+    progress: CaseProgress = lambda _done, _total: None,
+) -> ScoreReport:
+    """Say how the scores of both stages are spread; fail where they are uniform.
+
+    Args:
+        folder: The bundle; every file is hashed first.
+        probes: Pictures and prompts to look at.
+        keep: Budgets of stage 2; the bundle's own by default.
+        progress: Called with cases done and cases in all.
+
+    Raises:
+        BundleError, SettingsError, InputError: If it cannot run.
+    """
+    reader = ScoreReader(open_bundle(folder, verify=True))
+    budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
+    stages: list[ScoreStatistics] = []
+    for index, probe in enumerate(probes):
+        for number, budget in enumerate(budgets):
+            progress(index * len(budgets) + number, len(probes) * len(budgets))
+            found = reader.read(probe.picture, probe.prompt, keep=budget, max_new_tokens=1)
+            if number == 0:  # stage 1 knows no budget
+                stages.append(statistics(found.stage1, probe, 1))
+            stages.append(statistics(found.stage2, probe, 2))
+    return ScoreReport(str(folder), tuple(stages))
+
+
+def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
+    """Statistics of one stage's scores, which are not negative."""
+    scores = found.scores.astype(np.float64)
+    ratio = scores / scores.mean() if scores.any() else np.ones_like(scores)  # of the uniform score
+    share = ratio / ratio.sum()
+    present = share[share > 0]
+    return ScoreStatistics(
+        picture=probe.name,
+        prompt=probe.prompt,
+        stage=stage,
+        tokens=len(scores),
+        kept=len(found.kept),
+        low=float(ratio.min()),
+        median=float(np.median(ratio)),
+        high=float(ratio.max()),
+        spread=float(ratio.std()),
+        kept_share=float(share[found.kept].sum()),
+        effective_tokens=float(np.exp(-(present * np.log(present)).sum())),
+        histogram=tuple(np.bincount(np.digitize(ratio, HISTOGRAM_EDGES), minlength=16).tolist()),
+    )

@@ -1,0 +1,277 @@
+"""Polygraphy's comparator over a bundle's graphs: each request, every runtime that works here.
+
+The reference is Polygraphy's own ONNX Runtime runner on the bundle's ONNX files,
+which knows nothing of this package: it copies the KV caches instead of updating
+them in place. Against it run the sessions that users run: ONNX Runtime's, and one
+for each set of engines in the bundle.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from star_export.answer.pipeline import Pipeline
+from star_export.bundle import Bundle, open_bundle
+from star_export.contract import DECODE, PREFILL, cache_pairs
+from star_export.engines import open_session
+from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor
+from star_export.errors import PlatformError, SettingsError, StarExportError
+from star_export.preprocessing import pixel_values
+from star_export.progress import CaseProgress
+from star_export.validation.probes import Probe
+from star_export.validation.report import JUnitTest, case_name, to_junit
+from star_export.validation.verdicts import Tolerances
+
+
+@dataclass(frozen=True)
+class Call:
+    """One graph run: its feeds, and the KV caches as they were before."""
+
+    graph: str
+    feeds: dict[str, HostArray]
+    past: dict[str, HostArray]
+
+
+@dataclass(frozen=True)
+class OutputComparison:
+    """One output of one graph, as two runtimes computed it.
+
+    Attributes:
+        picture: Name of the probe.
+        keep: Budget of stage 2; None for a bundle that does not prune.
+        graph: ``vision``, ``prefill`` or ``decode``.
+        runtime: The backend that was compared with Polygraphy's ONNX Runtime.
+        output: Name of the output.
+        error: Largest absolute difference, divided by the root mean square of the reference.
+        tolerance: What passes.
+        passed: Polygraphy's verdict.
+    """
+
+    picture: str
+    keep: int | None
+    graph: str
+    runtime: str
+    output: str
+    error: float
+    tolerance: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class ComparatorReport:
+    """All comparisons of all cases, and the runtimes that could not take part.
+
+    Attributes:
+        bundle: Its folder.
+        polygraphy: Version of Polygraphy.
+        outputs: Every output of every graph and runtime, for every picture and budget.
+        not_run: Reason per backend whose engines the bundle has but this machine cannot run.
+    """
+
+    bundle: str
+    polygraphy: str
+    outputs: tuple[OutputComparison, ...]
+    not_run: dict[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every output agrees."""
+        return all(output.passed for output in self.outputs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"passed": self.passed, **asdict(self)}
+
+    def to_junit(self) -> bytes:
+        """JUnit XML: a test suite per case, a test case per output; runtimes not run are skipped."""
+        return to_junit(self._tests())
+
+    def _tests(self) -> Iterator[JUnitTest]:
+        for found in self.outputs:
+            yield JUnitTest(
+                suite=case_name(found.picture, found.keep),
+                name=f"{found.runtime}: {found.graph}: {found.output}",
+                passed=found.passed,
+                text=f"error {found.error:.3g}, tolerance {found.tolerance:.3g}",
+            )
+        for backend, reason in self.not_run.items():
+            yield JUnitTest(suite="runtimes", name=backend, passed=None, text=reason)
+
+
+def compare_runtimes(
+    folder: Path,
+    *,
+    probes: Sequence[Probe],
+    keep: Sequence[int] = (),
+    plugin_library: Path | None = None,
+    progress: CaseProgress = lambda _done, _total: None,
+) -> ComparatorReport:
+    """Run requests through every runtime that works here, and compare every output.
+
+    Args:
+        folder: A float32 or float16 bundle; every file is hashed first.
+        probes: Pictures and prompts.
+        keep: Budgets of stage 2; the bundle's own by default.
+        plugin_library: The plugin library of TensorRT engines that were built with one.
+        progress: Called with cases done and cases in all.
+
+    Raises:
+        PlatformError: If Polygraphy is not installed.
+        SettingsError: If a budget is out of range, or ONNX Runtime cannot run the bundle, so that
+            there is no reference.
+    """
+    try:
+        import polygraphy
+    except ImportError as error:
+        raise PlatformError(
+            "check --polygraphy needs Polygraphy; run: pip install 'star-export[polygraphy]'"
+        ) from error
+    bundle = open_bundle(folder, verify=True)
+    if bundle.spec.dtype not in ("float32", "float16"):
+        raise SettingsError(
+            f"ONNX Runtime cannot run {bundle.spec.dtype} on a CPU, so there is nothing to compare with; "
+            "build a float16 bundle of the same model"
+        )
+    recorder = Recorder(open_session(bundle))
+    pipeline = Pipeline(bundle, recorder)
+    budgets = [pipeline.budget(k) if bundle.spec.star or k is not None else None for k in keep or (None,)]
+    sessions: dict[str, Session] = {"onnxruntime": recorder.session}
+    not_run: dict[str, str] = {}
+    for backend in bundle.manifest.get("engines", {}):
+        try:
+            sessions[backend] = open_session(bundle, backend, plugin_library=plugin_library)
+        except StarExportError as error:
+            not_run[backend] = str(error)
+    outputs: list[OutputComparison] = []
+    cases = [(probe, budget) for probe in probes for budget in budgets]
+    for index, (probe, budget) in enumerate(cases):
+        progress(index, len(cases))
+        calls = _record(pipeline, recorder, probe, budget)
+        for last in range(1, len(calls) + 1):
+            outputs += _compare(bundle, (probe.name, budget), calls[:last], sessions)
+    return ComparatorReport(str(folder), polygraphy.__version__, tuple(outputs), not_run)
+
+
+class Recorder:
+    """A session that notes everything it is fed, and otherwise is the one inside."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.spec, self.max_batch = session, session.spec, session.max_batch
+        self.calls: list[Call] = []
+
+    def allocate_caches(self, batch: int = 1) -> Caches:
+        """See `star_export.engines.session.Session`."""
+        return self.session.allocate_caches(batch)
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """See `star_export.engines.session.Session`."""
+        host = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}
+        names = [past for past, _ in cache_pairs(self.spec)] if caches is not None else []
+        past = {name: caches.numpy(name) for name in names} if caches is not None else {}
+        self.calls.append(Call(graph, host, past))
+        return self.session.run(graph, feeds, caches)
+
+    def synchronize(self) -> None:
+        """See `star_export.engines.session.Session`."""
+        self.session.synchronize()
+
+
+def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
+    """Vision, prefill and one decode step of a request."""
+    recorder.calls = []
+    vision = pipeline.encode_image(pixel_values(probe.picture, pipeline.image_spec))
+    caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
+    state = pipeline.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
+    pipeline.decode(state, int(state.logits.argmax()))
+    return recorder.calls
+
+
+def _compare(
+    bundle: Bundle, case: tuple[str, int | None], calls: list[Call], sessions: dict[str, Session]
+) -> list[OutputComparison]:
+    """Compare the last of ``calls``; the ones before it fill the KV caches."""
+    from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx
+    from polygraphy.comparator import Comparator, CompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    call = calls[-1]
+    path = str(bundle.graph_path(call.graph))
+    runners = [OnnxrtRunner(SessionFromOnnx(path, providers=["cpu"]), name="polygraphy")]
+    runners += [_session_runner(name, session, calls) for name, session in sessions.items()]
+    onnxruntime.set_default_logger_severity(3)  # its warnings about graphs that work are noise
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):  # relative errors of zeros
+        results = Comparator.run(runners, data_loader=[{**call.feeds, **call.past}])
+        reference = results["polygraphy"][0]
+        scale = {name: _rms(reference[name]) for name in reference}
+        tolerance = {name: _tolerance(bundle, call.graph, name) for name in reference}
+        verdicts = Comparator.compare_accuracy(
+            results,
+            comparisons=[(0, index) for index in range(1, len(runners))],
+            compare_func=CompareFunc.simple(
+                atol={name: tolerance[name] * scale[name] for name in reference},
+                rtol=0.0,
+                check_error_stat="max",
+            ),
+        )[0]
+    return [
+        OutputComparison(
+            *case,
+            call.graph,
+            pair[1],
+            name,
+            verdict.max_absdiff / scale[name],
+            tolerance[name],
+            bool(verdict),
+        )
+        for pair, iterations in verdicts.items()
+        for name, verdict in iterations[0].items()
+    ]
+
+
+def _session_runner(name: str, session: Session, calls: list[Call]) -> Any:
+    """A Polygraphy runner over one of our sessions."""
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+
+    class _SessionRunner(BaseRunner):  # type: ignore[misc]
+        def get_input_metadata_impl(self) -> Any:
+            metadata = TensorMetadata()
+            for feed, array in {**calls[-1].feeds, **calls[-1].past}.items():
+                metadata.add(feed, array.dtype, array.shape)
+            return metadata
+
+        def infer_impl(self, feed_dict: dict[str, HostArray]) -> dict[str, HostArray]:
+            del feed_dict  # the same as calls[-1]: caches are filled by the graphs, not fed
+            caches = session.allocate_caches()
+            self.inference_time = 0.0
+            for call in calls:
+                cached = caches if call.graph in (PREFILL, DECODE) else None
+                outputs = session.run(call.graph, call.feeds, cached)
+            host = {output: array.numpy() for output, array in outputs.items()}
+            if cached is not None:
+                host |= {present: caches.numpy(past) for past, present in cache_pairs(session.spec)}
+            return host
+
+    return _SessionRunner(name=name)
+
+
+def _tolerance(bundle: Bundle, graph: str, output: str) -> float:
+    """The tolerance of ``check`` for this output; indices must be equal."""
+    tolerances = Tolerances.load(bundle.spec.dtype)
+    if output.startswith("present."):
+        return tolerances.kv_cache
+    if output == "image_features":
+        return tolerances.vision_features
+    if output == "logits":
+        return tolerances.prefill_logits if graph == PREFILL else tolerances.decode_logits
+    return 0.0
+
+
+def _rms(array: HostArray) -> float:
+    return float(np.sqrt(np.mean(np.square(array, dtype=np.float64)))) or 1.0

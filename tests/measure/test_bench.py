@@ -1,0 +1,157 @@
+"""The benchmark end to end on a small bundle; its arithmetic against numbers made by hand."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star_export.answer.pipeline import load
+from star_export.errors import BundleError, SettingsError
+from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
+from star_export.measure.sides import Memory, Sample, side_device
+
+SIDES = ("star", "unpruned", "hf-sdpa")
+PROMPT = "What is in the picture?"
+
+
+@pytest.fixture(scope="module")
+def options(bundle: Callable[..., Path], picture: Path) -> BenchOptions:
+    return BenchOptions(
+        bundle=bundle("mha"), image=picture, prompt=PROMPT, baseline=bundle("mha", prune=False),
+        sides=SIDES, repeats=1, warmup=0, new_tokens=2, threads=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(options: BenchOptions, steps: list[str]) -> BenchReport:
+    return bench(options, steps.append)
+
+
+def test_every_side_was_measured(report: BenchReport, options: BenchOptions) -> None:
+    assert [side.name for side in report.sides] == list(SIDES)
+    for side in report.sides:
+        assert set(side.median_ms) == set(side.speedup) == set(MEASURES)
+        assert all(0 < ms < 60_000 for ms in side.median_ms.values())
+        # TTFT holds reading the picture, vision and prefill.
+        assert side.median_ms["ttft"] > side.median_ms["vision"] + side.median_ms["prefill"]
+    assert (report.bundle, report.keep, report.repeats) == (str(options.bundle), 64, 1)
+    assert report.text_tokens == load(options.bundle).tokenize(PROMPT).text_tokens
+
+
+def test_speedups_are_times_over_stars(report: BenchReport) -> None:
+    star = report.sides[0].median_ms
+    assert report.sides[0].speedup == dict.fromkeys(MEASURES, 1.0)
+    for side in report.sides:
+        for measure in MEASURES:
+            assert side.speedup[measure] == pytest.approx(side.median_ms[measure] / star[measure])
+            assert side.range_ms[measure] == (side.median_ms[measure],) * 2
+
+
+def test_times_and_ratios_have_their_spread() -> None:
+    """A neighbour slowed the machine in one round: medians of times and of ratios say different things."""
+
+    def rounds(*prefill: float) -> list[Sample]:
+        return [Sample(vision=1.0, prefill=ms, decode=2.0, ttft=ms + 1) for ms in prefill]
+
+    samples = {"star": rounds(100, 400, 200), "unpruned": rounds(150, 380, 180)}
+    side = _side_report("unpruned", samples, Memory(None, None), "onnxruntime")
+    assert side.median_ms == {"vision": 1.0, "prefill": 180, "decode": 2.0, "ttft": 181}
+    assert side.range_ms == {"vision": (1, 1), "prefill": (150, 380), "decode": (2, 2), "ttft": (151, 381)}
+    assert side.speedup["prefill"] == 0.95  # not 180 / 200
+    assert side.speedup_range["prefill"] == (0.9, 1.5)
+    assert side.peak_memory is None
+    alone = _side_report("unpruned", {"unpruned": samples["unpruned"]}, Memory(7, 8), "onnxruntime")
+    assert (alone.speedup, alone.speedup_range) == ({}, {})
+    assert (alone.peak_memory, alone.device_memory) == (7, 8)
+
+
+def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
+    peaks = {side.name: side.peak_memory for side in report.sides}
+    assert all(50e6 < peak < 4e9 for peak in peaks.values())
+    assert len(set(peaks.values())) == 3
+    assert {side.device_memory for side in report.sides} == {None}  # nothing ran on a GPU
+    assert {side.device for side in report.sides} == {"cpu"}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "torch_has_gpu", "device"),
+    [
+        ("star", "onnxruntime", True, "cpu"),
+        ("hf-sdpa", "onnxruntime", True, "cpu"),
+        ("star", "tensorrt", False, "cuda"),
+        ("unpruned", "onnxruntime-cuda", False, "cuda"),
+        ("hf-sdpa", "tensorrt", True, "cuda"),
+        ("hf-eager", "tensorrt-rtx", False, "cpu"),
+    ],
+)
+def test_hugging_face_runs_where_the_bundle_does(
+    monkeypatch: pytest.MonkeyPatch, name: str, backend: str, torch_has_gpu: bool, device: str
+) -> None:
+    """With a fake answer of torch's: there is no GPU to ask."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: torch_has_gpu)
+    assert side_device(name, backend) == device
+
+
+def test_an_unknown_backend(options: BenchOptions) -> None:
+    with pytest.raises(SettingsError, match="unknown backend tensorrt-rx; did you mean tensorrt-rtx"):
+        bench(replace(options, backend="tensorrt-rx"), print)
+
+
+def test_a_backend_whose_engines_are_missing_stops_before_building(options: BenchOptions) -> None:
+    steps: list[str] = []
+    with pytest.raises(BundleError, match="has no tensorrt-rtx engines; make them"):
+        bench(replace(options, backend="tensorrt-rtx", baseline=None), steps.append)
+    assert steps == []
+
+
+def test_kv_bytes(report: BenchReport) -> None:
+    text = report.text_tokens
+    one_token = 2 * 4 * 16 * 4  # key and value, heads, head size, float32
+    assert report.kv_bytes == {
+        "early": 3 * (518 + text) * one_token,
+        "late": 3 * (64 + text) * one_token,
+        "unpruned": 6 * (576 + text) * one_token,
+    }
+
+
+def test_flops(report: BenchReport) -> None:
+    pruned, full = report.flops["pruned"], report.flops["full"]
+    assert 0.4 < pruned.exact / full.exact < 0.7
+    assert 0.4 < pruned.fastv / full.fastv < 0.7
+
+
+def test_progress_names_every_side(report: BenchReport, steps: list[str]) -> None:
+    expected = [f"{what} {side}" for what in ("peak memory of", "loading") for side in SIDES]
+    assert steps == expected + [f"round 1 of 1: {side}" for side in SIDES]
+
+
+def test_report_is_json(report: BenchReport) -> None:
+    data = json.loads(json.dumps(report.to_dict()))
+    assert data["sides"][1]["range_ms"]["ttft"] == list(report.sides[1].range_ms["ttft"])
+    assert data["sides"][1]["speedup"] == report.sides[1].speedup
+    assert data["flops"]["pruned"]["exact"] == report.flops["pruned"].exact
+
+
+def test_an_unpruned_bundle(options: BenchOptions) -> None:
+    with pytest.raises(SettingsError, match="compares a pruned bundle with its baseline"):
+        bench(replace(options, bundle=options.baseline), print)
+
+
+def test_unknown_sides(options: BenchOptions) -> None:
+    with pytest.raises(
+        SettingsError, match="unknown side hf, trt; sides are star, unpruned, hf-sdpa, hf-eager"
+    ):
+        bench(replace(options, sides=("star", "trt", "hf")), print)
+
+
+@pytest.mark.parametrize("keep", [0, 289, 518])
+def test_a_budget_that_the_bundle_has_not(options: BenchOptions, keep: int) -> None:
+    with pytest.raises(SettingsError, match="--keep"):
+        bench(replace(options, keep=keep), print)

@@ -1,0 +1,140 @@
+"""The figure says what the numbers say: read back from its pixels."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from star_export.answer.generation import Result, Timings
+from star_export.show import figure
+from star_export.show.figure import budget_panel, draw_kept, draw_scores, draw_sheet, stage_panels, wrap
+from star_export.show.page import render_page
+from star_export.show.scores import Scores, StageScores
+
+SIDE = 12
+PATCHES = SIDE * SIDE
+RANDOM = np.random.default_rng(3)
+#: Every patch of one colour, none of them grey.
+COLOURS = RANDOM.integers(0, 100, (PATCHES, 3), dtype=np.uint8) + np.array([150, 0, 0], np.uint8)
+PICTURE = COLOURS.reshape(SIDE, SIDE, 3).repeat(8, axis=0).repeat(8, axis=1)
+
+
+def answer(text: str = "A red square.", *, keep: int = 20) -> Scores:
+    first, second = RANDOM.lognormal(size=PATCHES), RANDOM.lognormal(size=PATCHES - 14)
+    stages = [
+        StageScores(scores.astype(np.float32), np.sort(np.argsort(-scores)[:count]))
+        for scores, count in ((first, PATCHES - 14), (second, keep))
+    ]
+    timings = Timings(0.0, 0.0, (), 0.0)
+    result = Result(text, (), "stop", *(tuple(s.kept.tolist()) for s in stages), 0, timings)
+    return Scores(stages[0], stages[1], result)
+
+
+def centres(image: Image.Image) -> np.ndarray:
+    """Colour in the middle of each patch ``[P, 3]``."""
+    cell = image.width // SIDE
+    return np.asarray(image)[cell // 2 : image.width : cell, cell // 2 :: cell].reshape(-1, 3).astype(int)
+
+
+def is_grey(colours: np.ndarray) -> np.ndarray:
+    return np.ptp(colours, axis=-1) == 0
+
+
+def test_exactly_the_dropped_patches_are_dark() -> None:
+    kept = np.sort(RANDOM.choice(PATCHES, 50, replace=False))
+    found = centres(draw_kept(PICTURE, kept, PATCHES))
+    assert np.flatnonzero(~is_grey(found)).tolist() == kept.tolist()
+    assert np.abs(found[kept] - COLOURS[kept]).max() <= 1
+    assert np.delete(found, kept, axis=0).max() < 0.3 * COLOURS.max()
+
+
+def test_a_dark_picture_shows_what_was_kept_by_its_edges() -> None:
+    drawn = np.asarray(draw_kept(np.zeros_like(PICTURE), np.array([SIDE + 1]), PATCHES))
+    rows, columns = np.nonzero(drawn[..., 0] == 255)
+    cell = drawn.shape[0] // SIDE
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (cell, 2 * cell - 1) * 2
+
+
+def test_every_panel_shows_its_stage() -> None:
+    scores = answer()
+    left = scores.stage1.kept
+    picture, heat1, kept1, heat2, kept2 = (*stage_panels(PICTURE, scores), budget_panel(PICTURE, scores))
+    assert (kept1.title, kept2.title) == ("stage 1: 130 of 144", "stage 2: 20 of 130")
+    assert (heat1.title, heat2.title) == ("stage 1 scores: 144 patches", "stage 2 scores: 130 tokens")
+    assert not is_grey(centres(picture.image)).any()
+    assert np.flatnonzero(~is_grey(centres(kept1.image))).tolist() == left.tolist()
+    assert np.flatnonzero(~is_grey(centres(kept2.image))).tolist() == left[scores.stage2.kept].tolist()
+    side = picture.image.width
+    blank = (centres(heat2.image.crop((0, 0, side, side))) == figure.BLANK).all(axis=1)
+    assert np.flatnonzero(~blank).tolist() == left.tolist()
+    assert not (centres(heat1.image.crop((0, 0, side, side))) == figure.BLANK).all(axis=1).any()
+
+
+def test_a_higher_score_is_lighter() -> None:
+    scores = np.geomspace(0.001, 1, PATCHES).astype(np.float32)
+    order = RANDOM.permutation(PATCHES)
+    drawn = draw_scores(np.full_like(PICTURE, 99), scores[order], np.arange(PATCHES), PATCHES)
+    light = np.asarray(drawn.crop((0, 0, drawn.width, drawn.width)).convert("L"), int)
+    cell = drawn.width // SIDE
+    found = light[cell // 2 :: cell, cell // 2 :: cell].ravel()
+    assert (np.diff(found[np.argsort(order)]) >= 0).all()
+    assert np.ptp(found) > 100
+
+
+def test_rounding_errors_are_no_pattern() -> None:
+    scores = (1 + 1e-6 * RANDOM.standard_normal(PATCHES)).astype(np.float32)
+    drawn = draw_scores(np.full_like(PICTURE, 99), scores, np.arange(PATCHES), PATCHES)
+    assert np.ptp(centres(drawn.crop((0, 0, drawn.width, drawn.width))), axis=0).max() <= 1
+
+
+@pytest.mark.parametrize("patches", [4, 256, 576, 500 * 500])
+def test_any_grid_fits(patches: int) -> None:
+    size = draw_kept(PICTURE.repeat(10, axis=0).repeat(10, axis=1), np.arange(2), patches).size
+    assert size[0] == size[1]
+    assert 300 < size[0] <= max(figure.PANEL_SIZE, 500)
+
+
+def test_one_row_per_budget() -> None:
+    one, two = (draw_sheet(PICTURE, "What?", [answer(keep=k) for k in keeps]) for keeps in ((20,), (20, 5)))
+    assert two.size == (one.width, 2 * one.height)
+
+
+@pytest.mark.parametrize("text", ["many short words " * 40, "x" * 700, "é ü 日本 \n\n\t", ""])
+def test_text_is_whole_and_inside(text: str) -> None:
+    font = ImageFont.load_default(24)
+    lines = wrap(text, font, 500)
+    assert max(font.getlength(line) for line in lines) <= 500
+    assert "".join(lines).replace(" ", "") == "".join(text.split())
+    sheet = np.asarray(draw_sheet(PICTURE, "What?", [answer(text)]))
+    for border in (sheet[:8], sheet[-8:], sheet[:, :8], sheet[:, -8:]):
+        assert (border == figure.PAPER).all()
+
+
+class Page(HTMLParser):
+    """The text of a page, its elements and what they load."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.text, self.tags, self.links = "", [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_escapes_prompt_and_answer() -> None:
+    prompt, text = "<script>alert(1)</script> & {{ 7 * 7 }}", '"><img src=x onerror=alert(2)>'
+    page = render_page(PICTURE, prompt, [answer(text), answer("second", keep=5)])
+    found = Page(page)
+    assert "script" not in found.tags
+    assert found.tags.count("img") == 4 + 2
+    assert prompt in found.text
+    assert text in found.text
+    assert "stage 2: 20 of 130" in found.text
+    assert "stage 2: 5 of 130" in found.text
+    assert all(link.startswith("data:image/png;base64,") for link in found.links)
