@@ -11,12 +11,18 @@ import pytest
 
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines.session import HostArray
+from star_export.errors import PlatformError
 
 if TYPE_CHECKING:
     from tests.fake_gpu.device import FakeGpu
 
 #: How far logits, features and caches of a real GPU may be from ONNX Runtime's.
 ATOL = 0.05
+
+_REAL = pytest.param("gpu", marks=pytest.mark.gpu)
+#: Not on the fake GPU that begins work at once: what passes when it begins late passes there too,
+#: but for the order of calls, which the sessions' own tests see to.
+LATE = pytest.mark.parametrize("machine", ["fake-lazy", _REAL], indirect=True, scope="module")
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def fake_engine_bundle(
     return get
 
 
-@pytest.fixture(scope="module", params=["fake", "fake-lazy", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(scope="module", params=["fake", "fake-lazy", _REAL])
 def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
     """Each GPU in turn; the real one in `make test-gpu` only."""
     if request.param == "gpu":
@@ -102,6 +108,18 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
     with installed(FakeGpu(lazy=request.param == "fake-lazy")) as gpu:
         yield _fake(make, gpu)
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
+def backend(request: pytest.FixtureRequest, machine: Machine) -> str:
+    """Each TensorRT; one that a real GPU's machine lacks is skipped."""
+    from star_export.engines.tensorrt.bindings import load_bindings
+
+    try:
+        load_bindings(request.param)
+    except PlatformError as error:
+        pytest.skip(str(error))
+    return str(request.param)
 
 
 def _fake(make: Callable[..., Bundle], gpu: "FakeGpu") -> Machine:

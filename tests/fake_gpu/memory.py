@@ -11,6 +11,7 @@ Bytes = npt.NDArray[np.uint8]
 POISON = 0xFF
 #: Device allocations start at multiples of this, as CUDA promises; what lies between them is nobody's.
 ALIGNMENT = 256
+_PAGE = 4096  # where pinned allocations start
 _FIRST_ADDRESS = 1 << 52  # no process has memory there: code that follows a device address on the host dies
 
 INVALID_VALUE, OUT_OF_MEMORY, ILLEGAL_ADDRESS, MISALIGNED_ADDRESS = 1, 2, 700, 716
@@ -54,7 +55,8 @@ class Memory:
         """Address of ``size`` poisoned bytes; device addresses are never used again."""
         if not on_host and size > self.free_bytes:
             raise CudaError(OUT_OF_MEMORY)
-        data = np.full(size, POISON, np.uint8)
+        whole = np.full(size + _PAGE, POISON, np.uint8)
+        data = whole[-whole.ctypes.data % _PAGE :][:size]
         address = data.ctypes.data if on_host else self._next
         if not on_host:
             self._next += (size // ALIGNMENT + 2) * ALIGNMENT

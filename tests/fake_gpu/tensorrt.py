@@ -26,6 +26,7 @@ VERSIONS = {"tensorrt": "10.16.0.0", TENSORRT_RTX: tensorrt_rtx.__version__}
 #: TensorRT takes tensors at multiples of this only.
 ALIGNMENT = 256
 SCRATCH = 1 << 16
+DEVICE, HOST = tensorrt_rtx.TensorLocation.DEVICE, tensorrt_rtx.TensorLocation.HOST
 TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
@@ -81,6 +82,8 @@ class FakeEngine:
     """``ICudaEngine``."""
 
     device_memory_size_v2 = SCRATCH
+    streamable_weights_size = 1000
+    weight_streaming_budget_v2 = 0
 
     def __init__(self, gpu: FakeGpu, logger: Any, session: ort.InferenceSession) -> None:
         self.gpu, self.logger, self.session = gpu, logger, session
@@ -106,7 +109,7 @@ class FakeEngine:
         return past if name in self.outputs and past != name else None
 
     def get_tensor_location(self, name: str) -> Any:
-        return tensorrt_rtx.TensorLocation.DEVICE
+        return DEVICE
 
     def create_runtime_config(self) -> Any:
         return SimpleNamespace(set_execution_context_allocation_strategy=lambda strategy: None)
@@ -187,7 +190,8 @@ def _run(
     binding = ort.IOBinding(engine.session)
     for name, value in engine.tensors.items():
         dtype = np.dtype(TYPES[value.type][1])
-        data = memory.view(addresses[name], math.prod(shapes[name]) * dtype.itemsize)
+        size, on_host = math.prod(shapes[name]) * dtype.itemsize, engine.get_tensor_location(name) == HOST
+        data = memory.view(addresses[name], size, on_host=on_host)
         bind = binding.bind_input if name in engine.inputs else binding.bind_output
         bind(name, "cpu", 0, dtype, shapes[name], data.ctypes.data)
     engine.session.run_with_iobinding(binding)

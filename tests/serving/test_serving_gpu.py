@@ -21,14 +21,13 @@ from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.sampling import Sampling
 from star_export.bundle import Bundle
 from star_export.contract import DECODE
-from star_export.engines.tensorrt.bindings import load_bindings
-from star_export.errors import BusyError, DeviceError, NonFiniteError, PlatformError
+from star_export.errors import BusyError, DeviceError, NonFiniteError
 from star_export.preprocessing import load_image
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.triton.repository import ServeOptions, write_repository
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed
-from tests.fake_gpu.machine import Machine
+from tests.fake_gpu.machine import LATE, Machine
 from tests.serving.triton import fake_triton
 
 fake_triton.install()
@@ -37,20 +36,6 @@ from star_export.serving.triton import model as triton_model  # noqa: E402
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 PROMPTS = ("What color is the square?", "What number is written?", "How many rings are there?")
 LOST = "the GPU is lost, running on the GPU: cudaErrorIllegalAddress"
-
-#: Whoever passes where work begins as late as CUDA allows passes where it begins at once: see the sessions.
-late = pytest.mark.parametrize(
-    "machine", ["fake-lazy", pytest.param("gpu", marks=pytest.mark.gpu)], indirect=True, scope="module"
-)
-
-
-@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
-def backend(request: pytest.FixtureRequest, machine: Machine) -> str:
-    try:
-        load_bindings(request.param)
-    except PlatformError as error:
-        pytest.skip(str(error))
-    return str(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +75,7 @@ def tokens_of(pipeline: Pipeline, asked: Request) -> tuple[int, ...]:
     return Generation(pipeline, asked).result().token_ids
 
 
-@late
+@LATE
 def test_answers_are_those_of_one_at_a_time(machine: Machine, gpu: Pipeline, alone: Pipeline) -> None:
     asked = requests(gpu, machine)
     with Scheduler(gpu, slots=3) as scheduler:
@@ -99,7 +84,7 @@ def test_answers_are_those_of_one_at_a_time(machine: Machine, gpu: Pipeline, alo
     assert answers == [tokens_of(alone, one) for one in asked]
 
 
-@late
+@LATE
 @pytest.mark.parametrize("place", [0, 1])
 def test_nans_stay_with_their_request(machine: Machine, gpu: Pipeline, alone: Pipeline, place: int) -> None:
     """The slot is clean for the next request, and the neighbour never notices."""
@@ -149,7 +134,7 @@ def send(model: Any, *prompts: str) -> list[fake_triton.Request]:
     return sent
 
 
-@late
+@LATE
 def test_triton_answers(bundle_: Bundle, backend: str, alone: Pipeline, start: Callable[..., Any]) -> None:
     sent = send(start(bundle_, backend), *PROMPTS)
     found = [[response.plain()["text"] for response in one.sender] for one in sent]

@@ -21,9 +21,8 @@ from star_export.engines import open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
-from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
-from star_export.errors import BundleError, InputError, PlatformError, SettingsError
+from star_export.errors import BundleError, InputError, SettingsError
 from star_export.preprocessing import load_image, pixel_values
 from star_export.show.scores import ScoreReader
 from tests.fake_gpu.kernels import Argmax as FakeArgmax
@@ -31,15 +30,6 @@ from tests.fake_gpu.kernels import compile_argmax
 from tests.fake_gpu.machine import ATOL, Machine, nearly_equal
 
 SHORT, LONG = "What is in the picture?", "Where is the dog, and what is written on the sign? " * 2
-
-
-@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
-def backend(request: pytest.FixtureRequest, machine: Machine) -> str:
-    try:
-        load_bindings(request.param)
-    except PlatformError as error:
-        pytest.skip(str(error))
-    return str(request.param)
 
 
 @pytest.fixture(scope="module", params=["mha", "gqa"])

@@ -18,7 +18,6 @@ from star_export.contract import VISION, cache_pairs
 from star_export.engines import open_session
 from star_export.engines.session import HostArray
 from star_export.engines.tensorrt import cuda
-from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.session import TensorRTArray, TensorRTCaches
 from star_export.engines.tensorrt.shapes import ShapeRules
@@ -80,15 +79,6 @@ def check_expiry(gpu: Pipeline, picture: Path) -> None:
     with pytest.raises(InputError, match="image_indices was overwritten by a later run of vision"):
         first.numpy()
     assert second.numpy().shape == (1, gpu.spec.image_tokens)
-
-
-@pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
-def backend(request: pytest.FixtureRequest, machine: Machine) -> str:
-    try:
-        load_bindings(request.param)
-    except PlatformError as error:
-        pytest.skip(str(error))
-    return str(request.param)
 
 
 def test_nobody_need_wait(machine: Machine, backend: str, picture: Path) -> None:
