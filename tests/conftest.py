@@ -63,10 +63,12 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
     ) -> Path:
-        from star_export.build import BuildOptions, build
-
         kind = "star" if prune else "full"
         folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
+        if folder.exists():  # whole: builds rename
+            return folder
+        from star_export.build import BuildOptions, build
+
         options = BuildOptions(
             model=str(checkpoint(preset)),
             output=folder,
