@@ -26,12 +26,15 @@ from star_export.contract import (
     DECODE,
     LATE_LENGTHS,
     PREFILL,
+    STAGE1_SLOTS,
     STAR_DOMAIN,
     STAR_DOMAIN_VERSION,
     VISION,
     GraphSpec,
     TensorSpec,
     contract,
+    is_lengths,
+    is_slots,
 )
 from star_export.graphs.decoder import DecodeGraph, PrefillGraph
 from star_export.graphs.ops import OPSET, topk_gather_function
@@ -122,23 +125,31 @@ def _forward_arguments(borders: GraphSpec, make: Callable[[TensorSpec], Any]) ->
     """Keyword arguments of the module's ``forward``, one ``make(tensor)`` for each input."""
     arguments: dict[str, Any] = {}
     for tensor in borders.inputs:
-        if tensor.name.startswith("past_key_values."):
-            arguments.setdefault("past_key_values", []).append(make(tensor))
+        if (argument := _list_argument(tensor.name)) is not None:
+            arguments.setdefault(argument, []).append(make(tensor))
         else:
             arguments[tensor.name] = make(tensor)
     return arguments
 
 
+def _list_argument(name: str) -> str | None:
+    """The argument that takes all inputs of a kind of which there may be several, if ``name`` is of one."""
+    if name.startswith("past_key_values."):
+        return "past_key_values"
+    if is_lengths(name):
+        return "lengths"
+    return "stage_slots" if is_slots(name) and name != STAGE1_SLOTS else None
+
+
 def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
     """A fake input. The sizes only have to be possible: each symbolic one stays symbolic."""
-    star = spec.star
     sizes = {
         "B": 2,
         "S": spec.image_tokens + spec.max_text_tokens + 3,
         "V": spec.image_tokens,
         "Q": 5,
-        "N1": star.stage1_keep if star else 0,
-        "N2": star.keep + 1 if star else 0,
+        "N1": spec.image_tokens,
+        **{f"N{number}": tokens + 1 for number, tokens in enumerate(spec.budgets(), start=2)},
     }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
     return torch.empty(shape, dtype=_TORCH_DTYPE[tensor.dtype])
@@ -156,7 +167,7 @@ def _detach_weights(model: ir.Model) -> None:
 
 
 def _detach_late_lengths(model: ir.Model) -> None:
-    """Let the late layers' write indices come out of a node instead of straight from an input.
+    """Let the last layers' write indices come out of a node instead of straight from an input.
 
     Two groups of TensorScatter whose indices are two graph inputs crash the builder of
     TensorRT-RTX 1.7.1 (a segmentation fault), whoever calls it; one addition of zero avoids
@@ -213,6 +224,8 @@ def _declare(model: ir.Model, borders: GraphSpec) -> None:
             output.shape = _renamed(output.shape, symbols)
     for value, tensor in pairs:
         value.shape = ir.Shape(tensor.shape)
+        if is_lengths(tensor.name) or is_slots(tensor.name):  # traced under its number in a list
+            value.metadata_props["pkg.torch.onnx.original_node_name"] = tensor.name
 
 
 def _renamed(shape: ir.Shape | None, symbols: dict[str, str]) -> ir.Shape | None:

@@ -149,7 +149,7 @@ class ScoringSession(OnnxRuntimeSession):
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        if bundle.spec.star is None:
+        if not bundle.spec.schedule:
             raise SettingsError("this bundle was built with --no-prune: it ranks no tokens, so has no scores")
         self.scores: dict[str, Float32] = {}
         self._names: dict[str, str] = {}
