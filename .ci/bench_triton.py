@@ -79,7 +79,9 @@ class Here:
 
     def _step(self) -> None:
         position = np.full(self._slots, self._pipeline.spec.image_tokens)
-        self._pipeline.decode_batch(self._caches, np.ones_like(position), position, position // 2).argmax()
+        self._pipeline.steps.decode_batch(
+            self._caches, np.ones_like(position), position, position // 2
+        ).argmax()
 
     def _journey(self, pb: Any) -> None:
         past = pb.Tensor("past", self._bytes)

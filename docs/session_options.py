@@ -38,12 +38,12 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     pixels = pixel_values(load_image(picture), pipeline.image_spec)
     for _ in range(2):
         start = time.perf_counter()
-        vision = pipeline.encode_image(pixels)
+        vision = pipeline.steps.encode_image(pixels)
         seen = time.perf_counter()
-        state = pipeline.prefill(tokens, vision, keep=pipeline.budget(None))
+        state = pipeline.steps.prefill(tokens, vision, keep=pipeline.budget(None))
         prefilled = time.perf_counter()
         for _ in range(TOKENS):
-            pipeline.decode(state, state.best_token())
+            pipeline.steps.decode(state, state.best_token())
         decoded = time.perf_counter()
     anonymous = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
     return {

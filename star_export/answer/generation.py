@@ -3,19 +3,17 @@
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from star_export.answer.sampling import Sampler, Sampling
+from star_export.answer.request import Request
+from star_export.answer.sampling import Sampler
+from star_export.answer.steps import Steps
 from star_export.answer.transcript import Transcript
 from star_export.engines.session import Int64
 from star_export.errors import InputError
 from star_export.preprocessing import TokenizedPrompt
-
-if TYPE_CHECKING:
-    from star_export.answer.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -65,46 +63,14 @@ class Result:
         return asdict(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """A checked request, ready to run.
-
-    Attributes:
-        pixels: float32 ``[1, 3, H, W]``.
-        tokens: The prompt.
-        keep: Visual tokens after stage 2.
-        max_new_tokens: Tokens to generate at most.
-        sampling: How the next token is chosen.
-        stop: Strings that end the answer and are no part of it.
-        end_token_ids: Tokens that end it, besides the bundle's own.
-    """
-
-    pixels: npt.NDArray[np.float32]
-    tokens: TokenizedPrompt
-    keep: int
-    max_new_tokens: int
-    sampling: Sampling
-    stop: tuple[str, ...] = ()
-    end_token_ids: tuple[int, ...] = ()
-
-    def transcript(self, pipeline: "Pipeline") -> Transcript:
-        """An empty answer to this request."""
-        return Transcript(
-            pipeline.tokenizer,
-            eos_token_ids=(*pipeline.end_token_ids, *self.end_token_ids),
-            max_new_tokens=self.max_new_tokens,
-            stop=self.stop,
-        )
-
-
 class Generation:
     """Pieces of an answer as they come, then its :class:`Result`."""
 
-    def __init__(self, pipeline: "Pipeline", request: Request) -> None:
+    def __init__(self, steps: Steps, request: Request, transcript: Transcript) -> None:
         self._outcome: list[Result | Exception] = []
         # Knows nothing of self: an answer that nobody wants any more is let go at once, not by the
         # garbage collector, and so are the KV caches.
-        self._pieces = _pieces(pipeline, request, self._outcome)
+        self._pieces = _pieces(steps, request, transcript, self._outcome)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -130,22 +96,21 @@ class Generation:
 
 
 def _pieces(
-    pipeline: "Pipeline", request: Request, outcome: list[Result | Exception]
+    steps: Steps, request: Request, transcript: Transcript, outcome: list[Result | Exception]
 ) -> Generator[str, None, None]:
     try:
-        outcome.append((yield from _run(pipeline, request)))
+        outcome.append((yield from _run(steps, request, transcript)))
     except Exception as error:
         outcome.append(error)
         raise
 
 
-def _run(pipeline: "Pipeline", request: Request) -> Generator[str, None, Result]:
+def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     sampler, clock = Sampler(request.sampling), _Clock()
-    transcript = request.transcript(pipeline)
-    with pipeline.claimed_caches() as caches:
-        vision = pipeline.encode_image(request.pixels)
+    with steps.claimed_caches() as caches:
+        vision = steps.encode_image(request.pixels)
         vision_ms = clock.lap()
-        state = pipeline.prefill(request.tokens, vision, keep=request.keep, caches=caches)
+        state = steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
         token = state.next_token(sampler)
         prefill_ms = clock.lap()
         stage1 = tuple(vision.indices.tolist())
@@ -157,7 +122,7 @@ def _run(pipeline: "Pipeline", request: Request) -> Generator[str, None, Result]
             if transcript.finish_reason:
                 break
             clock.lap()
-            pipeline.decode(state, token)
+            steps.decode(state, token)
             token = state.next_token(sampler)
             laps.append(clock.lap())
     rest = transcript.finish()

@@ -1,30 +1,16 @@
-"""Generation: a picture and a prompt in, text out.
+"""A loaded bundle: a picture and a prompt in, text out."""
 
-The same three steps on every backend: vision, prefill with pruning, decode one
-token at a time. The steps are separate methods, so that the parity check and
-the benchmark measure exactly what users run.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from weakref import WeakValueDictionary
 
-import numpy as np
-import numpy.typing as npt
-
-from star_export import contract as names
-from star_export.answer.generation import Generation, Request
+from star_export.answer.generation import Generation
+from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
-from star_export.answer.steps import DecodeState, VisionOutput
-from star_export.answer.transcript import check_stop
+from star_export.answer.steps import Steps
+from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
-from star_export.contract import DECODE, PREFILL, VISION
-from star_export.dtypes import to_device_dtype
 from star_export.engines import open_session
-from star_export.engines.session import Caches, DeviceArray, Int64, Session
+from star_export.engines.session import Session
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.preprocessing import (
     TokenizedPrompt,
@@ -38,8 +24,6 @@ from star_export.preprocessing import (
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.specs import ExportSpec, check_keep
-
-_OWN_CACHES = "give prefill caches of its own: caches=pipeline.session.allocate_caches()"
 
 
 class Pipeline:
@@ -59,7 +43,7 @@ class Pipeline:
     """
 
     def __init__(self, bundle: Bundle, session: Session) -> None:
-        self.bundle, self.session = bundle, session
+        self.bundle, self.session, self.steps = bundle, session, Steps(session)
         self.spec: ExportSpec = bundle.spec
         parameters = read_preprocessing(bundle.path(PREPROCESSOR), self.spec.model)
         self.image_spec, self.prompt_spec = parameters.image, parameters.prompt
@@ -68,28 +52,11 @@ class Pipeline:
             self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
         except SettingsError as error:
             raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error}") from error
-        self._states: WeakValueDictionary[int, DecodeState] = WeakValueDictionary()  # by id() of their caches
-        self._claim: object | None = None  # of the generation that runs in the own caches
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: the model's own, and those that the build added."""
         return (*self.spec.model.eos_token_ids, *self._added_ends)
-
-    @cached_property
-    def _caches(self) -> Caches:
-        """KV caches of the one sequence that :meth:`generate` works on."""
-        return self.session.allocate_caches()
-
-    @contextmanager
-    def claimed_caches(self) -> Iterator[Caches]:
-        """This pipeline's own caches for one generation; one that began before loses them."""
-        self._claim = claim = object()
-        try:
-            yield self._caches
-        finally:
-            if self._claim is claim:
-                self._claim = None
 
     def generate(
         self,
@@ -132,7 +99,7 @@ class Pipeline:
             stop=stop,
             end_tokens=end_tokens,
         )
-        return Generation(self, request)
+        return self.answer(request)
 
     def request(
         self,
@@ -160,6 +127,19 @@ class Pipeline:
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
             end_token_ids=end_token_ids(end_tokens, self.tokenizer),
+        )
+
+    def answer(self, request: Request) -> Generation:
+        """Answer a prepared request; see :meth:`generate`."""
+        return Generation(self.steps, request, self.transcript(request))
+
+    def transcript(self, request: Request) -> Transcript:
+        """An empty answer to a request."""
+        return Transcript(
+            self.tokenizer,
+            eos_token_ids=(*self.end_token_ids, *request.end_token_ids),
+            max_new_tokens=request.max_new_tokens,
+            stop=request.stop,
         )
 
     def budget(self, keep: int | None) -> int:
@@ -202,112 +182,6 @@ class Pipeline:
                 f"shorten it or rebuild with --max-text-tokens {tokens.text_tokens}"
             )
         return tokens
-
-    def encode_image(
-        self, pixels: npt.NDArray[np.float32], *, stage1_keep: int | None = None
-    ) -> VisionOutput:
-        """Run the vision graph, without waiting for a GPU.
-
-        Args:
-            pixels: float32 ``[1, 3, H, W]``.
-            stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
-        """
-        feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
-        if self.spec.star is None:
-            output = self.session.run(VISION, feeds)
-            return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
-        count = self.spec.star.stage1_keep if stage1_keep is None else stage1_keep
-        feeds[names.STAGE1_SLOTS] = np.arange(count)
-        output = self.session.run(VISION, feeds)
-        return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
-
-    def prefill(
-        self,
-        tokens: TokenizedPrompt,
-        vision: VisionOutput,
-        *,
-        keep: int | None = None,
-        caches: Caches | None = None,
-    ) -> DecodeState:
-        """Run the prefill graph, without waiting for a GPU; fills the caches from index 0.
-
-        Args:
-            tokens: The prompt, with as many image positions as there are features.
-            vision: Features of the picture.
-            keep: Visual tokens after stage 2; the bundle's own by default.
-            caches: KV caches of one sequence; this pipeline's own by default.
-
-        Returns:
-            The sequence; the one that the caches held before is ``stale``.
-
-        Raises:
-            InputError: If a generation is running in this pipeline's own caches.
-        """
-        if caches is None:
-            if self._claim is not None:
-                raise InputError(
-                    "a generation is running in this pipeline's KV caches; finish it or close() it, "
-                    f"or {_OWN_CACHES}"
-                )
-            caches = self._caches
-        if before := self._states.get(id(caches)):
-            before.stale = True
-        length = tokens.input_ids.shape[1]
-        feeds: dict[str, Any] = {
-            names.INPUT_IDS: tokens.input_ids,
-            names.IMAGE_FEATURES: vision.features,
-            names.IMAGE_POSITIONS: tokens.image_positions,
-        }
-        late_length = length
-        if self.spec.star is not None:
-            budget = self.spec.star.keep if keep is None else keep
-            feeds[names.QUERY_POSITIONS] = tokens.query_positions
-            feeds[names.STAGE2_SLOTS] = np.arange(budget)
-            late_length += budget - tokens.image_positions.shape[1]
-        output = self.session.run(PREFILL, feeds, caches)
-        state = self._states[id(caches)] = DecodeState(
-            caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
-        )
-        return state
-
-    def decode(self, state: DecodeState, token: int) -> None:
-        """Append ``token`` to a sequence and update its logits.
-
-        Raises:
-            InputError: If its caches hold it no more.
-        """
-        if state.stale:
-            raise InputError(
-                "another generation or prefill took the KV caches of this sequence, or they were cleaned "
-                f"after logits that were not finite; finish one before the next, or {_OWN_CACHES}"
-            )
-        lengths = np.array([state.position]), np.array([state.late_length])
-        state.output = self.decode_batch(state.caches, np.array([token]), *lengths)
-        state.position += 1
-        state.late_length += 1
-
-    def decode_batch(
-        self, caches: Caches, tokens: Int64, positions: Int64, late_lengths: Int64
-    ) -> DeviceArray:
-        """Append a token to each of ``B`` sequences.
-
-        Args:
-            caches: Their KV caches.
-            tokens: int64 ``[B]``.
-            positions: int64 ``[B]``, of these tokens; as many are in the early layers' caches.
-            late_lengths: int64 ``[B]``, tokens in the late layers' caches.
-
-        Returns:
-            Logits, float32 ``[B, vocab]``.
-        """
-        feeds = {
-            names.INPUT_IDS: tokens[:, None],
-            names.POSITION_IDS: positions[:, None],
-            names.EARLY_LENGTHS: positions,
-        }
-        if self.spec.star is not None:
-            feeds[names.LATE_LENGTHS] = late_lengths
-        return self.session.run(DECODE, feeds, caches)[names.LOGITS]
 
 
 def load(

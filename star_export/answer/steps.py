@@ -1,18 +1,31 @@
-"""What the steps of a generation pass on to each other."""
+"""The three steps of an answer, and what they pass on to each other.
 
+Vision, prefill with pruning, decode one token at a time: the same on every backend, and each can be
+run alone, so that the parity check and the benchmark measure exactly what users run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
-from star_export.answer.sampling import NOT_FINITE, Sampler, Sampling, next_tokens
+from star_export import contract as names
+from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.sampling import Sampler, Sampling
+from star_export.contract import DECODE, PREFILL, VISION
 from star_export.dtypes import to_device_dtype
-from star_export.engines.session import Caches, DeviceArray, Int64, Tensor, on_host
-from star_export.errors import NonFiniteError
+from star_export.engines.session import Caches, DeviceArray, Int64, Session, Tensor, on_host
+from star_export.errors import InputError, NonFiniteError
+from star_export.preprocessing import TokenizedPrompt
 from star_export.specs import DType
 
 _GREEDY = Sampler(Sampling())
+_OWN_CACHES = "give prefill caches of its own: caches=steps.session.allocate_caches()"
 
 
 @dataclass(frozen=True)
@@ -97,3 +110,139 @@ class DecodeState:
             NonFiniteError: See :meth:`next_token`.
         """
         return self.next_token(_GREEDY)
+
+
+class Steps:
+    """The three graphs of a bundle on one session: see a picture, read a prompt, append a token.
+
+    Args:
+        session: The graphs, loaded by a backend.
+
+    Attributes:
+        spec: What was exported.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.spec = session, session.spec
+        self._states: WeakValueDictionary[int, DecodeState] = WeakValueDictionary()  # by id() of their caches
+        self._claim: object | None = None  # of the generation that runs in the own caches
+
+    @cached_property
+    def _caches(self) -> Caches:
+        """KV caches of one sequence, for who has none of its own."""
+        return self.session.allocate_caches()
+
+    @contextmanager
+    def claimed_caches(self) -> Iterator[Caches]:
+        """The own caches for one generation; one that began before loses them."""
+        self._claim = claim = object()
+        try:
+            yield self._caches
+        finally:
+            if self._claim is claim:
+                self._claim = None
+
+    def encode_image(
+        self, pixels: npt.NDArray[np.float32], *, stage1_keep: int | None = None
+    ) -> VisionOutput:
+        """Run the vision graph, without waiting for a GPU.
+
+        Args:
+            pixels: float32 ``[1, 3, H, W]``.
+            stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
+        """
+        feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
+        if self.spec.star is None:
+            output = self.session.run(VISION, feeds)
+            return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
+        count = self.spec.star.stage1_keep if stage1_keep is None else stage1_keep
+        feeds[names.STAGE1_SLOTS] = np.arange(count)
+        output = self.session.run(VISION, feeds)
+        return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
+
+    def prefill(
+        self,
+        tokens: TokenizedPrompt,
+        vision: VisionOutput,
+        *,
+        keep: int | None = None,
+        caches: Caches | None = None,
+    ) -> DecodeState:
+        """Run the prefill graph, without waiting for a GPU; fills the caches from index 0.
+
+        Args:
+            tokens: The prompt, with as many image positions as there are features.
+            vision: Features of the picture.
+            keep: Visual tokens after stage 2; the bundle's own by default.
+            caches: KV caches of one sequence; the own ones by default.
+
+        Returns:
+            The sequence; the one that the caches held before is ``stale``.
+
+        Raises:
+            InputError: If a generation is running in the own caches.
+        """
+        if caches is None:
+            if self._claim is not None:
+                raise InputError(
+                    f"a generation is running in these KV caches; finish it or close() it, or {_OWN_CACHES}"
+                )
+            caches = self._caches
+        if before := self._states.get(id(caches)):
+            before.stale = True
+        length = tokens.input_ids.shape[1]
+        feeds: dict[str, Any] = {
+            names.INPUT_IDS: tokens.input_ids,
+            names.IMAGE_FEATURES: vision.features,
+            names.IMAGE_POSITIONS: tokens.image_positions,
+        }
+        late_length = length
+        if self.spec.star is not None:
+            budget = self.spec.star.keep if keep is None else keep
+            feeds[names.QUERY_POSITIONS] = tokens.query_positions
+            feeds[names.STAGE2_SLOTS] = np.arange(budget)
+            late_length += budget - tokens.image_positions.shape[1]
+        output = self.session.run(PREFILL, feeds, caches)
+        state = self._states[id(caches)] = DecodeState(
+            caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
+        )
+        return state
+
+    def decode(self, state: DecodeState, token: int) -> None:
+        """Append ``token`` to a sequence and update its logits.
+
+        Raises:
+            InputError: If its caches hold it no more.
+        """
+        if state.stale:
+            raise InputError(
+                "another generation or prefill took the KV caches of this sequence, or they were cleaned "
+                f"after logits that were not finite; finish one before the next, or {_OWN_CACHES}"
+            )
+        lengths = np.array([state.position]), np.array([state.late_length])
+        state.output = self.decode_batch(state.caches, np.array([token]), *lengths)
+        state.position += 1
+        state.late_length += 1
+
+    def decode_batch(
+        self, caches: Caches, tokens: Int64, positions: Int64, late_lengths: Int64
+    ) -> DeviceArray:
+        """Append a token to each of ``B`` sequences.
+
+        Args:
+            caches: Their KV caches.
+            tokens: int64 ``[B]``.
+            positions: int64 ``[B]``, of these tokens; as many are in the early layers' caches.
+            late_lengths: int64 ``[B]``, tokens in the late layers' caches.
+
+        Returns:
+            Logits, float32 ``[B, vocab]``.
+        """
+        feeds = {
+            names.INPUT_IDS: tokens[:, None],
+            names.POSITION_IDS: positions[:, None],
+            names.EARLY_LENGTHS: positions,
+        }
+        if self.spec.star is not None:
+            feeds[names.LATE_LENGTHS] = late_lengths
+        return self.session.run(DECODE, feeds, caches)[names.LOGITS]

@@ -32,7 +32,7 @@ class Looker:
             self._example, self._seen = example, {}
         if stage1_keep not in self._seen:
             pixels = pixel_values(load_image(example.image), self.pipeline.image_spec)
-            vision = self.pipeline.encode_image(pixels, stage1_keep=stage1_keep)
+            vision = self.pipeline.steps.encode_image(pixels, stage1_keep=stage1_keep)
             self._seen[stage1_keep] = on_host(vision.features)
         return self._seen[stage1_keep]
 
@@ -66,12 +66,12 @@ def respond(
     """Prefill, decode greedily to the end token, score."""
     vision = VisionOutput(features, None, features.shape[1])
     start = time.perf_counter()
-    state = pipeline.prefill(tokens, vision, keep=keep)
+    state = pipeline.steps.prefill(tokens, vision, keep=keep)
     ids = [state.best_token()]
     prefill_ms = 1000 * (time.perf_counter() - start)
     limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
     while ids[-1] not in pipeline.end_token_ids and len(ids) < limit:
-        pipeline.decode(state, ids[-1])
+        pipeline.steps.decode(state, ids[-1])
         ids.append(state.best_token())
     text = pipeline.tokenizer.decode(ids).strip()
     return ScoredAnswer(text, task.score(example, text), prefill_ms)

@@ -39,14 +39,14 @@ class BundleSide:
         tokens = self.pipeline.tokenize(workload.text)
         pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
         ready = time.perf_counter()
-        vision = self.pipeline.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(pixels)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
-        state = self.pipeline.prefill(tokens, vision, keep=self.keep)
+        state = self.pipeline.steps.prefill(tokens, vision, keep=self.keep)
         token = state.best_token()
         first = time.perf_counter()
         for _ in range(workload.new_tokens):
-            self.pipeline.decode(state, token)
+            self.pipeline.steps.decode(state, token)
             token = state.best_token()
         return make_sample(start, ready, seen, first, workload.new_tokens)
 

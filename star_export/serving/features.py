@@ -3,13 +3,11 @@
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from star_export.answer.steps import VisionOutput
+from star_export.answer.steps import VisionOutput
 
 Pixels = npt.NDArray[np.float32]
 
@@ -26,7 +24,7 @@ class FeatureCache:
         self.hits, self.misses = 0, 0
         self._held: OrderedDict[bytes, VisionOutput] = OrderedDict()
 
-    def get(self, pixels: Pixels, see: Callable[[Pixels], "VisionOutput"]) -> "VisionOutput":
+    def get(self, pixels: Pixels, see: Callable[[Pixels], VisionOutput]) -> VisionOutput:
         """The features of ``pixels [1, 3, H, W]``: held, or made by ``see``, on the host."""
         key = hashlib.sha256(pixels.tobytes()).digest()
         if key in self._held:
@@ -43,6 +41,6 @@ class FeatureCache:
         return vision
 
 
-def _size(vision: "VisionOutput") -> int:
+def _size(vision: VisionOutput) -> int:
     assert isinstance(vision.features, np.ndarray)
     return vision.features.nbytes

@@ -11,11 +11,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from star_export.answer.sampling import NOT_FINITE, next_tokens
+from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.request import Request
+from star_export.answer.steps import VisionOutput
 from star_export.engines.session import Caches, DeviceArray
 from star_export.errors import (
     BusyError,
@@ -28,15 +30,10 @@ from star_export.errors import (
 from star_export.serving.features import FeatureCache, Pixels
 from star_export.serving.ticket import Stats, Ticket, Usage
 
-if TYPE_CHECKING:
-    from star_export.answer.generation import Request
-    from star_export.answer.pipeline import Pipeline
-    from star_export.answer.steps import VisionOutput
-
 log = logging.getLogger("star_export.scheduler")
 
 
-def count_slots(pipeline: "Pipeline", kv_bytes: int, *, most: int) -> int:
+def count_slots(pipeline: Pipeline, kv_bytes: int, *, most: int) -> int:
     """Slots whose KV caches fit into ``kv_bytes``, at most ``most``, and what the session can decode at once.
 
     Raises:
@@ -71,7 +68,7 @@ class Scheduler:
 
     def __init__(
         self,
-        pipeline: "Pipeline",
+        pipeline: Pipeline,
         *,
         slots: int,
         queue: int = 64,
@@ -85,7 +82,7 @@ class Scheduler:
         self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
         for caches, rows in self._slots.batches():
             nothing = np.zeros(rows, np.int64)
-            pipeline.decode_batch(caches, nothing, nothing, nothing)
+            pipeline.steps.decode_batch(caches, nothing, nothing, nothing)
         self._waiting: deque[Ticket] = deque()
         self._arriving: tuple[Ticket, VisionOutput] | None = None
         self._running: dict[int, Ticket] = {}  # by slot
@@ -100,14 +97,16 @@ class Scheduler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def warm_up(self, request: "Request") -> None:
+    def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
         vision = self._see(request.pixels)
         for slot in range(self.slots):
-            self.pipeline.prefill(request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot))
+            self.pipeline.steps.prefill(
+                request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
+            )
         self.pipeline.session.synchronize()
 
-    def submit(self, request: "Request", *, timeout: float | None = None) -> Ticket:
+    def submit(self, request: Request, *, timeout: float | None = None) -> Ticket:
         """Queue a request.
 
         Args:
@@ -117,7 +116,7 @@ class Scheduler:
         Raises:
             BusyError: If the queue is full or the scheduler is closing.
         """
-        ticket = Ticket(request, self.pipeline, timeout=timeout)
+        ticket = Ticket(request, self.pipeline.transcript(request), timeout=timeout)
         with self._changed:
             if self._closing:
                 raise BusyError("the server is shutting down; try again at another one")
@@ -219,13 +218,13 @@ class Scheduler:
         self._arriving = ticket, self._features.get(ticket.request.pixels, self._see)
         ticket.progress.reach("vision")
 
-    def _see(self, pixels: Pixels) -> "VisionOutput":
-        return self.pipeline.encode_image(pixels).copied(self.pipeline.spec.dtype)
+    def _see(self, pixels: Pixels) -> VisionOutput:
+        return self.pipeline.steps.encode_image(pixels).copied(self.pipeline.spec.dtype)
 
-    def _prefill(self, ticket: Ticket, vision: "VisionOutput", slot: int) -> None:
+    def _prefill(self, ticket: Ticket, vision: VisionOutput, slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""
         request, ticket.slot = ticket.request, slot
-        state = self.pipeline.prefill(
+        state = self.pipeline.steps.prefill(
             request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
         )
         ticket.usage = Usage.of(self.pipeline.spec, request)
@@ -240,7 +239,7 @@ class Scheduler:
         for slot, ticket in self._running.items():
             tokens[slot] = ticket.transcript.token_ids[-1]
             positions[slot], late_lengths[slot] = ticket.position, ticket.late_length
-        logits = self.pipeline.decode_batch(caches, tokens, positions, late_lengths)
+        logits = self.pipeline.steps.decode_batch(caches, tokens, positions, late_lengths)
         for ticket in self._running.values():
             ticket.position += 1
             ticket.late_length += 1

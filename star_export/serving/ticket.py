@@ -5,14 +5,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
+from star_export.answer.transcript import Transcript
 from star_export.specs import ExportSpec
-
-if TYPE_CHECKING:
-    from star_export.answer.generation import Request
-    from star_export.answer.pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class Usage:
     kv_bytes_unpruned: int
 
     @classmethod
-    def of(cls, spec: ExportSpec, request: "Request") -> "Usage":
+    def of(cls, spec: ExportSpec, request: Request) -> "Usage":
         """From a bundle's spec and a request."""
         text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
         patches, layers = spec.model.vision.num_patches, spec.model.text.num_layers
@@ -109,16 +107,16 @@ class Ticket:
 
     Args:
         request: What is to be done.
-        pipeline: By which.
+        transcript: Its answer, still empty.
         timeout: Seconds that it may take.
 
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
     """
 
-    def __init__(self, request: "Request", pipeline: "Pipeline", *, timeout: float | None) -> None:
+    def __init__(self, request: Request, transcript: Transcript, *, timeout: float | None) -> None:
         self.request, self.timeout = request, timeout
-        self.sampler, self.transcript = Sampler(request.sampling), request.transcript(pipeline)
+        self.sampler, self.transcript = Sampler(request.sampling), transcript
         self.progress = Stopwatch()
         self.usage: Usage | None = None
         self.rest = Piece("", ())

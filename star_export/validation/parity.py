@@ -100,7 +100,7 @@ class ParityCheck:
         pixels = pixel_values(probe.picture, self.pipeline.image_spec)
         yield compare_arrays("preprocessing", pixels, expected.pixel_values.numpy(), 0.0)
 
-        vision = self.pipeline.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(pixels)
         seen = self.reference.encode_image(expected.pixel_values)
         stage1 = compare_sets(
             "stage1_set", vision.indices, seen.scores.numpy(), spec.image_tokens, self.tolerances.score
@@ -128,7 +128,7 @@ class ParityCheck:
         wanted: ExpectedInput,
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
-        state = self.pipeline.prefill(tokens, vision, keep=keep or 0)
+        state = self.pipeline.steps.prefill(tokens, vision, keep=keep or 0)
         if fault := _position_fault(wanted, state.kept_positions):
             yield StageResult("stage2_set", "fail", float("inf"), 0.0, fault)
             return
@@ -186,7 +186,7 @@ class ParityCheck:
     ) -> Iterator[StageResult]:
         results = []
         for token, wanted in zip(teacher, logits[1:], strict=True):
-            self.pipeline.decode(state, token)
+            self.pipeline.steps.decode(state, token)
             results.append(
                 compare_arrays("decode_logits", state.logits, wanted, self.tolerances.decode_logits)
             )

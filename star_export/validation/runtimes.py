@@ -185,10 +185,10 @@ class Recorder:
 def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
     """Vision, prefill and one decode step of a request."""
     recorder.calls = []
-    vision = pipeline.encode_image(pixel_values(probe.picture, pipeline.image_spec))
+    vision = pipeline.steps.encode_image(pixel_values(probe.picture, pipeline.image_spec))
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
-    state = pipeline.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
-    pipeline.decode(state, int(state.logits.argmax()))
+    state = pipeline.steps.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
+    pipeline.steps.decode(state, int(state.logits.argmax()))
     return recorder.calls
 
 

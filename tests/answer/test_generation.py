@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from star_export.answer.generation import Generation, Request
+from star_export.answer.generation import Generation
 from star_export.answer.pipeline import Pipeline, load
+from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
 from star_export.answer.steps import DecodeState
 from star_export.contract import DECODE, INPUT_IDS
@@ -41,7 +42,7 @@ def right(bundle: Callable[..., Path], good: Request) -> tuple[int, ...]:
 
 
 def tokens(pipeline: Pipeline, request: Request) -> tuple[int, ...]:
-    return Generation(pipeline, request).result().token_ids
+    return pipeline.answer(request).result().token_ids
 
 
 def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -> Request:
@@ -51,7 +52,7 @@ def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -
 
 
 def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeState:
-    return pipeline.prefill(request.tokens, pipeline.encode_image(request.pixels), **options)
+    return pipeline.steps.prefill(request.tokens, pipeline.steps.encode_image(request.pixels), **options)
 
 
 # Logits that are not finite.
@@ -61,7 +62,7 @@ def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeSta
 def test_nan_is_told_and_does_not_reach_the_next_answer(
     mha: Pipeline, good: Request, right: tuple[int, ...], sampling: Sampling
 ) -> None:
-    bad = Generation(mha, spoiled(mha, good, sampling))
+    bad = mha.answer(spoiled(mha, good, sampling))
     for ask in (lambda: list(bad), bad.result, bad.result):
         with pytest.raises(
             NonFiniteError, match=r"logits are not finite: an overflow, .* --fp32-layers"
@@ -98,10 +99,10 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 
 
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad = mha.encode_image(spoiled(mha, good).pixels).features
+    bad = mha.steps.encode_image(spoiled(mha, good).pixels).features
     with pytest.raises(NonFiniteError):
         respond(mha, mha.tokenize(LONGER), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
-    fine = mha.encode_image(good.pixels).features
+    fine = mha.steps.encode_image(good.pixels).features
     answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()
 
@@ -120,7 +121,7 @@ def test_a_sequence_that_was_cleaned_away_cannot_go_on(mha: Pipeline, good: Requ
     with pytest.raises(NonFiniteError):
         state.best_token()
     with pytest.raises(InputError, match="cleaned after logits that were not finite"):
-        mha.decode(state, 1)
+        mha.steps.decode(state, 1)
     with pytest.raises(NonFiniteError):
         state.best_token()
 
@@ -134,7 +135,7 @@ def test_a_stale_sequence_cleans_no_other(mha: Pipeline, good: Request, right: t
         bad.best_token()
     found = [state.best_token()]
     while len(found) < 5:
-        mha.decode(state, found[-1])
+        mha.steps.decode(state, found[-1])
         found.append(state.best_token())
     assert tuple(found) == right
 
@@ -145,7 +146,7 @@ def test_a_stale_sequence_cleans_no_other(mha: Pipeline, good: Request, right: t
 def test_prefill_refuses_to_overwrite_a_running_generation(
     mha: Pipeline, good: Request, right: tuple[int, ...]
 ) -> None:
-    running = Generation(mha, good)
+    running = mha.answer(good)
     next(iter(running))
     with pytest.raises(
         InputError, match=r"a generation is running .* finish it or close\(\) it, or give prefill"
@@ -159,7 +160,7 @@ def test_prefill_refuses_to_overwrite_a_running_generation(
 
 @pytest.mark.parametrize("end", ["close", "drop", "finish", "fail", "overtake"])
 def test_a_generation_that_is_over_blocks_nobody(mha: Pipeline, good: Request, end: str) -> None:
-    running: Generation | None = Generation(mha, spoiled(mha, good) if end == "fail" else good)
+    running: Generation | None = mha.answer(spoiled(mha, good) if end == "fail" else good)
     gc.disable()  # nothing may depend on when the collector runs
     try:
         if end == "fail":
@@ -174,7 +175,7 @@ def test_a_generation_that_is_over_blocks_nobody(mha: Pipeline, good: Request, e
         elif end == "finish":
             running.result()
         elif end == "overtake":
-            Generation(mha, good).result()
+            mha.answer(good).result()
         elif end == "drop":
             running = None
         assert prefilled(mha, good).position == good.tokens.input_ids.shape[1]
@@ -183,7 +184,7 @@ def test_a_generation_that_is_over_blocks_nobody(mha: Pipeline, good: Request, e
 
 
 def test_a_generation_that_was_overtaken_says_so_every_time(mha: Pipeline, good: Request) -> None:
-    first, second = Generation(mha, good), Generation(mha, good)
+    first, second = mha.answer(good), mha.answer(good)
     next(iter(first))
     next(iter(second))
     for _ in range(2):
@@ -199,11 +200,11 @@ def test_a_sequence_whose_caches_were_taken_cannot_go_on(mha: Pipeline, good: Re
     aside = prefilled(mha, good, caches=caches)
     for take in (lambda: prefilled(mha, good), lambda: tokens(mha, good)):
         state = prefilled(mha, good)
-        mha.decode(state, 1)
+        mha.steps.decode(state, 1)
         take()
         with pytest.raises(InputError, match="finish one before the next, or give prefill caches of its own"):
-            mha.decode(state, 1)
-    mha.decode(aside, 1)
+            mha.steps.decode(state, 1)
+    mha.steps.decode(aside, 1)
     assert aside.position == good.tokens.input_ids.shape[1] + 1
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from star_export.answer.sampling import Sampler, Sampling, next_tokens
+from star_export.answer.choosing import next_tokens
+from star_export.answer.sampling import Sampler, Sampling
 from star_export.engines.onnxruntime import OnnxRuntimeArray
 from star_export.errors import SettingsError
 

@@ -9,7 +9,8 @@ import pytest
 
 import star_export
 from star_export import contract as names
-from star_export.answer.pipeline import DecodeState, Pipeline
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import DecodeState
 from star_export.bundle import open_bundle
 from star_export.engines import open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
@@ -26,8 +27,8 @@ def folder(request: pytest.FixtureRequest, bundle: BundleOf) -> Path:
 
 
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str) -> DecodeState:
-    vision = pipeline.encode_image(pixel_values(load_image(picture), pipeline.image_spec))
-    return pipeline.prefill(pipeline.tokenize(prompt), vision, keep=64)
+    vision = pipeline.steps.encode_image(pixel_values(load_image(picture), pipeline.image_spec))
+    return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=64)
 
 
 def test_caches_have_the_group_capacities(folder: Path) -> None:
@@ -48,7 +49,7 @@ def test_caches_are_written_in_place(folder: Path, picture: Path) -> None:
     pointers = {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
     late = names.past_names(pipeline.spec.num_early_layers)[0]
     before = state.caches.numpy(late)
-    pipeline.decode(state, 7)
+    pipeline.steps.decode(state, 7)
     after = state.caches.numpy(late)
     assert pointers == {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
     changed = np.flatnonzero((before != after).any(axis=(0, 1, 3)))
@@ -64,7 +65,7 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
         state = prefilled(pipeline, picture, prompt)
         copy = {name: value.numpy().copy() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
         states.append((dataclasses.replace(state), copy))
-        pipeline.decode(state, 7)
+        pipeline.steps.decode(state, 7)
         alone.append(state.logits)
     session = open_session(open_bundle(folder))
     caches = session.allocate_caches(batch=2)
@@ -84,11 +85,11 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
 def test_results_outlive_the_next_run(folder: Path, picture: Path) -> None:
     pipeline = star_export.load(folder)
     pixels = pixel_values(load_image(picture), pipeline.image_spec)
-    first = pipeline.encode_image(pixels)
+    first = pipeline.steps.encode_image(pixels)
     kept = first.features.numpy()
     assert kept.flags.owndata
-    assert pipeline.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
-    pipeline.encode_image(-pixels)
+    assert pipeline.steps.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
+    pipeline.steps.encode_image(-pixels)
     assert np.array_equal(first.features.numpy(), kept)
 
 
@@ -98,7 +99,7 @@ def test_the_best_token_is_that_of_the_logits(folder: Path, picture: Path) -> No
     for _ in range(3):
         token = state.best_token()
         assert token == state.logits.argmax()
-        pipeline.decode(state, token)
+        pipeline.steps.decode(state, token)
 
 
 def test_argmax_tells_rows_that_have_no_finite_largest() -> None:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star_export.answer.generation import Generation, Request
 from star_export.answer.pipeline import Pipeline, load
+from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
 from star_export.answer.steps import VisionOutput
 from star_export.contract import DECODE, INPUT_IDS, POSITION_IDS, PREFILL, VISION, cache_pairs
@@ -466,15 +466,15 @@ def test_features_are_found_by_every_pixel() -> None:
 
 
 def _alone(pipeline: Pipeline, request: Request):
-    return Generation(pipeline, request).result()
+    return pipeline.answer(request).result()
 
 
 def _fill(pipeline: Pipeline, request: Request, caches):
-    vision = pipeline.encode_image(request.pixels)
-    return pipeline.prefill(request.tokens, vision, keep=request.keep, caches=caches)
+    vision = pipeline.steps.encode_image(request.pixels)
+    return pipeline.steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
 
 
 def _next_logits(pipeline: Pipeline, request: Request, caches):
     state = _fill(pipeline, request, caches)
     lengths = np.array([state.position]), np.array([state.late_length])
-    return pipeline.decode_batch(caches, np.array([5]), *lengths).numpy()
+    return pipeline.steps.decode_batch(caches, np.array([5]), *lengths).numpy()

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from star_export.answer.generation import Request
+from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
+from star_export.answer.transcript import Transcript
 from star_export.errors import InputError
 from star_export.preprocessing import TokenizedPrompt
 from star_export.serving import ticket as module
@@ -39,7 +40,7 @@ def tokenizer() -> Tokenizer:
 
 
 def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...] = ()) -> Ticket:
-    """A ticket of a fake pipeline, which has nothing but a tokenizer and end tokens."""
+    """A ticket whose picture and prompt are empty."""
     empty = np.zeros((1, 0), np.int64)
     request = Request(
         pixels=np.zeros((1, 3, 1, 1), np.float32),
@@ -49,8 +50,8 @@ def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...]
         sampling=Sampling(),
         stop=stop,
     )
-    pipeline = SimpleNamespace(tokenizer=tokenizer(), end_token_ids=(END,))
-    return Ticket(request, cast(Any, pipeline), timeout=timeout)
+    transcript = Transcript(tokenizer(), eos_token_ids=(END,), max_new_tokens=limit, stop=stop)
+    return Ticket(request, transcript, timeout=timeout)
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:

@@ -16,7 +16,8 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from star_export.answer.pipeline import DecodeState, Pipeline
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines import open_session
 from star_export.preprocessing import TokenizedPrompt

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from star_export import contract as names
-from star_export.answer.pipeline import DecodeState, Pipeline
+from star_export.answer.pipeline import Pipeline
 from star_export.answer.sampling import Sampling
+from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
 from star_export.engines import open_session
@@ -70,8 +71,8 @@ def pixels_of(pipeline: Pipeline, picture: Path) -> HostArray:
 
 
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str, keep: int = 64) -> DecodeState:
-    vision = pipeline.encode_image(pixels_of(pipeline, picture))
-    return pipeline.prefill(pipeline.tokenize(prompt), vision, keep=keep)
+    vision = pipeline.steps.encode_image(pixels_of(pipeline, picture))
+    return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=keep)
 
 
 def close(found: HostArray, expected: HostArray) -> None:
@@ -79,7 +80,7 @@ def close(found: HostArray, expected: HostArray) -> None:
 
 
 def test_vision(gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
-    found, expected = (p.encode_image(pixels_of(p, picture)) for p in (gpu, cpu))
+    found, expected = (p.steps.encode_image(pixels_of(p, picture)) for p in (gpu, cpu))
     both, first, second = np.intersect1d(found.indices, expected.indices, return_indices=True)
     assert len(both) >= 0.98 * len(expected.indices)  # patches whose scores nearly tie may differ
     close(found.features.numpy()[0, first], expected.features.numpy()[0, second])
@@ -99,9 +100,9 @@ def test_prefill_and_decode(
     bundle_: Bundle, gpu: Pipeline, cpu: Pipeline, picture: Path, prompt: str, most: int
 ) -> None:
     """Features of the CPU on both sides, so that both must prune the same tokens."""
-    vision = cpu.encode_image(pixels_of(cpu, picture))
+    vision = cpu.steps.encode_image(pixels_of(cpu, picture))
     keep = clear_budget(bundle_, picture, prompt, most)
-    states = [p.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
+    states = [p.steps.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
     found, expected = states
     assert found.kept_positions.tolist() == expected.kept_positions.tolist()
     close(found.logits, expected.logits)
@@ -111,7 +112,7 @@ def test_prefill_and_decode(
             close(found.caches.numpy(name)[:, :, :rows], expected.caches.numpy(name)[:, :, :rows])
     for token in (7, 11, 13, 17):  # an ordinary run, a capture, replays
         for pipeline, state in zip((gpu, cpu), states, strict=True):
-            pipeline.decode(state, token)
+            pipeline.steps.decode(state, token)
         close(found.logits, expected.logits)
 
 
@@ -120,7 +121,7 @@ def test_decode_writes_one_row_in_place(gpu: Pipeline, picture: Path) -> None:
     late = past_names(gpu.spec.num_early_layers)[0]
     for token in (7, 11, 13):
         before = state.caches.numpy(late)
-        gpu.decode(state, token)
+        gpu.steps.decode(state, token)
         changed = np.flatnonzero((before != state.caches.numpy(late)).any(axis=(0, 1, 3)))
         assert changed.tolist() == [state.late_length - 1]
 
@@ -132,7 +133,7 @@ def test_a_cuda_graph_changes_nothing(bundle_: Bundle, backend: str, picture: Pa
         state = prefilled(pipeline, picture, SHORT)
         steps = []
         for token in (7, 11, 13, 17):
-            pipeline.decode(state, token)
+            pipeline.steps.decode(state, token)
             steps.append(state.logits)
         logits.append(np.stack(steps))
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-3 if backend == "tensorrt" else ATOL)
@@ -144,14 +145,14 @@ def test_decode_is_replayed(session: TensorRTSession, gpu: Pipeline, backend: st
     state = prefilled(gpu, picture, SHORT)
     assert isinstance(state.caches, TensorRTCaches)
     for _ in range(2):
-        gpu.decode(state, 7)
+        gpu.steps.decode(state, 7)
     graph = state.caches.execution._graph
     assert graph is not None
     other = session.allocate_caches(batch=2)  # another batch has a context and a graph of its own
     for _ in range(3):
         session.run(DECODE, batch_feeds(gpu, [state, state]), other)
     prefilled(gpu, picture, LONG)
-    gpu.decode(state, 7)
+    gpu.steps.decode(state, 7)
     assert state.caches.execution._graph is graph
     assert other.execution._graph not in (None, graph)
 
@@ -178,7 +179,7 @@ def test_decode_of_a_batch_equals_single_sequences(
         for past, _ in cache_pairs(gpu.spec):
             copy_row(session, state.caches, together, past, row)
         states.append(replace(state, caches=together))
-        gpu.decode(state, 7)
+        gpu.steps.decode(state, 7)
         alone.append(state.logits)
     output = session.run(DECODE, batch_feeds(gpu, states), together)[names.LOGITS]
     close(output.numpy(), np.stack(alone))
@@ -204,7 +205,7 @@ def test_greedy_answers(gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
             margin = state.logits[want] - state.logits[got]
             assert margin < ATOL, f"token {got} instead of {want}, which leads by {margin}"
             break  # from here on the two sides answer different texts
-        cpu.decode(state, want)
+        cpu.steps.decode(state, want)
 
 
 def test_answers_repeat_and_leave_no_trace(gpu: Pipeline, picture: Path) -> None:
@@ -239,11 +240,11 @@ def test_argmax_is_numpys() -> None:
 
 def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
     pixels = pixels_of(gpu, picture)
-    first = gpu.encode_image(pixels)
+    first = gpu.steps.encode_image(pixels)
     kept = first.features.numpy()
-    second = gpu.encode_image(pixels)
+    second = gpu.steps.encode_image(pixels)
     with pytest.raises(InputError, match="image_features was overwritten by a later run of vision"):
-        gpu.prefill(gpu.tokenize(SHORT), first, keep=8)
+        gpu.steps.prefill(gpu.tokenize(SHORT), first, keep=8)
     assert np.array_equal(second.features.numpy(), kept)
 
 
@@ -251,20 +252,20 @@ def test_features_of_another_session_are_copied(
     bundle_: Bundle, backend: str, gpu: Pipeline, picture: Path
 ) -> None:
     other: Session = TensorRTSession(bundle_, backend)
-    vision = Pipeline(bundle_, other).encode_image(pixels_of(gpu, picture))
-    found = gpu.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
+    vision = Pipeline(bundle_, other).steps.encode_image(pixels_of(gpu, picture))
+    found = gpu.steps.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
     close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
 
 
 def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, picture: Path) -> None:
     with pytest.raises(SettingsError, match="the decode engine takes 1 to 4 sequences, got 5"):
         session.allocate_caches(batch=5)
-    vision = gpu.encode_image(pixels_of(gpu, picture))
+    vision = gpu.steps.encode_image(pixels_of(gpu, picture))
     tokens = gpu.tokenize(SHORT)
     with pytest.raises(SettingsError, match=r"prefill: stage2_slots has shape \(289,\)"):
-        gpu.prefill(tokens, vision, keep=289)
+        gpu.steps.prefill(tokens, vision, keep=289)
     assert PREFILL in session.io
-    gpu.prefill(tokens, vision, keep=288)
+    gpu.steps.prefill(tokens, vision, keep=288)
 
 
 def test_engines_for_another_gpu(backend: str, engine_bundle: Callable[..., Bundle]) -> None:

@@ -30,7 +30,7 @@ from tests.serving.triton.fake_triton import Answering, InferenceResponse, Sende
 fake_triton.install()
 from star_export.serving.triton.refusal import refuse  # noqa: E402
 
-PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
+PICTURE = Path(__file__).parents[3] / "docs/shapes.png"
 USAGE = {"stage1_tokens": 518, "stage2_tokens": 64}
 TIMINGS = {"ttft": 1.4, "total": 2.6}
 

@@ -9,7 +9,7 @@ import pytest
 from star_export.errors import InputError
 from star_export.serving.triton.fields import check_names, image_bytes, scalars
 
-PICTURE = (Path(__file__).parents[2] / "docs/shapes.png").read_bytes()
+PICTURE = (Path(__file__).parents[3] / "docs/shapes.png").read_bytes()
 TEXT = base64.b64encode(PICTURE)
 #: Its base64 has both letters that the alphabets differ in.
 BYTES = bytes([0xFB, 0xEF, 0xBE, 0xFF, 0xFF])

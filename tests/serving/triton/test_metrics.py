@@ -5,17 +5,17 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from tests.serving.fake_triton import MetricFamily
 
 from star_export.answer.pipeline import load
 from star_export.contract import PREFILL, VISION
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.ticket import Stats
 from star_export.serving.warmup import warm_up
-from tests.serving import fake_triton
+from tests.serving.triton import fake_triton
+from tests.serving.triton.fake_triton import MetricFamily
 
 fake_triton.install()
-from star_export.serving import metrics  # noqa: E402
+from star_export.serving.triton import metrics  # noqa: E402
 
 #: What the endpoint shows of ``some_stats``: kind and value.
 SHOWN = {

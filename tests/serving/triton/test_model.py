@@ -27,9 +27,10 @@ from tests.serving.triton import fake_triton
 from tests.serving.triton.fake_triton import Code, InferenceResponse, Request
 
 fake_triton.install()
-from star_export.serving import triton_model, triton_unary  # noqa: E402
+from star_export.serving.triton import model as triton_model  # noqa: E402
+from star_export.serving.triton import unary as triton_unary  # noqa: E402
 
-PICTURE = (Path(__file__).parents[2] / "docs/shapes.png").read_bytes()
+PICTURE = (Path(__file__).parents[3] / "docs/shapes.png").read_bytes()
 ASKED: dict[str, Any] = {"image": PICTURE, "prompt": "What is this?"}
 TYPES = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_}
 KINDS = {field.name: TYPES[field.kind] for field in INPUTS}

@@ -39,10 +39,10 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         "feature_cache_mib": 256,
         "threads": 0,
     }
-    for model, module in (("star_llava", "triton_model"), ("star_llava_infer", "triton_unary")):
+    for model, module in (("star_llava", "model"), ("star_llava_infer", "unary")):
         code = (tmp_path / "repository" / model / "1/model.py").read_text()
         compile(code, "model.py", "exec")
-        assert f"from star_export.serving.{module} import TritonPythonModel" in code
+        assert f"from star_export.serving.triton.{module} import TritonPythonModel" in code
 
 
 def test_engines_are_served_where_a_bundle_has_them(bundle) -> None:
@@ -90,7 +90,7 @@ def test_a_repository_holds_the_whole_bundle(bundle, tmp_path: Path) -> None:
 
 
 def test_documentation_and_configuration_have_the_same_tensors() -> None:
-    page = (Path(__file__).parents[2] / "docs/triton.md").read_text()
+    page = (Path(__file__).parents[3] / "docs/triton.md").read_text()
     rows = re.findall(r"^\| (`.+`) \| (\w+) \[(\w)\](, optional|, last response)? \|", page, re.MULTILINE)
     documented = [
         (name, kind.replace("BYTES", "STRING"), length.replace("n", "-1"), bool(optional))

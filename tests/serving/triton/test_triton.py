@@ -22,18 +22,18 @@ import pytest
 import tritonclient.grpc
 import tritonclient.http
 from PIL import Image
-from tests.serving.conftest import ENVIRONMENT, launch
 from tritonclient.utils import InferenceServerException
 
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.sampling import Sampling
 from star_export.errors import BusyError, DeadlineError, StarExportError
 from star_export.serving.triton.client import collect, stream
+from tests.serving.triton.conftest import ENVIRONMENT, launch
 
 pytestmark = pytest.mark.triton
 
-PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
-EXAMPLES = Path(__file__).parents[2] / "examples"
+PICTURE = Path(__file__).parents[3] / "docs/shapes.png"
+EXAMPLES = Path(__file__).parents[3] / "examples"
 NUMBER = "What number is written?"
 LONG = 1024
 CASES: list[dict[str, Any]] = [
