@@ -42,12 +42,12 @@ class DecoderAttention(nn.Module):
 
     def __init__(self, spec: TextSpec) -> None:
         super().__init__()
-        width, bias = spec.hidden_size, spec.attention_bias
+        width = spec.hidden_size
         self.heads, self.kv_heads = spec.num_heads, spec.num_kv_heads
-        self.q_proj = Linear(width, spec.num_heads * spec.head_dim, bias=bias)
-        self.k_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
-        self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=bias)
-        self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=bias)
+        self.q_proj = Linear(width, spec.num_heads * spec.head_dim, bias=spec.q_bias)
+        self.k_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=spec.k_bias)
+        self.v_proj = Linear(width, spec.num_kv_heads * spec.head_dim, bias=spec.v_bias)
+        self.o_proj = Linear(spec.num_heads * spec.head_dim, width, bias=spec.o_bias)
 
     def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``, as the caches' type."""

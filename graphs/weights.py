@@ -138,7 +138,7 @@ def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
 
     text = spec.model.text
     rope = text.rope_parameters
-    if rope.get("rope_type", "default") == "default":
+    if rope["rope_type"] == "default":
         exponents = torch.arange(0, text.head_dim, 2, dtype=torch.float32) / text.head_dim
         return 1.0 / (rope["rope_theta"] ** exponents), 1.0
     config = LlamaConfig(

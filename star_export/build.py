@@ -14,13 +14,10 @@ from typing import Any
 from star_export import bundle as layout
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
 from star_export.checkpoint.aliases import ALIASES
-from star_export.checkpoint.checkpoint import (
-    Checkpoint,
-    canonical_module,
-    open_checkpoint,
-    warn_of_unused_settings,
-)
+from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from star_export.checkpoint.generation_config import warn_of_unused_settings
 from star_export.checkpoint.hub import split_revision
+from star_export.checkpoint.tensors import canonical_module
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import ENGINES, engine_folder
@@ -122,7 +119,9 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
         dtype=options.dtype,
-        fp32_layers=tuple(canonical_module(name) for name in options.fp32_layers),
+        fp32_layers=tuple(
+            canonical_module(name, checkpoint.model.model_type) for name in options.fp32_layers
+        ),
     )
     check_capacities(spec)
     if spec.fp32_layers:

@@ -12,6 +12,8 @@ Json = dict[str, Any]
 
 FORMAT_VERSION = 3
 
+_ATTENTION_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias")
+
 
 def _to_2(manifest: Json) -> Json:
     """Format 2 numbers the contract, of which format 1 knew one version."""
@@ -63,6 +65,15 @@ def _groups_to_3(capacities: Any, spec: Any) -> Any:
 
 
 def _model_to_3(model: Any) -> Any:
+    """Format 2 knew one family, one vision tower, and one switch for all biases of attention."""
+    if not isinstance(model, dict):
+        return model
+    model = {"model_type": "llava", **model}
+    if isinstance(model.get("vision"), dict):
+        model["vision"] = {"model_type": "clip_vision_model", **model["vision"]}
+    if isinstance(model.get("text"), dict) and "attention_bias" in model["text"]:
+        text = dict(model["text"])
+        model["text"] = dict.fromkeys(_ATTENTION_BIASES, text.pop("attention_bias")) | text
     return model
 
 

@@ -1,14 +1,25 @@
 """What the documentation shows works as shown."""
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from star_export.build import BuildOptions, build
+from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.decoders import DECODERS
+from star_export.errors import CheckpointError
+from star_export.testing.checkpoints import PRESETS, make_checkpoint
+from star_export.validation.parity import check_bundle
+from star_export.validation.probes import make_probes
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,6 +33,37 @@ def test_python_example(bundle: Callable[..., Path], picture: Path, tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "518 patches entered the decoder, 29 stayed" in done.stdout
+
+
+@pytest.fixture
+def qwen2(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A checkpoint of the decoder that docs/adding-a-model.md adds, which is added."""
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-model.md").read_text(), re.DOTALL)
+    module: dict[str, Any] = {}
+    exec(code, module)
+    monkeypatch.setitem(DECODERS, "qwen2", module["text_spec"])
+    shape = replace(PRESETS["vicuna"], decoder="qwen2", kv_heads=2)
+    return make_checkpoint(tmp_path / "checkpoint", shape)
+
+
+def test_adding_a_decoder(qwen2: Path, tmp_path: Path) -> None:
+    report = build(
+        BuildOptions(
+            model=str(qwen2), output=tmp_path / "bundle", keep=20, max_text_tokens=64, max_new_tokens=8
+        )
+    )
+    text = report.spec.model.text
+    assert (text.q_bias, text.k_bias, text.v_bias, text.o_bias) == (True, True, True, False)
+    assert check_bundle(tmp_path / "bundle", probes=make_probes(2), max_new_tokens=8).passed
+
+
+def test_the_added_decoder_refuses_what_it_cannot(qwen2: Path) -> None:
+    config = json.loads((qwen2 / "config.json").read_text())
+    window = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1, "layer_types": None}
+    config["text_config"] |= window
+    (qwen2 / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="attention of a decoder layer 'sliding_attention' is not"):
+        open_checkpoint(str(qwen2))
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def read_llava_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a folder in Hugging Face layout.
 
     Raises:
@@ -67,10 +67,6 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
     architectures = str(config.get("architectures"))
     if "mm_vision_tower" in config or re.search(r"Llava\w+ForCausalLM", architectures):
         raise CheckpointError(f"{folder} has the layout of the original LLaVA repository; {_CONVERTED}")
-    if config.get("model_type") != "llava":
-        raise CheckpointError(
-            f"model_type {config.get('model_type')!r} is not supported; expected 'llava' (LLaVA-1.5)"
-        )
     return config
 
 

@@ -8,12 +8,14 @@ from star_export.specs.values import Count, Epsilon, Layers, Side, TokenId
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSpec:
-    """A CLIP vision tower up to the layer whose output LLaVA uses.
+    """A vision tower up to the layer whose output LLaVA uses.
 
     Attributes:
+        model_type: Hugging Face's name of its kind, such as ``clip_vision_model``.
         num_layers: Layers that are exported; the last one's attention map scores stage 1.
     """
 
+    model_type: str
     image_size: Side
     patch_size: Side
     hidden_size: Count
@@ -31,7 +33,11 @@ class VisionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """A Llama decoder, with or without grouped-query attention."""
+    """A decoder, with or without grouped-query attention and biases.
+
+    Attributes:
+        q_bias: Whether the query projection adds a bias; the next three say so of key, value and output.
+    """
 
     hidden_size: Count
     intermediate_size: Count
@@ -42,7 +48,10 @@ class TextSpec:
     vocab_size: Count
     hidden_act: str
     rms_norm_eps: Epsilon
-    attention_bias: bool
+    q_bias: bool
+    k_bias: bool
+    v_bias: bool
+    o_bias: bool
     mlp_bias: bool
     tie_word_embeddings: bool
     max_position_embeddings: Count
@@ -51,8 +60,13 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """One LLaVA model: vision tower, two-layer projector, decoder."""
+    """One LLaVA model: vision tower, two-layer projector, decoder.
 
+    Attributes:
+        model_type: Hugging Face's name of the family, such as ``llava``.
+    """
+
+    model_type: str
     vision: VisionSpec
     text: TextSpec
     projector_act: str

@@ -17,9 +17,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     CLIPImageProcessor,
     CLIPVisionConfig,
-    LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
@@ -42,7 +42,11 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """Shape of a checkpoint; see :data:`PRESETS`."""
+    """Shape of a checkpoint; see :data:`PRESETS`.
+
+    Attributes:
+        decoder: Hugging Face's name of the decoder's kind.
+    """
 
     image_size: int
     patch_size: int
@@ -54,6 +58,7 @@ class Preset:
     layers: int
     heads: int
     kv_heads: int
+    decoder: str = "llama"
     vocab: int = 512
     max_positions: int = 2048
     chat_template: str | None = None
@@ -150,7 +155,7 @@ def _config(shape: Preset, image_token_id: int) -> LlavaConfig:
         image_size=shape.image_size,
         patch_size=shape.patch_size,
     )
-    text = LlamaConfig(
+    text = CONFIG_MAPPING[shape.decoder](
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
         num_hidden_layers=shape.layers,

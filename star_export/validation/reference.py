@@ -19,8 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
 
-from star_export.checkpoint.checkpoint import canonical_name
 from star_export.checkpoint.folder import INDEX, find_shards
+from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.files import write_json
 
@@ -128,7 +128,7 @@ class Reference:
             weight_dtype: Element type in the bundle of a tensor, by its name there.
         """
         for name, weight in list(self.model.named_parameters(remove_duplicate=False)):
-            dtype = getattr(torch, weight_dtype(canonical_name(name)))
+            dtype = getattr(torch, weight_dtype(canonical_name(name, self.model.config.model_type)))
             if dtype != weight.dtype:
                 module, _, leaf = name.rpartition(".")
                 # A new parameter: tied weights are two in a bundle, and may be rounded differently.

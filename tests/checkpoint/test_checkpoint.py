@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from star_export.build import BuildOptions, resolve_spec
-from star_export.checkpoint.checkpoint import canonical_module, canonical_name, open_checkpoint
+from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.tensors import canonical_module, canonical_name
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError, SettingsError
 from star_export.graphs.export import fake_module
@@ -100,7 +101,7 @@ def run_offline(model: str, home: Path) -> str:
     ],
 )
 def test_canonical_name(stored: str, canonical: str) -> None:
-    assert canonical_name(stored) == canonical
+    assert canonical_name(stored, "llava") == canonical
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_canonical_name(stored: str, canonical: str) -> None:
     ],
 )
 def test_canonical_module(spelled: str, canonical: str) -> None:
-    assert canonical_module(spelled) == canonical
+    assert canonical_module(spelled, "llava") == canonical
 
 
 @pytest.mark.parametrize("preset", ["mha", "gqa"])
@@ -124,7 +125,7 @@ def test_opens_with_all_tensors(checkpoint: Callable[[str], Path], preset: str) 
     folder = checkpoint(preset)
     opened = open_checkpoint(str(folder))
     stored = json.loads((folder / INDEX).read_text())["weight_map"]
-    assert set(opened.tensors) == {canonical_name(name) for name in stored}
+    assert set(opened.tensors) == {canonical_name(name, "llava") for name in stored}
     assert (opened.source, opened.revision) == (str(folder.resolve()), None)
     for path, name, shape in opened.tensors.values():
         assert path == folder / stored[name]
@@ -136,7 +137,10 @@ def test_model_spec_of_a_checkpoint(checkpoint: Callable[[str], Path]) -> None:
     model = open_checkpoint(str(checkpoint("gqa"))).model
     assert (model.vision.num_patches, model.vision.num_layers) == (576, 2)  # feature layer -2 of 3
     assert (model.text.num_heads, model.text.num_kv_heads, model.text.head_dim) == (8, 2, 16)
-    assert (model.text.attention_bias, model.text.tie_word_embeddings) == (True, True)
+    assert (model.model_type, model.vision.model_type) == ("llava", "clip_vision_model")
+    text = model.text
+    assert (text.q_bias, text.k_bias, text.v_bias, text.o_bias) == (True, True, True, True)
+    assert text.tie_word_embeddings
     assert model.text.rope_parameters["rope_type"] == "llama3"
     assert (model.image_token_id, model.eos_token_ids) == (4, (2,))
 
@@ -188,14 +192,15 @@ def test_truncated_shard(folder: Path, size: int) -> None:
     ],
 )
 def test_missing_and_misshapen_tensor(folder: Path, graph: str, name: str) -> None:
-    shape = open_checkpoint(str(folder)).tensors[canonical_name(name)][2]
+    canonical = canonical_name(name, "llava")
+    shape = open_checkpoint(str(folder)).tensors[canonical].shape
     plan(folder, graph)
     rewrite(folder, name, shape[::-1])
     expected = re.escape(f"is {list(shape[::-1])}, the config asks for {list(shape)}")
-    with pytest.raises(CheckpointError, match=f"{re.escape(canonical_name(name))} .* {expected}"):
+    with pytest.raises(CheckpointError, match=f"{re.escape(canonical)} .* {expected}"):
         plan(folder, graph)
     rewrite(folder, name, None)
-    with pytest.raises(CheckpointError, match=f"has no tensor {re.escape(canonical_name(name))}"):
+    with pytest.raises(CheckpointError, match=f"has no tensor {re.escape(canonical)}"):
         plan(folder, graph)
 
 

@@ -212,17 +212,18 @@ def test_progress_adds_up(clock: Callable[[float], None]) -> None:
 @pytest.mark.parametrize("pruned", [True, False])
 def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     vision = VisionSpec(
-        image_size=40, patch_size=4, hidden_size=8, intermediate_size=8, num_layers=2, num_heads=1,
-        hidden_act="gelu", layer_norm_eps=1e-5,
+        model_type="clip_vision_model", image_size=40, patch_size=4, hidden_size=8, intermediate_size=8,
+        num_layers=2, num_heads=1, hidden_act="gelu", layer_norm_eps=1e-5,
     )  # fmt: skip
     text = TextSpec(
         hidden_size=8, intermediate_size=8, num_layers=7, num_heads=2, num_kv_heads=1, head_dim=4,
-        vocab_size=9, hidden_act="silu", rms_norm_eps=1e-5, attention_bias=False, mlp_bias=False,
-        tie_word_embeddings=False, max_position_embeddings=999, rope_parameters={},
+        vocab_size=9, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False,
+        q_bias=False, k_bias=False, v_bias=False, o_bias=False, tie_word_embeddings=False,
+        max_position_embeddings=999, rope_parameters={},
     )  # fmt: skip
     model = ModelSpec(
-        vision=vision, text=text, projector_act="gelu", projector_bias=True, image_token_id=1,
-        eos_token_ids=(2,),
+        model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
+        image_token_id=1, eos_token_ids=(2,),
     )  # fmt: skip
     schedule = (
         Stage(after_layer=0, score="received", tokens=90, max_tokens=90),

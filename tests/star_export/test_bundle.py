@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from star_export import bundle as layout
-from star_export.answer.pipeline import load
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
 from star_export.contract import CONTRACT_VERSION, contract
 from star_export.errors import BundleError, SettingsError
@@ -133,110 +132,6 @@ def test_other_format_version(folder: Path, version: object) -> None:
 def test_manifest_that_is_none(folder: Path, content: bytes) -> None:
     (folder / "manifest.json").write_bytes(content)
     refused(folder, "is not a bundle manifest")
-
-
-def of_format_2(manifest: dict[str, Any]) -> None:
-    """Write what format 2 wrote."""
-    manifest["format_version"] = 2
-    del manifest["groups"]
-    stages = manifest["spec"].pop("schedule")
-    if not stages:
-        manifest["spec"]["star"] = None
-        manifest["cache_capacities"] = {"early": 576 + 128 + 32, "late": 0}
-        return
-    manifest["spec"]["star"] = {
-        "drop_ratio": 0.1,
-        "stage1_keep": stages[0]["tokens"],
-        "prune_layer": stages[1]["after_layer"],
-        "keep": stages[1]["tokens"],
-        "max_keep": stages[1]["max_tokens"],
-    }
-    manifest["cache_capacities"] = {"early": 518 + 128 + 32, "late": 288 + 128 + 32}
-
-
-def of_format_1(manifest: dict[str, Any]) -> None:
-    """Write what format 1 wrote."""
-    of_format_2(manifest)
-    manifest["format_version"] = 1
-    del manifest["contract_version"]
-
-
-def before_engines(manifest: dict[str, Any]) -> None:
-    """Write what format 1 wrote at first."""
-    of_format_1(manifest)
-    del manifest["engines"], manifest["spec"]["fp32_layers"], manifest["source"]["sha256"]
-
-
-@pytest.mark.parametrize("downgrade", [of_format_2, of_format_1, before_engines])
-def test_bundles_of_older_formats_open_as_they_did(
-    folder: Path, downgrade: Callable[[dict[str, Any]], None]
-) -> None:
-    now = open_bundle(folder)
-    edit(folder, downgrade)
-    old = open_bundle(folder, verify=True)
-    assert (old.spec, old.files) == (now.spec, now.files)
-    assert (old.manifest["format_version"], old.manifest["contract_version"]) == (FORMAT_VERSION, 1)
-    assert old.manifest["contract"] == now.manifest["contract"]
-    assert old.manifest["groups"] == now.manifest["groups"]
-
-
-def in_star(**values: object) -> Callable[[dict[str, Any]], object]:
-    """A change of the pruning settings of format 2."""
-    return lambda manifest: manifest["spec"]["star"].update(values)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (in_star(keep="64"), r"spec.schedule\[1\].tokens: expected int, got str, found '64'"),
-        (in_star(stage1_keep=None), r"spec.schedule\[0\].tokens: expected int, got null"),
-        (in_star(stage1_keep=600), "stage 1 keeps up to 600 tokens, expected at most 576"),
-        (in_star(prune_layer="3"), r"spec.schedule\[1\].after_layer: expected int, got str"),
-        (in_star(prune_layer=6), "stage 2 comes after layer 6, expected 1 to 5"),
-        (in_star(colour=1), r"spec.schedule\[1\].colour: unknown to this version"),
-        (lambda m: m["spec"]["star"].pop("max_keep"), r"schedule\[1\]: object missing required field max_"),
-        (lambda m: m["spec"]["star"].pop("stage1_keep"), r"schedule\[0\]: object missing required field tok"),
-        (lambda m: m["spec"].update(star=[]), "groups: expected array, got object"),
-        (lambda m: m["spec"].update(star=5), "spec.schedule: expected array, got int, found 5"),
-        (lambda m: m["spec"].pop("star"), "spec: object missing required field schedule"),
-        (lambda m: m["spec"].update(model=5), "spec.model: expected object, got int"),
-        (lambda m: m["spec"]["model"].update(text=[]), "spec.model.text: expected object, got array"),
-        (lambda m: m.update(spec=5), "spec: expected object, got int, found 5"),
-        (lambda m: m.pop("spec"), "groups: expected array, got object"),
-        (lambda m: m.pop("cache_capacities"), "object missing required field groups"),
-        (lambda m: m.update(cache_capacities=[5]), r"groups\[0\]: expected object, got int"),
-        (lambda m: m["cache_capacities"].update(late=1), r"groups\[1\].capacity: expected 448, found 1"),
-        (lambda m: m["cache_capacities"].update(early="1"), r"groups\[0\].capacity: expected 678, found '1'"),
-        (lambda m: m["cache_capacities"].update(middle=1), "groups: expected array, got object"),
-        (lambda m: m["cache_capacities"].pop("late"), "groups: expected array, got object"),
-    ],
-)
-def test_damage_in_an_older_format_is_named(
-    folder: Path, change: Callable[[dict[str, Any]], object], message: str
-) -> None:
-    edit(folder, of_format_2)
-    edit(folder, change)
-    refused(folder, f"manifest.json is damaged: .*{message}")
-
-
-def test_an_unpruned_bundle_of_format_2(bundle: Callable[..., Path], tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(bundle("mha", prune=False), tmp_path / "bundle"))
-    now = open_bundle(folder)
-    edit(folder, of_format_2)
-    assert open_bundle(folder).manifest["groups"] == now.manifest["groups"]
-    edit(folder, lambda manifest: manifest["cache_capacities"].update(late=5))
-    refused(folder, "groups: expected array, got object")
-
-
-def test_bundles_of_format_1_answer_as_they_did(
-    bundle: Callable[..., Path], tmp_path: Path, picture: Path
-) -> None:
-    def tokens(folder: Path) -> object:
-        return load(folder).generate(picture, "What?", max_new_tokens=8).result().token_ids
-
-    folder = Path(shutil.copytree(bundle("mha"), tmp_path / "bundle"))
-    edit(folder, before_engines)
-    assert tokens(folder) == tokens(bundle("mha"))
 
 
 def test_every_older_format_has_its_upgrade() -> None:
@@ -383,7 +278,7 @@ def test_files_without_a_readable_manifest_are_not_replaced(tmp_path: Path) -> N
     [
         lambda manifest: manifest.update(format_version=99),
         lambda manifest: manifest.update(contract=[], spec=5),
-        of_format_1,
+        lambda manifest: manifest.update(format_version=1),
     ],
 )
 def test_bundles_in_any_state_are_replaced(

@@ -11,18 +11,18 @@ def spec(
     vocab: int, schedule: Schedule,
 ) -> ExportSpec:  # fmt: skip
     vision = VisionSpec(
-        image_size=14 * patches_per_side, patch_size=14, hidden_size=8, intermediate_size=16,
-        num_layers=1, num_heads=2, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        model_type="clip_vision_model", image_size=14 * patches_per_side, patch_size=14, hidden_size=8,
+        intermediate_size=16, num_layers=1, num_heads=2, hidden_act="quick_gelu", layer_norm_eps=1e-5,
     )  # fmt: skip
     text = TextSpec(
         hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=hidden // heads, vocab_size=vocab, hidden_act="silu",
-        rms_norm_eps=1e-6, attention_bias=False, mlp_bias=False, tie_word_embeddings=False,
-        max_position_embeddings=4096, rope_parameters={},
+        rms_norm_eps=1e-6, q_bias=False, k_bias=False, v_bias=False, o_bias=False,
+        mlp_bias=False, tie_word_embeddings=False, max_position_embeddings=4096, rope_parameters={},
     )  # fmt: skip
     model = ModelSpec(
-        vision=vision, text=text, projector_act="gelu", projector_bias=True, image_token_id=4,
-        eos_token_ids=(2,),
+        model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
+        image_token_id=4, eos_token_ids=(2,),
     )  # fmt: skip
     return ExportSpec(model=model, schedule=schedule, max_text_tokens=128, max_new_tokens=32, dtype="float32")
 

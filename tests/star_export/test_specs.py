@@ -31,16 +31,18 @@ from star_export.typed import convert
 def llava(*, side: int = 24, layers: int = 32, positions: int = 4096) -> ModelSpec:
     """LLaVA-1.5-7B, but for the grid of ``side x side`` patches and the decoder's depth."""
     vision = VisionSpec(
-        image_size=14 * side, patch_size=14, hidden_size=1024, intermediate_size=4096, num_layers=23,
-        num_heads=16, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        model_type="clip_vision_model", image_size=14 * side, patch_size=14, hidden_size=1024,
+        intermediate_size=4096, num_layers=23, num_heads=16, hidden_act="quick_gelu", layer_norm_eps=1e-5,
     )  # fmt: skip
     text = TextSpec(
         hidden_size=4096, intermediate_size=11008, num_layers=layers, num_heads=32, num_kv_heads=8,
-        head_dim=128, vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, attention_bias=False,
-        mlp_bias=False, tie_word_embeddings=False, max_position_embeddings=positions,
+        head_dim=128, vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False,
+        q_bias=False, k_bias=False, v_bias=False, o_bias=False, tie_word_embeddings=False,
+        max_position_embeddings=positions,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
     return ModelSpec(
+        model_type="llava",
         vision=vision,
         text=text,
         projector_act="gelu",

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle
-from star_export.checkpoint.checkpoint import canonical_name
+from star_export.checkpoint.tensors import canonical_name
 from star_export.validation.nonfinite import first_nonfinite
 from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
@@ -62,7 +62,7 @@ def scaled(source: Path, folder: Path, factors: Mapping[str, float]) -> Path:
         tensors = load_file(path)
         for name in tensors:
             for part, factor in factors.items():
-                if part in canonical_name(name):
+                if part in canonical_name(name, "llava"):
                     tensors[name] *= factor
                     hits += 1
         save_file(tensors, path, metadata={"format": "pt"})

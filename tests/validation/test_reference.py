@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from star_export.checkpoint.checkpoint import canonical_name
+from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.validation.reference import PrefillReference, Reference
 
@@ -201,7 +201,7 @@ def test_weights_are_rounded_first(checkpoint: Callable[[str], Path]) -> None:
         assert weights[name].dtype == torch.float32
         expected = weight if name in left else weight.bfloat16().float()
         assert torch.equal(weights[name], expected)
-    assert {canonical_name(name).startswith(kept) for name in left} == {True}
+    assert {canonical_name(name, "llava").startswith(kept) for name in left} == {True}
     assert len(left) == 9 + 16 + 1
 
 

@@ -1,0 +1,27 @@
+"""Families of models by the ``model_type`` of their config."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from re import Pattern
+from typing import Any
+
+from star_export.checkpoint.families import llava
+from star_export.specs import ModelSpec
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a file of this folder says.
+
+    Attributes:
+        model_spec: Its config, and the tokens that end an answer -> shape of the model.
+        tensor_prefixes: What each part is called here -> all that transformers calls it in files and modules.
+    """
+
+    model_spec: Callable[[Any, tuple[int, ...]], ModelSpec]
+    tensor_prefixes: dict[str, Pattern[str]]
+
+
+FAMILIES = {
+    "llava": Family(llava.model_spec, llava.TENSOR_PREFIXES),
+}
