@@ -78,10 +78,9 @@ class Here:
         return [pb.InferenceResponse([pb.Tensor("present", measured)]) for _ in requests]
 
     def _step(self) -> None:
-        position = np.full(self._slots, self._pipeline.spec.image_tokens)
-        self._pipeline.steps.decode_batch(
-            self._caches, np.ones_like(position), position, position // 2
-        ).argmax()
+        spec = self._pipeline.spec
+        lengths = np.array([[length] * self._slots for length in spec.lengths(1, spec.image_tokens)])
+        self._pipeline.steps.decode_batch(self._caches, np.ones_like(lengths[0]), lengths).argmax()
 
     def _journey(self, pb: Any) -> None:
         past = pb.Tensor("past", self._bytes)

@@ -85,7 +85,7 @@ def make_cases(pipeline: Pipeline, folder: Path, count: int) -> list[Case]:
         prompt = chance.choice(PROMPTS)
         length = chance.choice(LENGTHS)
         sampling = {"temperature": 0.7, "seed": number} if number % 4 == 0 else {}
-        budget = {"keep": chance.choice(KEEPS)} if pipeline.spec.star else {}
+        budget = {"keep": chance.choice(KEEPS)} if pipeline.spec.schedule else {}
         result = pipeline.generate(
             image, prompt, max_new_tokens=length, sampling=Sampling(**sampling), **budget
         ).result()

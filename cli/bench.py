@@ -97,12 +97,13 @@ def _print_tables(report: "BenchReport") -> None:
         "Times and ratios are medians of the rounds, with the extremes in brackets. A ratio is that side's "
         "time divided by star's in the same round: on a busy machine believe it, not a quotient of medians."
     )
-    kv = report.kv_bytes
-    pruned, full = report.flops["pruned"], report.flops["full"]
+    kv = dict(report.kv_bytes)
+    unpruned = kv.pop("unpruned")
     out.print(
-        f"KV cache after prefill: early {megabytes(kv['early'])} + late {megabytes(kv['late'])}, "
-        f"unpruned {megabytes(kv['unpruned'])} ({kv['unpruned'] / (kv['early'] + kv['late']):.2f}x)"
+        f"KV cache after prefill: {' + '.join(f'{group} {megabytes(size)}' for group, size in kv.items())}, "
+        f"unpruned {megabytes(unpruned)} ({unpruned / sum(kv.values()):.2f}x)"
     )
+    pruned, full = report.flops["pruned"], report.flops["full"]
     out.print(
         f"Prefill arithmetic: {pruned.exact / 1e9:,.1f} of {full.exact / 1e9:,.1f} GFLOP "
         f"({full.exact / pruned.exact:.2f}x); FastV's formula {pruned.fastv / 1e9:,.1f} of "

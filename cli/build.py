@@ -209,9 +209,9 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
     spec = report.spec
     total = megabytes(sum(step.bytes for step in report.steps))
     budget = "no pruning"
-    if spec.star is not None:
-        patches = spec.model.vision.num_patches
-        budget = f"{patches} -> {spec.star.stage1_keep} -> {spec.star.keep} visual tokens"
+    if spec.schedule:
+        tokens = [spec.model.vision.num_patches, *(stage.tokens for stage in spec.schedule)]
+        budget = f"{' -> '.join(map(str, tokens))} visual tokens"
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
     if spec.dtype == "bfloat16" and engines is None:  # nothing but TensorRT runs it
         err.print(f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx")

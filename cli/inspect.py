@@ -10,13 +10,14 @@ from star_export.cli.output import megabytes, out, print_json
 
 if TYPE_CHECKING:
     from star_export.bundle import Bundle
+    from star_export.specs import Stage
 
 EPILOG = """
 **Examples**
 
 `star-export inspect llava-7b`
 
-`star-export inspect llava-7b --json | jq .spec.star`
+`star-export inspect llava-7b --json | jq .spec.schedule`
 """
 
 
@@ -50,16 +51,10 @@ def _print_facts(bundle: "Bundle") -> None:
         else spec.dtype,
         "pruning": "none",
     }
-    if star := spec.star:
-        facts["pruning"] = (
-            f"{model.vision.num_patches} -> {star.stage1_keep} before the decoder, -> {star.keep} "
-            f"(at most {star.max_keep}) after layer {star.prune_layer}"
-        )
-    early, late = spec.num_early_layers, model.text.num_layers - spec.num_early_layers
-    facts["KV caches"] = (
-        f"{early} layers x {spec.early_capacity} tokens, {late} layers x {spec.late_capacity} tokens, "
-        + megabytes(spec.slot_bytes)
-    )
+    if spec.schedule:
+        facts["pruning"] = f"{model.vision.num_patches} {', '.join(map(_stage, spec.schedule))}"
+    groups = [f"{len(group.layers)} layers x {group.capacity} tokens" for group in spec.groups]
+    facts["KV caches"] = ", ".join((*groups, megabytes(spec.slot_bytes)))
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
     for backend in bundle.manifest.get("engines", {}):
         engines = read_facts(bundle, backend)
@@ -68,6 +63,12 @@ def _print_facts(bundle: "Bundle") -> None:
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)
     out.print(grid)
+
+
+def _stage(stage: "Stage") -> str:
+    most = "" if stage.max_tokens == stage.tokens else f" (at most {stage.max_tokens})"
+    place = f"after layer {stage.after_layer}" if stage.after_layer else "before the decoder"
+    return f"-> {stage.tokens}{most} {place}"
 
 
 def _print_contract(bundle: "Bundle") -> None:

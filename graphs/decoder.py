@@ -1,20 +1,21 @@
-"""The prefill and decode graphs: a Llama decoder with STAR stage 2 inside.
+"""The prefill and decode graphs: a Llama decoder with the stages of a schedule inside.
 
-Prefill runs layers ``0..K-1`` on all stage-1 tokens, scores the visual tokens
-by the text that follows the image, keeps ``N2`` of them and runs layers
-``K..L-1`` on what is left. Decode runs one token per sequence against the two
-groups of KV caches that this leaves. Inputs and outputs: `star_export.contract`.
+Prefill runs all layers on one prompt; where the schedule has a stage, the visual
+tokens are scored and the best stay for the layers behind it. Decode runs one token
+per sequence against the groups of KV caches that this leaves, one length for each
+group. Inputs and outputs: `star_export.contract`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, attention_map, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
+from star_export.graphs.scores import DECODER_SCORES, LayerView
 from star_export.specs import ExportSpec, TextSpec
 
 KVCache = tuple[Tensor, Tensor]
@@ -127,10 +128,9 @@ class Decoder(nn.Module):
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__()
         text = spec.model.text
-        self.num_early_layers = spec.num_early_layers
         self.language_model = LanguageModel(text)
         self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.rotary = RotaryTables(spec.early_capacity, text.head_dim)
+        self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
         """Every layer with its number."""
@@ -144,13 +144,20 @@ class Decoder(nn.Module):
 class PrefillGraph(Decoder):
     """Prompt and visual tokens in; logits, KV caches and the kept positions out."""
 
+    def __init__(self, spec: ExportSpec) -> None:
+        super().__init__(spec)
+        self.stages = {
+            stage.after_layer: (number, DECODER_SCORES[stage.score])
+            for number, stage in enumerate(spec.decoder_stages)
+        }
+
     def forward(
         self,
         input_ids: Tensor,
         image_features: Tensor,
         image_positions: Tensor,
         query_positions: Tensor | None = None,
-        stage2_slots: Tensor | None = None,
+        stage_slots: Sequence[Tensor] = (),
         *,
         past_key_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
@@ -158,64 +165,71 @@ class PrefillGraph(Decoder):
         rows = image_positions[..., None].expand_as(image_features)
         x = x.scatter(1, rows, image_features.to(x.dtype))  # [1, S, C]
         positions = torch.arange(x.shape[1])[None]  # [1, S]
-        kept: tuple[Tensor, ...] = ()
+        visual, query_rows = image_positions, query_positions
+        kept: list[Tensor] = []
         presents: list[Tensor] = []
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
-            x, present, (q, k) = layer.prefill(x, self.rotary, positions, cache)
+            x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache)
             presents += present
-            if (
-                query_positions is not None
-                and stage2_slots is not None
-                and index == self.num_early_layers - 1
-            ):
-                scores = stage2_scores(q, k, query_positions, image_positions)
-                slots = torch.cat([input_ids[0, image_positions.shape[1] :], stage2_slots])
-                x, positions = topk_gather(x, scores, slots)  # [1, S - V + N2, C]
-                kept = (positions,)
+            if index + 1 in self.stages and query_rows is not None:
+                number, score = self.stages[index + 1]
+                scores = always_keeping_text(score(LayerView(query, key, query_rows, visual)), visual)
+                text_slots = input_ids[0, image_positions.shape[1] :]  # all text stays
+                x, rows = topk_gather(x, scores, torch.cat([text_slots, stage_slots[number]]))
+                if number + 1 < len(stage_slots):
+                    visual, query_rows = moved(visual, query_rows, rows, scores, stage_slots[number])
+                positions = positions.gather(1, rows) if kept else rows
+                kept.append(positions)
         return (self.logits(x), *kept, *presents)
 
 
 class DecodeGraph(Decoder):
     """One token per sequence in, its logits out; caches grow by one."""
 
+    def __init__(self, spec: ExportSpec) -> None:
+        super().__init__(spec)
+        self.groups = [spec.group(layer) for layer in range(spec.model.text.num_layers)]
+
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor,
-        early_lengths: Tensor,
-        late_lengths: Tensor | None = None,
+        lengths: Sequence[Tensor],
         *,
         past_key_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)  # [B, 1, C]
         presents: list[Tensor] = []
         for index, layer in self.layers():
-            early = index < self.num_early_layers
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
-            lengths = early_lengths if late_lengths is None or early else late_lengths
-            x, present = layer.decode(x, self.rotary, position_ids, cache, lengths)
+            x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[self.groups[index]])
             presents += present
         return (self.logits(x), *presents)
 
 
-def stage2_scores(query: Tensor, key: Tensor, query_positions: Tensor, image_positions: Tensor) -> Tensor:
-    """Text-to-image attention of one layer, as a score per sequence position.
+def always_keeping_text(scores: Tensor, visual: Tensor) -> Tensor:
+    """Scores ``[1, S]`` with :data:`ALWAYS_KEPT` at every place that is not in ``visual [1, V]``."""
+    candidates = scores.gather(1, visual)
+    return torch.full_like(scores, ALWAYS_KEPT).scatter(1, visual, candidates)
+
+
+def moved(
+    visual: Tensor, query_rows: Tensor, kept: Tensor, scores: Tensor, slots: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Where visual tokens and query rows are after a stage.
 
     Args:
-        query: ``[1, H, S, D]``, rotated.
-        key: ``[1, Hkv, S, D]``, rotated.
-        query_positions: int64 ``[1, Q]``, the text tokens after the last image.
-        image_positions: int64 ``[1, V]``, the visual tokens.
+        visual: int64 ``[1, V]``, places of the visual tokens before it.
+        query_rows: int64 ``[1, Q]``, places of the query rows, all behind the visual tokens.
+        kept: int64 ``[1, S']``, places before it of the tokens that it kept, ascending.
+        scores: float32 ``[1, S]``, any of the sequence before it.
+        slots: int64 ``[N]``, the visual tokens that it kept.
 
     Returns:
-        float32 ``[1, S]``: for visual tokens the mean over heads and text rows of
-        the causal attention map, :data:`ALWAYS_KEPT` for all others (STAR stage 2).
+        Their places among the kept tokens, int64 ``[1, N]`` and ``[1, Q]``.
     """
-    groups = query.shape[1] // key.shape[1]
-    rows = query[:, :, query_positions[0]]  # [1, H, Q, D]
-    rows = rows.view(1, key.shape[1], groups, -1, rows.shape[-1])  # [1, Hkv, G, Q, D]
-    visible = torch.arange(key.shape[2]) <= query_positions[0][:, None]  # [Q, S]
-    received = attention_map(rows, key[:, :, None], visible).mean(dim=(1, 2, 3))  # [1, S]
-    visual = received.gather(1, image_positions)
-    return torch.full_like(received, ALWAYS_KEPT).scatter(1, image_positions, visual)
+    is_visual = torch.zeros_like(scores).scatter(1, visual, torch.ones_like(visual, dtype=scores.dtype))
+    is_visual = is_visual.gather(1, kept)  # [1, S']
+    _, places = topk_gather(is_visual[..., None], is_visual, slots)
+    return places, query_rows - (visual.shape[1] - slots.shape[0])

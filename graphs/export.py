@@ -20,7 +20,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
 
-from star_export.contract import DECODE, PREFILL, VISION, GraphSpec, TensorSpec, contract
+from star_export.contract import (
+    DECODE,
+    PREFILL,
+    STAGE1_SLOTS,
+    VISION,
+    GraphSpec,
+    TensorSpec,
+    contract,
+    is_lengths,
+    is_slots,
+)
 from star_export.graphs.decoder import DecodeGraph, PrefillGraph
 from star_export.graphs.ops import OPSET
 from star_export.graphs.passes import (
@@ -112,23 +122,31 @@ def _forward_arguments(borders: GraphSpec, make: Callable[[TensorSpec], Any]) ->
     """Keyword arguments of the module's ``forward``, one ``make(tensor)`` for each input."""
     arguments: dict[str, Any] = {}
     for tensor in borders.inputs:
-        if tensor.name.startswith("past_key_values."):
-            arguments.setdefault("past_key_values", []).append(make(tensor))
+        if (argument := _list_argument(tensor.name)) is not None:
+            arguments.setdefault(argument, []).append(make(tensor))
         else:
             arguments[tensor.name] = make(tensor)
     return arguments
 
 
+def _list_argument(name: str) -> str | None:
+    """The argument that takes all inputs of a kind of which there may be several, if ``name`` is of one."""
+    if name.startswith("past_key_values."):
+        return "past_key_values"
+    if is_lengths(name):
+        return "lengths"
+    return "stage_slots" if is_slots(name) and name != STAGE1_SLOTS else None
+
+
 def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
     """A fake input. The sizes only have to be possible: each symbolic one stays symbolic."""
-    star = spec.star
     sizes = {
         "B": 2,
         "S": spec.image_tokens + spec.max_text_tokens + 3,
         "V": spec.image_tokens,
         "Q": 5,
-        "N1": star.stage1_keep if star else 0,
-        "N2": star.keep + 1 if star else 0,
+        "N1": spec.image_tokens,
+        **{f"N{number}": tokens + 1 for number, tokens in enumerate(spec.budgets(), start=2)},
     }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
     return torch.empty(shape, dtype=torch_dtype(tensor.dtype))

@@ -12,7 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from onnxscript import optimizer
 from torch import nn
 
-from star_export.contract import STAR_DOMAIN, STAR_DOMAIN_VERSION, GraphSpec
+from star_export.contract import STAR_DOMAIN, STAR_DOMAIN_VERSION, GraphSpec, is_lengths, is_slots
 from star_export.graphs.ops import topk_gather_function
 from star_export.graphs.weights import WeightsFile
 
@@ -147,6 +147,8 @@ class DeclareBorders(InPlacePass):
                 output.shape = _renamed(output.shape, symbols)
         for value, shape in zip(values, declared, strict=True):
             value.shape = ir.Shape(shape)
+            if is_lengths(str(value.name)) or is_slots(str(value.name)):  # traced under its number in a list
+                value.metadata_props["pkg.torch.onnx.original_node_name"] = str(value.name)
         return PassResult(model, modified=True)
 
 
@@ -213,7 +215,7 @@ def _without_value(model: ir.Model) -> list[ir.Value]:
 
 def _later_lengths(model: ir.Model) -> list[ir.Value]:
     """The inputs that count the cached tokens of every layer group but the first."""
-    return [value for value in model.graph.inputs if str(value.name).endswith("_lengths")][1:]
+    return [value for value in model.graph.inputs if is_lengths(str(value.name))][1:]
 
 
 def _star_calls(model: ir.Model) -> list[ir.Node]:

@@ -1,4 +1,4 @@
-"""The vision graph: the tower, STAR stage 1, the projector.
+"""The vision graph: the tower, the stage before the decoder, the projector.
 
 Inputs ``pixel_values [1, 3, H, W]`` and ``stage1_slots [N1]``; outputs
 ``image_features [1, N1, C]`` and ``image_indices [1, N1]``. Unpruned: no slots,
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from star_export.graphs.layers import ACTIVATIONS, Linear
 from star_export.graphs.ops import topk_gather
+from star_export.graphs.scores import VISION_SCORES
 from star_export.graphs.towers import TOWERS
 from star_export.specs import ExportSpec, ModelSpec
 
@@ -32,16 +33,14 @@ class VisionGraph(nn.Module):
 
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__()
-        self.pruned = spec.star is not None
+        self.score = VISION_SCORES[spec.stage1.score] if spec.stage1 else None
         self.vision_tower = TOWERS[spec.model.vision.model_type](spec.model.vision)
         self.multi_modal_projector = Projector(spec.model)
 
     def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
-        hidden, weights = self.vision_tower(pixel_values, want_map=self.pruned)
+        hidden, weights = self.vision_tower(pixel_values, want_map=self.score is not None)
         patches = hidden[:, 1:]  # CLS is no candidate
-        if weights is None or stage1_slots is None:
+        if self.score is None or weights is None or stage1_slots is None:
             return (self.multi_modal_projector(patches).to(pixel_values.dtype),)
-        # Attention received: mean over heads and patch rows, CLS row left out (STAR stage 1).
-        scores = weights[:, :, 1:, 1:].mean(dim=(1, 2))  # [1, P]
-        kept, indices = topk_gather(patches, scores, stage1_slots)
+        kept, indices = topk_gather(patches, self.score(weights), stage1_slots)
         return self.multi_modal_projector(kept).to(pixel_values.dtype), indices

@@ -74,7 +74,7 @@ def baseline_options(bundle: Bundle, folder: Path, *, source: str, backend: str)
 
 def _check_given(bundle: Bundle, given: Path) -> None:
     spec = open_bundle(given).spec
-    if spec.star is not None:
+    if spec.schedule:
         raise SettingsError(f"{given} prunes too; --baseline takes a bundle built with --no-prune")
     if spec.model != bundle.spec.model:
         raise SettingsError(

@@ -29,6 +29,7 @@ from star_export.specs import (
     DEFAULT_DROP_RATIO,
     DType,
     ExportSpec,
+    Schedule,
     check_capacities,
     check_fp32_layers,
     resolve_star,
@@ -100,11 +101,11 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     alias = ALIASES.get(split_revision(options.model)[0])
     if options.prune and prune_layer is None and alias is not None:
         prune_layer = alias.prune_layer
-    star = None
+    schedule: Schedule = ()
     if not options.prune:
         _refuse_pruning_options(options)
     else:
-        star = resolve_star(
+        schedule = resolve_star(
             checkpoint.model,
             keep=options.keep,
             keep_ratio=options.keep_ratio,
@@ -114,7 +115,7 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         )
     spec = ExportSpec(
         model=checkpoint.model,
-        star=star,
+        schedule=schedule,
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
         dtype=options.dtype,

@@ -16,9 +16,9 @@ from star_export.manifest import (
     TIE_RULE,
     BundleFile,
     WrongVersionError,
-    cache_capacities,
     graph_contract,
     is_manifest,
+    layer_groups,
     read_manifest,
     upgraded,
 )
@@ -88,7 +88,7 @@ def write_manifest(
         "spec": spec.to_dict(),
         "tie_rule": TIE_RULE,
         "contract": graph_contract(spec),
-        "cache_capacities": cache_capacities(spec),
+        "groups": layer_groups(spec),
         "engines": engines or {},
         "files": [_listed(folder, name) for name in names if name not in (MANIFEST, PARITY)],
     }

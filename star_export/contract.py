@@ -5,9 +5,10 @@ here, the sessions and the pipeline read them, and the manifest carries them
 for C++ and Triton.
 
 Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens, ``Q`` scoring rows,
-``N1``/``N2`` budgets of the two stages, ``B`` sequences. Budgets enter as index
-lists of which only the length is read, so every output size is an expression
-of input sizes and one graph serves every budget.
+``N{n}`` the budget of stage ``n``, ``B`` sequences. Stage 1 is the one before
+the decoder, those inside it are numbered from 2. Budgets enter as index lists of
+which only the length is read, so every output size is an expression of input
+sizes and one graph serves every budget.
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,11 @@ VISION, PREFILL, DECODE = "vision", "prefill", "decode"
 GRAPHS = (VISION, PREFILL, DECODE)
 
 PIXEL_VALUES = "pixel_values"
-STAGE1_SLOTS = "stage1_slots"
 IMAGE_FEATURES = "image_features"
 IMAGE_INDICES = "image_indices"
 INPUT_IDS = "input_ids"
 IMAGE_POSITIONS = "image_positions"
 QUERY_POSITIONS = "query_positions"
-STAGE2_SLOTS = "stage2_slots"
 POSITION_IDS = "position_ids"
 EARLY_LENGTHS = "early_lengths"
 LATE_LENGTHS = "late_lengths"
@@ -86,11 +85,59 @@ def cache_pairs(spec: ExportSpec) -> list[tuple[str, str]]:
     ]
 
 
+def slots_name(stage: int) -> str:
+    """Input whose length says how many tokens stage ``stage`` keeps."""
+    return f"stage{stage}_slots"
+
+
+#: The one that vision has.
+STAGE1_SLOTS = slots_name(1)
+
+
+def is_slots(name: str) -> bool:
+    """Whether a tensor is the budget of a stage, of which only the length is read."""
+    return name.startswith("stage") and name.endswith("_slots")
+
+
+def decoder_slots(spec: ExportSpec) -> tuple[str, ...]:
+    """Inputs of prefill, one for each stage inside the decoder."""
+    return tuple(slots_name(stage) for stage in _decoder_numbers(spec))
+
+
+def kept_names(spec: ExportSpec) -> tuple[str, ...]:
+    """Outputs of prefill: the prompt positions that are left after each stage inside the decoder.
+
+    After the last it is ``kept_positions``, after stage ``n`` before that ``stage{n}_positions``.
+    """
+    numbers = _decoder_numbers(spec)
+    return tuple(KEPT_POSITIONS if n == numbers[-1] else f"stage{n}_positions" for n in numbers)
+
+
+def group_names(spec: ExportSpec) -> tuple[str, ...]:
+    """Names of the layer groups: ``early``; of the last of several ``late``; between them ``group2``, ..."""
+    later = [*(f"group{number}" for number in range(2, len(spec.groups))), "late"]
+    return ("early", *later[: len(spec.groups) - 1])
+
+
+def lengths_names(spec: ExportSpec) -> tuple[str, ...]:
+    """Inputs of decode, one for each layer group: tokens in its caches."""
+    return tuple(f"{name}_lengths" for name in group_names(spec))
+
+
+def is_lengths(name: str) -> bool:
+    """Whether a tensor is an input of decode that :func:`lengths_names` gives."""
+    return name.endswith("_lengths")
+
+
+def _decoder_numbers(spec: ExportSpec) -> range:
+    return range(2, 2 + len(spec.decoder_stages))
+
+
 def contract(spec: ExportSpec) -> dict[str, GraphSpec]:
     """The three graphs' inputs and outputs for ``spec``.
 
-    Unpruned, the tensors that only STAR needs (slots, indices, query rows, the
-    late group's lengths) are absent.
+    Tensors that only pruning needs (slots, indices, query rows, lengths of later
+    groups) are there for the stages of the schedule alone.
     """
     return {VISION: _vision(spec), PREFILL: _prefill(spec), DECODE: _decode(spec)}
 
@@ -99,7 +146,7 @@ def _vision(spec: ExportSpec) -> GraphSpec:
     size = spec.model.vision.image_size
     channels = spec.model.text.hidden_size
     pixels = TensorSpec(PIXEL_VALUES, spec.dtype, (1, 3, size, size))
-    if spec.star is None:
+    if spec.stage1 is None:
         features = TensorSpec(IMAGE_FEATURES, spec.dtype, (1, spec.image_tokens, channels))
         return GraphSpec((pixels,), (features,))
     return GraphSpec(
@@ -119,22 +166,21 @@ def _prefill(spec: ExportSpec) -> GraphSpec:
         TensorSpec(IMAGE_POSITIONS, "int64", (1, "V")),
     ]
     outputs = [TensorSpec(LOGITS, "float32", (1, text.vocab_size))]
-    if spec.star is not None:
-        inputs += [
-            TensorSpec(QUERY_POSITIONS, "int64", (1, "Q")),
-            TensorSpec(STAGE2_SLOTS, "int64", ("N2",)),
-        ]
-        outputs += [TensorSpec(KEPT_POSITIONS, "int64", (1, "S - V + N2"))]
+    if spec.decoder_stages:
+        inputs += [TensorSpec(QUERY_POSITIONS, "int64", (1, "Q"))]
+    budgets = [f"N{stage}" for stage in _decoder_numbers(spec)]
+    for slots, kept, budget in zip(decoder_slots(spec), kept_names(spec), budgets, strict=True):
+        inputs += [TensorSpec(slots, "int64", (budget,))]
+        outputs += [TensorSpec(kept, "int64", (1, f"S - V + {budget}"))]
     past, present = _caches(spec, batch=1)
     return GraphSpec((*inputs, *past), (*outputs, *present))
 
 
 def _decode(spec: ExportSpec) -> GraphSpec:
-    groups = (EARLY_LENGTHS, LATE_LENGTHS) if spec.star else (EARLY_LENGTHS,)
     inputs = [
         TensorSpec(INPUT_IDS, "int64", ("B", 1)),
         TensorSpec(POSITION_IDS, "int64", ("B", 1)),
-        *(TensorSpec(name, "int64", ("B",)) for name in groups),
+        *(TensorSpec(name, "int64", ("B",)) for name in lengths_names(spec)),
     ]
     logits = TensorSpec(LOGITS, "float32", ("B", spec.model.text.vocab_size))
     past, present = _caches(spec, batch="B")

@@ -13,8 +13,8 @@ class PrefillFlops:
         fastv: FastV's estimate (arXiv 2403.06764, section 4.2): multiply-accumulates of
             ``4nd^2 + 2n^2d + 2ndm`` per layer.
         exact: Floating-point operations of every matrix product the graph really has:
-            gated MLP, grouped-query projections, full attention squares, the stage-2
-            attention map, logits of the last position.
+            gated MLP, grouped-query projections, full attention squares, the attention maps
+            that score stages, logits of the last position.
     """
 
     fastv: float
@@ -27,13 +27,31 @@ class Layout:
 
     Attributes:
         entering: In the first layers.
-        prune_layer: How many layers those are; None for all.
-        keep: In the other layers.
+        stages: ``(after_layer, tokens)`` of each stage inside the decoder, in order.
     """
 
     entering: int
-    prune_layer: int | None = None
-    keep: int = 0
+    stages: tuple[tuple[int, int], ...] = ()
+
+    def tokens(self, layers: int) -> list[int]:
+        """Visual tokens in each of ``layers`` layers."""
+        found = [self.entering] * layers
+        for after_layer, tokens in self.stages:
+            found[after_layer:] = [tokens] * (layers - after_layer)
+        return found
+
+
+def spec_layout(spec: ExportSpec, keep: int | None) -> Layout:
+    """The visual tokens of one image, as a bundle lays them out.
+
+    Args:
+        spec: The exported model.
+        keep: Visual tokens after the last stage; None for no pruning at all, of any stage.
+    """
+    if keep is None or not spec.schedule:
+        return Layout(entering=spec.model.vision.num_patches)
+    places = (stage.after_layer for stage in spec.decoder_stages)
+    return Layout(entering=spec.image_tokens, stages=tuple(zip(places, spec.budgets(keep), strict=True)))
 
 
 def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep: int | None) -> PrefillFlops:
@@ -42,12 +60,10 @@ def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep
     Args:
         spec: The exported model.
         text_tokens: Prompt tokens that are not visual.
-        query_tokens: Those of them after the image, which score stage 2.
-        keep: Visual tokens after stage 2; None for no pruning at all, of either stage.
+        query_tokens: Those of them after the image, which score the stages inside the decoder.
+        keep: Visual tokens after the last stage; None for no pruning at all, of any stage.
     """
-    star, layout = spec.star, Layout(entering=spec.model.vision.num_patches)
-    if keep is not None and star is not None:
-        layout = Layout(entering=star.stage1_keep, prune_layer=star.prune_layer, keep=keep)
+    layout = spec_layout(spec, keep)
     return layout_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=query_tokens)
 
 
@@ -58,14 +74,11 @@ def layout_flops(text: TextSpec, layout: Layout, *, text_tokens: int, query_toke
         text: The decoder.
         layout: Its visual tokens, layer by layer.
         text_tokens: Prompt tokens that are not visual.
-        query_tokens: Those of them that score the visual tokens before ``layout.prune_layer``.
+        query_tokens: Those of them that score the visual tokens at every stage.
     """
-    early = layout.entering + text_tokens
-    layers, scoring = [early] * text.num_layers, 0.0
-    if layout.prune_layer is not None:
-        late = text.num_layers - layout.prune_layer
-        layers[layout.prune_layer :] = [layout.keep + text_tokens] * late
-        scoring = 2.0 * query_tokens * early * text.num_heads * text.head_dim
+    layers = [visual + text_tokens for visual in layout.tokens(text.num_layers)]
+    keys = sum(layers[after_layer - 1] for after_layer, _ in layout.stages)
+    scoring = 2.0 * query_tokens * keys * text.num_heads * text.head_dim
     head = 2.0 * text.hidden_size * text.vocab_size
     exact = sum(_layer_flops(text, tokens) for tokens in layers) + head + scoring
     return PrefillFlops(sum(_fastv_layer(text, tokens) for tokens in layers), exact)

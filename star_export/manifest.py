@@ -5,14 +5,14 @@ which are upgraded while they are read; the *contract* counts changes of the gra
 borders, which only a new build can follow.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any
 
 from msgspec import Meta
 
-from star_export.contract import CONTRACT_VERSION, contract
+from star_export.contract import CONTRACT_VERSION, contract, lengths_names
 from star_export.errors import SettingsError
-from star_export.specs import ExportSpec, check_capacities, check_keep, stage1_count
+from star_export.specs import ExportSpec, check_capacities, check_schedule
 from star_export.typed import convert
 from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
@@ -48,7 +48,7 @@ class Manifest:
     spec: ExportSpec
     tie_rule: str
     contract: dict[str, Any]
-    cache_capacities: dict[str, int]
+    groups: list[dict[str, Any]]
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # absent before there were any
     files: tuple[BundleFile, ...]
 
@@ -57,9 +57,10 @@ class WrongVersionError(ValueError):
     """A manifest that is in order, but not for this star-export."""
 
 
-def cache_capacities(spec: ExportSpec) -> dict[str, int]:
-    """Tokens that fit into the caches of each layer group."""
-    return {"early": spec.early_capacity, "late": spec.late_capacity}
+def layer_groups(spec: ExportSpec) -> list[dict[str, Any]]:
+    """Each layer group as the manifest holds it, with the input of decode that has its lengths."""
+    pairs = zip(spec.groups, lengths_names(spec), strict=True)
+    return [{**asdict(group), "lengths": name} for group, name in pairs]
 
 
 def graph_contract(spec: ExportSpec) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def read_manifest(values: dict[str, Any]) -> Manifest:
         raise ValueError(f"spec: {error}") from error
     expected = {
         "contract": graph_contract(manifest.spec),
-        "cache_capacities": cache_capacities(manifest.spec),
+        "groups": layer_groups(manifest.spec),
         "tie_rule": TIE_RULE,
     }
     for key, value in expected.items():
@@ -139,7 +140,7 @@ def _shortened(value: Any) -> str:
 
 def _check_spec(spec: ExportSpec) -> None:
     """Refuse values that contradict each other: they would fail, or answer nonsense, much later."""
-    model, star = spec.model, spec.star
+    model = spec.model
     vision, text = model.vision, model.text
     if vision.image_size % vision.patch_size:
         raise ValueError(f"spec.model.vision: {vision.image_size} px are no whole patches")
@@ -147,14 +148,5 @@ def _check_spec(spec: ExportSpec) -> None:
         raise ValueError(f"spec.model.text: {text.num_heads} heads cannot share {text.num_kv_heads} KV heads")
     if model.image_token_id >= text.vocab_size:
         raise ValueError(f"spec.model.image_token_id: {model.image_token_id} is outside the vocabulary")
-    if star is not None:
-        kept = stage1_count(patches=vision.num_patches, drop_ratio=star.drop_ratio)
-        if star.stage1_keep != kept:
-            raise ValueError(f"spec.star.stage1_keep: drop_ratio gives {kept}, found {star.stage1_keep}")
-        if star.prune_layer >= text.num_layers:
-            raise ValueError(
-                f"spec.star.prune_layer: {star.prune_layer} is not below {text.num_layers} layers"
-            )
-        check_keep(star, star.max_keep, option="max_keep")
-        check_keep(star, star.keep, option="keep")
+    check_schedule(spec.schedule, model)
     check_capacities(spec)

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -12,15 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.contract import GRAPHS
+from star_export.contract import GRAPHS, is_slots
 from star_export.engines.plugins import PLUGIN_CHOICES
 from star_export.engines.tensorrt.bindings import EXTRA, TENSORRT_RTX, Bindings, load_bindings, log
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
-from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
+from star_export.engines.tensorrt.request import EngineRequest
 from star_export.errors import BundleError, PlatformError, SettingsError
 from star_export.specs import ExportSpec
+
+_UNUSED_TENSOR = re.compile(r"Tensor (\S+) is unused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,5 +223,6 @@ def _relay(lines: Iterable[str]) -> dict[str, Any] | None:
 
 def _demoted(level: int, text: str) -> int:
     """Warnings that say what the contract means are no warnings; errors reach the user as the outcome."""
-    expected = "Int64 binding" in text or any(f"Tensor {name} is unused" in text for name in LENGTH_ONLY)
+    unused = _UNUSED_TENSOR.search(text)
+    expected = "Int64 binding" in text or (unused is not None and is_slots(unused[1]))
     return logging.INFO if expected or level >= logging.ERROR else level

@@ -26,10 +26,12 @@ def size_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, i
         "V": (visual, visual, visual),
         "S": (visual + 1, visual + typical, visual + text),
     }
-    if star := spec.star:
-        ranges["N1"] = (star.stage1_keep,) * 3
+    if spec.stage1:
+        ranges["N1"] = (visual, visual, visual)
+    if spec.decoder_stages:
         ranges["Q"] = (1, max(1, typical // 2), text)
-        ranges["N2"] = (1, star.keep, star.max_keep)
+    for number, stage in enumerate(spec.decoder_stages, start=2):
+        ranges[f"N{number}"] = (1, stage.tokens, stage.max_tokens)
     return ranges
 
 
@@ -52,17 +54,16 @@ def check_topk(spec: ExportSpec) -> None:
     """Refuse budgets over what TensorRT's own TopK can choose; for engines without the plugin.
 
     Raises:
-        SettingsError: If either stage keeps more than 3840 tokens.
+        SettingsError: If a stage keeps more than 3840 tokens.
     """
-    if spec.star is None:
-        return
-    for stage, kept in (
-        ("stage 1 keeps", spec.star.stage1_keep),
-        ("--max-keep and --max-text-tokens make", spec.star.max_keep + spec.max_text_tokens),
+    inside = max((stage.max_tokens + spec.max_text_tokens for stage in spec.decoder_stages), default=0)
+    for what, kept in (
+        ("stage 1 keeps", spec.stage1.max_tokens if spec.stage1 else 0),
+        ("--max-keep and --max-text-tokens make", inside),
     ):
         if kept > MAX_TOPK:
             raise SettingsError(
-                f"{stage} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
+                f"{what} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
                 "lower it, or use --backend tensorrt with the plugin"
             )
 

@@ -3,11 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 
-from star_export.contract import STAGE1_SLOTS, STAGE2_SLOTS
 from star_export.engines.tensorrt.facts import Profile
-
-#: Inputs of which only the length is read; TensorRT says so, and rightly.
-LENGTH_ONLY = frozenset({STAGE1_SLOTS, STAGE2_SLOTS})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from star_export.contract import is_slots
 from star_export.engines.tensorrt.bindings import Bindings, errors, first_error, load_bindings, log
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.network import parse
-from star_export.engines.tensorrt.request import LENGTH_ONLY, EngineRequest
+from star_export.engines.tensorrt.request import EngineRequest
 from star_export.errors import BundleError, PlatformError, StarExportError
 from star_export.files import atomic_open
 from star_export.memory import resident_bytes
@@ -133,7 +134,7 @@ def _open_timing_cache(request: EngineRequest, config: Any) -> Any:
 def _refuse_unused_inputs(path: Path, bindings: Bindings) -> None:
     for message in bindings.messages:
         match = _UNUSED_INPUT.search(message.text)
-        if match and match[1] not in LENGTH_ONLY:
+        if match and not is_slots(match[1]):
             raise BundleError(
                 f"{path}: {bindings.backend} {bindings.version} made an engine that ignores the input "
                 f"{match[1]}; it would compute something else, so it was not kept"

@@ -148,13 +148,12 @@ class Pipeline:
         Raises:
             SettingsError: If the bundle cannot serve ``keep``.
         """
-        star = self.spec.star
-        if star is None:
+        if not self.spec.decoder_stages:
             if keep is not None:
                 raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
             return self.spec.image_tokens
-        budget = star.keep if keep is None else keep
-        check_keep(star, budget)
+        budget = self.spec.keep if keep is None else keep
+        check_keep(self.spec.schedule, budget)
         return budget
 
     def tokenize(self, prompt: str, *, image_tokens: int | None = None) -> TokenizedPrompt:

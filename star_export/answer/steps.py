@@ -60,22 +60,25 @@ class DecodeState:
     """One sequence between prefill and its last token.
 
     Attributes:
-        caches: KV caches of both layer groups.
+        caches: KV caches of every layer group.
         output: Logits after the last token, float32 ``[1, vocab]``, where the backend keeps them.
-        kept: int64 ``[1, S2]``, prompt positions that the late layers saw; None unpruned.
-        prompt_tokens: Prompt length before stage 2.
-        position: Position of the next token.
-        late_length: Tokens in the late layers' caches; the early layers hold ``position``.
+        kept: Prompt positions that each stage inside the decoder kept, int64 ``[1, S2]``.
+        prompt_tokens: Prompt length before the first of them.
+        lengths: int64 ``[groups]``, tokens in each group's caches.
         stale: Whether the caches hold it no more: another prefill filled them, or they were cleaned.
     """
 
     caches: Caches
     output: DeviceArray
-    kept: DeviceArray | None
+    kept: tuple[DeviceArray, ...]
     prompt_tokens: int
-    position: int
-    late_length: int
+    lengths: Int64
     stale: bool = False
+
+    @property
+    def position(self) -> int:
+        """Position of the next token: as many are in the first group's caches."""
+        return int(self.lengths[0])
 
     @property
     def logits(self) -> npt.NDArray[np.float32]:
@@ -83,11 +86,14 @@ class DecodeState:
         return self.output.numpy()[0]  # type: ignore[no-any-return]
 
     @cached_property
+    def stage_positions(self) -> tuple[Int64, ...]:
+        """Prompt positions that each stage kept ``[S2]``; to be read before the next prefill."""
+        return tuple(kept.numpy()[0] for kept in self.kept)
+
+    @property
     def kept_positions(self) -> Int64:
-        """Prompt positions that the late layers saw ``[S2]``; to be read before the next prefill."""
-        if self.kept is None:
-            return np.arange(self.prompt_tokens)
-        return self.kept.numpy()[0]  # type: ignore[no-any-return]
+        """Prompt positions that the last layers saw ``[S2]``; see :attr:`stage_positions`."""
+        return self.stage_positions[-1] if self.kept else np.arange(self.prompt_tokens)
 
     def next_token(self, sampler: Sampler) -> int:
         """The token to append.
@@ -124,6 +130,7 @@ class Steps:
 
     def __init__(self, session: Session) -> None:
         self.session, self.spec = session, session.spec
+        self._lengths_names = names.lengths_names(session.spec)
         self._states: WeakValueDictionary[int, DecodeState] = WeakValueDictionary()  # by id() of their caches
         self._claim: object | None = None  # of the generation that runs in the own caches
 
@@ -152,10 +159,10 @@ class Steps:
             stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
         """
         feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
-        if self.spec.star is None:
+        if self.spec.stage1 is None:
             output = self.session.run(VISION, feeds)
             return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
-        count = self.spec.star.stage1_keep if stage1_keep is None else stage1_keep
+        count = self.spec.image_tokens if stage1_keep is None else stage1_keep
         feeds[names.STAGE1_SLOTS] = np.arange(count)
         output = self.session.run(VISION, feeds)
         return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
@@ -173,7 +180,7 @@ class Steps:
         Args:
             tokens: The prompt, with as many image positions as there are features.
             vision: Features of the picture.
-            keep: Visual tokens after stage 2; the bundle's own by default.
+            keep: Visual tokens after the last stage; the bundle's own by default.
             caches: KV caches of one sequence; the own ones by default.
 
         Returns:
@@ -190,22 +197,20 @@ class Steps:
             caches = self._caches
         if before := self._states.get(id(caches)):
             before.stale = True
-        length = tokens.input_ids.shape[1]
+        length, visual = tokens.input_ids.shape[1], tokens.image_positions.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
             names.IMAGE_FEATURES: vision.features,
             names.IMAGE_POSITIONS: tokens.image_positions,
         }
-        late_length = length
-        if self.spec.star is not None:
-            budget = self.spec.star.keep if keep is None else keep
+        if self.spec.decoder_stages:
             feeds[names.QUERY_POSITIONS] = tokens.query_positions
-            feeds[names.STAGE2_SLOTS] = np.arange(budget)
-            late_length += budget - tokens.image_positions.shape[1]
+        for slots, budget in zip(names.decoder_slots(self.spec), self.spec.budgets(keep), strict=True):
+            feeds[slots] = np.arange(budget)
         output = self.session.run(PREFILL, feeds, caches)
-        state = self._states[id(caches)] = DecodeState(
-            caches, output[names.LOGITS], output.get(names.KEPT_POSITIONS), length, length, late_length
-        )
+        kept = tuple(output[name] for name in names.kept_names(self.spec))
+        lengths = np.array(self.spec.lengths(length - visual, visual, keep))
+        state = self._states[id(caches)] = DecodeState(caches, output[names.LOGITS], kept, length, lengths)
         return state
 
     def decode(self, state: DecodeState, token: int) -> None:
@@ -219,30 +224,21 @@ class Steps:
                 "another generation or prefill took the KV caches of this sequence, or they were cleaned "
                 f"after logits that were not finite; finish one before the next, or {_OWN_CACHES}"
             )
-        lengths = np.array([state.position]), np.array([state.late_length])
-        state.output = self.decode_batch(state.caches, np.array([token]), *lengths)
-        state.position += 1
-        state.late_length += 1
+        state.output = self.decode_batch(state.caches, np.array([token]), state.lengths[:, None])
+        state.lengths = state.lengths + 1
 
-    def decode_batch(
-        self, caches: Caches, tokens: Int64, positions: Int64, late_lengths: Int64
-    ) -> DeviceArray:
+    def decode_batch(self, caches: Caches, tokens: Int64, lengths: Int64) -> DeviceArray:
         """Append a token to each of ``B`` sequences.
 
         Args:
             caches: Their KV caches.
             tokens: int64 ``[B]``.
-            positions: int64 ``[B]``, of these tokens; as many are in the early layers' caches.
-            late_lengths: int64 ``[B]``, tokens in the late layers' caches.
+            lengths: int64 ``[groups, B]``, tokens in each group's caches; the first group holds every
+                token, so that its lengths are the positions of the new ones.
 
         Returns:
             Logits, float32 ``[B, vocab]``.
         """
-        feeds = {
-            names.INPUT_IDS: tokens[:, None],
-            names.POSITION_IDS: positions[:, None],
-            names.EARLY_LENGTHS: positions,
-        }
-        if self.spec.star is not None:
-            feeds[names.LATE_LENGTHS] = late_lengths
+        feeds = {names.INPUT_IDS: tokens[:, None], names.POSITION_IDS: lengths[0][:, None]}
+        feeds |= zip(self._lengths_names, lengths, strict=True)
         return self.session.run(DECODE, feeds, caches)[names.LOGITS]

@@ -128,7 +128,6 @@ def compare(
             progress=progress,
         )
         tokens = bundles.full.pipeline.tokenize(rows[0].question)
-    assert spec.star is not None
     report = _Reporter(ScoreTable(rows), spec, tokens.text_tokens, tokens.query_positions.shape[1])
     return Comparison(
         model=options.model,
@@ -136,7 +135,7 @@ def compare(
         split=options.split,
         seed=options.seed,
         questions=limit,
-        prune_layer=spec.star.prune_layer,
+        prune_layer=spec.decoder_stages[0].after_layer,
         layers=spec.model.text.num_layers,
         methods=tuple(report.of(method) for method in methods),
     )
@@ -164,11 +163,10 @@ class _Reporter:
 
 
 def _budgets(options: CompareOptions, spec: ExportSpec) -> list[int]:
-    assert spec.star is not None
     patches = spec.model.vision.num_patches
     budgets = list(options.keep) or [int(share * patches + 0.5) for share in PAPER_SHARES]
     for keep in budgets:
-        check_keep(spec.star, keep)
+        check_keep(spec.schedule, keep)
     return sorted(dict.fromkeys(budgets), reverse=True)
 
 
@@ -183,10 +181,9 @@ def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
 def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
     room = stage1_count(patches=model.vision.num_patches, drop_ratio=DEFAULT_DROP_RATIO) - 1
-    star = resolve_star(model, prune_layer=options.prune_layer, keep=1, max_keep=room)
     return ExportSpec(
         model=model,
-        star=star,
+        schedule=resolve_star(model, prune_layer=options.prune_layer, keep=1, max_keep=room),
         max_text_tokens=MAX_TEXT_TOKENS,
         max_new_tokens=MAX_NEW_TOKENS,
         dtype=options.dtype,
@@ -196,7 +193,6 @@ def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
 @contextmanager
 def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], None]) -> Iterator[Bundles]:
     """What all methods run on, gone afterwards."""
-    assert spec.star is not None
     with scratch_folder(options.answers.parent, f".{options.answers.name}.compare-") as scratch:
 
         def make(name: str, **settings: Any) -> Looker:
@@ -213,6 +209,7 @@ def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], Non
 
         # In these, stage 1 drops nothing unless a method asks for it.
         room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.model.vision.num_patches - 1}
-        layers = dict.fromkeys((spec.star.prune_layer, fastv_layer(spec.model.text.num_layers)))
+        own = spec.decoder_stages[0].after_layer
+        layers = dict.fromkeys((own, fastv_layer(spec.model.text.num_layers)))
         pruned = {layer: make(f"pruned-after-{layer}", prune_layer=layer, **room) for layer in layers}
         yield Bundles(make("unpruned", prune=False), pruned, options.seed)

@@ -102,7 +102,7 @@ def evaluate_bundle(
     task, limit = _check(options, bundle.spec)
     with ExitStack() as stack:
         baseline = None
-        if bundle.spec.star is not None and not options.alone:
+        if bundle.spec.schedule and not options.alone:
             baseline = stack.enter_context(_baseline(options, bundle, say))
         variants = _variants(options, baseline)
         path = options.answers or answers_path(options)
@@ -127,11 +127,11 @@ def evaluate_bundle(
 def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
     """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
     task = open_task(options.task, split=options.split)
-    if options.min_retention is not None and (spec.star is None or options.alone):
+    if options.min_retention is not None and (not spec.schedule or options.alone):
         raise SettingsError("--min-retention compares a pruned bundle with its baseline; here is none")
-    if spec.star is not None:
+    if spec.schedule:
         for keep in options.keep:
-            check_keep(spec.star, keep)
+            check_keep(spec.schedule, keep)
     return task, check_limit(task, options.split, options.limit)
 
 
@@ -218,7 +218,7 @@ def _variants(options: EvalOptions, baseline: Path | None) -> dict[str, Variant]
     variants: dict[str, Variant] = {}
     if baseline is not None:
         variants[UNPRUNED] = Bundled(_open(options, baseline), None)
-    if looker.pipeline.spec.star is None:
+    if not looker.pipeline.spec.schedule:
         looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses --keep
         return {UNPRUNED: Bundled(looker, None)}
     for keep in dict.fromkeys(looker.pipeline.budget(k) for k in options.keep or (None,)):

@@ -59,7 +59,8 @@ class Method:
     def flops(self, spec: ExportSpec, *, text_tokens: int, query_tokens: int) -> PrefillFlops:
         """Arithmetic of a prefill."""
         rows = 1 if self.rule in (STAGE2_LAST, FASTV) else query_tokens
-        layout = Layout(entering=self.entering, prune_layer=self.layer, keep=self.keep)
+        stages = () if self.layer is None else ((self.layer, self.keep),)
+        layout = Layout(entering=self.entering, stages=stages)
         return layout_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=rows)
 
 
@@ -164,15 +165,15 @@ def grid(count: int, *, patches: int) -> Int64:
 
 def all_methods(budgets: Sequence[int], spec: ExportSpec) -> list[Method]:
     """The unpruned model and every method at every budget of a pruned spec."""
-    assert spec.star is not None
+    (stage,) = spec.decoder_stages
     patches = spec.model.vision.num_patches
     found = [unpruned(patches)]
     for budget in budgets:
         found += methods_at(
             budget,
             patches=patches,
-            stage1_keep=spec.star.stage1_keep,
+            stage1_keep=spec.image_tokens,
             layers=spec.model.text.num_layers,
-            prune_layer=spec.star.prune_layer,
+            prune_layer=stage.after_layer,
         )
     return found

@@ -19,6 +19,7 @@ from star_export.build import require_export_extra
 from star_export.bundle import open_bundle
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.checkpoint.hub import with_revision
+from star_export.contract import group_names
 from star_export.errors import SettingsError
 from star_export.flops import PrefillFlops, prefill_flops
 from star_export.measure.sides import (
@@ -127,7 +128,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         InputError: If the picture or the prompt cannot be used.
     """
     bundle = open_bundle(options.bundle)
-    if bundle.spec.star is None:
+    if not bundle.spec.schedule:
         raise SettingsError(
             "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
         )
@@ -231,9 +232,9 @@ def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, ba
 
 
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
-    layers, early = spec.model.text.num_layers, spec.num_early_layers
-    return {
-        "early": spec.kv_bytes(spec.image_tokens + text_tokens, early),
-        "late": spec.kv_bytes(keep + text_tokens, layers - early),
-        "unpruned": spec.kv_bytes(spec.model.vision.num_patches + text_tokens, layers),
+    lengths = spec.lengths(text_tokens, spec.image_tokens, keep)
+    groups = zip(group_names(spec), spec.groups, lengths, strict=True)
+    unpruned = spec.kv_bytes(spec.model.vision.num_patches + text_tokens, spec.model.text.num_layers)
+    return {name: spec.kv_bytes(length, len(group.layers)) for name, group, length in groups} | {
+        "unpruned": unpruned
     }

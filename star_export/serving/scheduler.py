@@ -81,8 +81,8 @@ class Scheduler:
         self._features = FeatureCache(feature_bytes)
         self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
         for caches, rows in self._slots.batches():
-            nothing = np.zeros(rows, np.int64)
-            pipeline.steps.decode_batch(caches, nothing, nothing, nothing)
+            lengths = np.zeros((len(pipeline.spec.groups), rows), np.int64)
+            pipeline.steps.decode_batch(caches, lengths[0], lengths)
         self._waiting: deque[Ticket] = deque()
         self._arriving: tuple[Ticket, VisionOutput] | None = None
         self._running: dict[int, Ticket] = {}  # by slot
@@ -228,21 +228,20 @@ class Scheduler:
             request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
         )
         ticket.usage = Usage.of(self.pipeline.spec, request)
-        ticket.position, ticket.late_length = state.position, state.late_length
+        ticket.lengths = state.lengths
         self._running[slot] = ticket
         self._choose({0: ticket}, state.output)
 
     def _step(self) -> None:
         """One token more for every running sequence."""
         caches, rows = self._slots.batch(max(self._running) + 1)
-        tokens, positions, late_lengths = (np.zeros(rows, np.int64) for _ in range(3))
+        tokens = np.zeros(rows, np.int64)
+        lengths = np.zeros((len(self.pipeline.spec.groups), rows), np.int64)
         for slot, ticket in self._running.items():
-            tokens[slot] = ticket.transcript.token_ids[-1]
-            positions[slot], late_lengths[slot] = ticket.position, ticket.late_length
-        logits = self.pipeline.steps.decode_batch(caches, tokens, positions, late_lengths)
+            tokens[slot], lengths[:, slot] = ticket.transcript.token_ids[-1], ticket.lengths
+        logits = self.pipeline.steps.decode_batch(caches, tokens, lengths)
         for ticket in self._running.values():
-            ticket.position += 1
-            ticket.late_length += 1
+            ticket.lengths = ticket.lengths + 1
         self._choose(dict(self._running), logits)
 
     def _choose(self, tickets: Mapping[int, Ticket], logits: DeviceArray) -> None:
@@ -283,7 +282,7 @@ class Scheduler:
         spec = self.pipeline.spec
         running = list(self._running.values())
         self.stats.running, self.stats.waiting = len(running), len(self._waiting)
-        self.stats.kv_bytes = sum(spec.sequence_bytes(t.position, t.late_length) for t in running)
+        self.stats.kv_bytes = sum(spec.sequence_bytes(t.lengths.tolist()) for t in running)
 
 
 class _Slots:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
 from star_export.answer.transcript import Transcript
@@ -43,7 +45,7 @@ class Usage:
             patches=patches,
             stage1_tokens=visual,
             stage2_tokens=request.keep,
-            kv_bytes=spec.sequence_bytes(text + visual, text + request.keep),
+            kv_bytes=spec.sequence_bytes(spec.lengths(text, visual, request.keep)),
             kv_bytes_unpruned=spec.kv_bytes(text + patches, layers),
         )
 
@@ -121,7 +123,7 @@ class Ticket:
         self.usage: Usage | None = None
         self.rest = Piece("", ())
         self.cancelled = False
-        self.slot = self.position = self.late_length = -1
+        self.slot, self.lengths = -1, np.zeros(0, np.int64)
         self._deadline = None if timeout is None else time.monotonic() + timeout
         self._shown = 0  # tokens that pieces were made of
         self._changed = threading.Condition()

@@ -147,8 +147,12 @@ class ScoringSession(OnnxRuntimeSession):
     """
 
     def __init__(self, bundle: Bundle) -> None:
-        if bundle.spec.star is None:
+        if not bundle.spec.schedule:
             raise SettingsError("this bundle was built with --no-prune: it ranks no tokens, so has no scores")
+        if bundle.spec.stage1 is None or len(bundle.spec.schedule) != 2:
+            raise SettingsError(
+                "scores are read from bundles with one stage before the decoder and one inside it"
+            )
         self.scores: dict[str, Float32] = {}
         self._names: dict[str, str] = {}
         super().__init__(bundle)

@@ -1,7 +1,7 @@
 """Everything the three graphs depend on: the model, its pruning, the cache capacities, element types."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -9,8 +9,28 @@ from typing import Any
 from star_export.dtypes import DTYPES, DType
 from star_export.errors import SettingsError
 from star_export.specs.model import ModelSpec
-from star_export.specs.pruning import StarSpec
+from star_export.specs.pruning import Schedule, Stage
 from star_export.specs.values import Count
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """Decoder layers that see the same tokens, so that their KV caches have one length.
+
+    Attributes:
+        first: Its first layer, from 0.
+        last: Its last layer, which belongs to it.
+        capacity: Tokens that each layer's KV cache has room for.
+    """
+
+    first: int
+    last: int
+    capacity: int
+
+    @property
+    def layers(self) -> range:
+        """The numbers of its layers."""
+        return range(self.first, self.last + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +39,7 @@ class ExportSpec:
 
     Attributes:
         model: Shape of the model.
-        star: Pruning settings, or None for the unpruned baseline.
+        schedule: Where visual tokens are dropped; empty for the unpruned baseline.
         max_text_tokens: Prompt tokens that are not image tokens, at most.
         max_new_tokens: Tokens generated after the prompt, at most.
         dtype: Element type of weights, activations and KV caches.
@@ -27,52 +47,77 @@ class ExportSpec:
     """
 
     model: ModelSpec
-    star: StarSpec | None
+    schedule: Schedule
     max_text_tokens: Count
     max_new_tokens: Count
     dtype: DType
     fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
 
     @property
+    def stage1(self) -> Stage | None:
+        """The stage before the decoder."""
+        return self.schedule[0] if self.schedule and self.schedule[0].after_layer == 0 else None
+
+    @property
+    def decoder_stages(self) -> Schedule:
+        """The stages inside the decoder; each ends a layer group."""
+        return tuple(stage for stage in self.schedule if stage.after_layer)
+
+    @property
     def image_tokens(self) -> int:
-        """Visual tokens of one image when the decoder starts: ``N1``, or ``P`` unpruned."""
-        return self.star.stage1_keep if self.star else self.model.vision.num_patches
+        """Visual tokens of one image when the decoder starts: ``N1``, or ``P`` without a stage before it."""
+        return self.stage1.tokens if self.stage1 else self.model.vision.num_patches
 
     @property
-    def num_early_layers(self) -> int:
-        """Decoder layers that see every stage-1 token (``K``; all of them unpruned)."""
-        return self.star.prune_layer if self.star else self.model.text.num_layers
+    def keep(self) -> int:
+        """Visual tokens of one image in the last layers, unless asked otherwise."""
+        return self.schedule[-1].tokens if self.schedule else self.image_tokens
 
     @property
-    def early_capacity(self) -> int:
-        """Tokens each early layer's KV cache has room for."""
-        return self.image_tokens + self.max_text_tokens + self.max_new_tokens
+    def groups(self) -> tuple[LayerGroup, ...]:
+        """The decoder's layers: one group, and one more for each stage inside the decoder."""
+        visual = self.stage1.max_tokens if self.stage1 else self.model.vision.num_patches
+        firsts = [0, *(stage.after_layer for stage in self.decoder_stages), self.model.text.num_layers]
+        tokens = [visual, *(stage.max_tokens for stage in self.decoder_stages)]
+        room = self.max_text_tokens + self.max_new_tokens
+        return tuple(
+            LayerGroup(first=first, last=end - 1, capacity=visual + room)
+            for first, end, visual in zip(firsts[:-1], firsts[1:], tokens, strict=True)
+        )
 
-    @property
-    def late_capacity(self) -> int:
-        """Tokens each late layer's KV cache has room for (0 when unpruned)."""
-        if self.star is None:
-            return 0
-        return self.star.max_keep + self.max_text_tokens + self.max_new_tokens
+    def budgets(self, keep: int | None = None) -> tuple[int, ...]:
+        """Visual tokens that each stage inside the decoder keeps, the last one ``keep`` if given."""
+        tokens = [stage.tokens for stage in self.decoder_stages]
+        if tokens and keep is not None:
+            tokens[-1] = keep
+        return tuple(tokens)
+
+    def lengths(self, text_tokens: int, image_tokens: int, keep: int | None = None) -> tuple[int, ...]:
+        """Tokens in each group's caches after a prompt: all in the first, in the others what a stage kept."""
+        return tuple(text_tokens + visual for visual in (image_tokens, *self.budgets(keep)))
+
+    def group(self, layer: int) -> int:
+        """Number of the group that decoder layer ``layer`` belongs to."""
+        return sum(stage.after_layer <= layer for stage in self.decoder_stages)
 
     def cache_capacity(self, layer: int) -> int:
         """Tokens the KV cache of decoder layer ``layer`` has room for."""
-        return self.early_capacity if layer < self.num_early_layers else self.late_capacity
+        return self.groups[self.group(layer)].capacity
 
     def kv_bytes(self, tokens: int, layers: int) -> int:
         """Bytes that ``tokens`` cached tokens take in ``layers`` decoder layers."""
         text = self.model.text
         return 2 * tokens * layers * text.num_kv_heads * text.head_dim * DTYPES[self.dtype].itemsize
 
-    def sequence_bytes(self, early: int, late: int) -> int:
-        """Bytes of one sequence: ``early`` cached tokens in every early layer, ``late`` in every late one."""
-        layers = self.num_early_layers
-        return self.kv_bytes(early, layers) + self.kv_bytes(late, self.model.text.num_layers - layers)
+    def sequence_bytes(self, lengths: Sequence[int]) -> int:
+        """Bytes of one sequence with ``lengths [groups]`` tokens in each group's caches."""
+        pairs = zip(self.groups, lengths, strict=True)
+        return sum(self.kv_bytes(length, len(group.layers)) for group, length in pairs)
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of the KV caches that are allocated for one sequence."""
-        return self.sequence_bytes(self.early_capacity, self.late_capacity)
+        return self.sequence_bytes([group.capacity for group in self.groups])
 
     def weight_dtype(self, tensor: str) -> DType:
         """Element type in which the weight called ``tensor`` is stored and used.
@@ -132,9 +177,10 @@ def check_capacities(spec: ExportSpec) -> None:
         if value < 1:
             raise SettingsError(f"{option} must be at least 1, got {value}")
     limit = spec.model.text.max_position_embeddings
-    if spec.early_capacity > limit:
+    longest = spec.groups[0].capacity
+    if longest > limit:
         raise SettingsError(
             f"{spec.image_tokens} image + {spec.max_text_tokens} text + {spec.max_new_tokens} new "
-            f"tokens are {spec.early_capacity}, over the model's {limit} positions; "
+            f"tokens are {longest}, over the model's {limit} positions; "
             "lower --max-text-tokens or --max-new-tokens"
         )

@@ -1,9 +1,10 @@
-"""Which visual tokens stay, and where: the settings of STAR and all arithmetic of its budgets.
+"""Which visual tokens stay, and where: schedules of pruning stages, and all arithmetic of their budgets.
 
-Source: arXiv 2505.12359, section 3.
+STAR (arXiv 2505.12359, section 3) is one schedule: ``received`` before the decoder, ``text`` inside it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,34 +12,44 @@ from msgspec import Meta
 
 from star_export.errors import SettingsError
 from star_export.specs.model import ModelSpec
-from star_export.specs.values import Count, Layers
+from star_export.specs.values import Count
 
 DEFAULT_KEEP = 64
 DEFAULT_DROP_RATIO = 0.1
 DEFAULT_PRUNE_FRACTION = 0.4375  # 14 of LLaVA-1.5-7B's 32 layers
 
+#: STAR's scores; `star_export.graphs.scores` defines them.
+RECEIVED, TEXT = "received", "text"
+
 
 @dataclass(frozen=True, kw_only=True)
-class StarSpec:
-    """STAR's settings for one model.
+class Stage:
+    """One place where visual tokens are dropped.
 
     Attributes:
-        drop_ratio: ``R``, the share of patches that stage 1 drops.
-        stage1_keep: ``N1 = floor((1-R)*P + 0.5)``, patches left after stage 1.
-        prune_layer: ``K``, decoder layers that run on the stage-1 tokens.
-        keep: ``N2``, visual tokens left after stage 2 unless asked otherwise.
-        max_keep: Largest ``N2`` the late KV cache has room for.
+        after_layer: Decoder layers that run before it; 0 is in the vision graph, before the projector.
+        score: Name of the score that ranks the tokens; see `star_export.graphs.scores`.
+        tokens: Visual tokens that it keeps of one image, unless asked otherwise.
+        max_tokens: The most that it can be asked to keep: the KV caches behind it have room for them.
     """
 
-    drop_ratio: Annotated[float, Meta(ge=0, lt=1)]
-    stage1_keep: Count
-    prune_layer: Layers
-    keep: Count
-    max_keep: Count
+    after_layer: Annotated[int, Meta(ge=0, le=1023)]
+    score: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,31}$")]
+    tokens: Count
+    max_tokens: Count
+
+
+#: Stages in the order in which they run; none at all leaves every token where it is.
+Schedule = tuple[Stage, ...]
+
+
+def stage_number(schedule: Sequence[Stage], index: int) -> int:
+    """What users and tensor names call a stage: 1 is the one before the decoder, 2 the first inside."""
+    return index + (1 if schedule[0].after_layer == 0 else 2)
 
 
 def stage1_count(*, patches: int, drop_ratio: float) -> int:
-    """``N1 = floor((1-R)*P + 0.5)``: patches kept by stage 1.
+    """``N1 = floor((1-R)*P + 0.5)``: patches kept by STAR's stage 1.
 
     Raises:
         SettingsError: If ``drop_ratio`` is not in [0, 1).
@@ -64,8 +75,8 @@ def resolve_star(
     drop_ratio: float = DEFAULT_DROP_RATIO,
     prune_layer: int | None = None,
     max_keep: int | None = None,
-) -> StarSpec:
-    """Turn the user's options into checked STAR settings.
+) -> Schedule:
+    """Turn the user's options into STAR's schedule, checked: two stages.
 
     Args:
         model: The model to prune.
@@ -79,52 +90,84 @@ def resolve_star(
         SettingsError: If a value is out of range or the two stages contradict each other.
     """
     patches = model.vision.num_patches
-    if keep is not None and keep_ratio is not None:
-        raise SettingsError("give either --keep or --keep-ratio, not both")
-    if keep_ratio is not None:
-        if not 0.0 < keep_ratio < 1.0:
-            raise SettingsError(f"--keep-ratio must be between 0 and 1, got {keep_ratio:g}")
-        keep = math.floor(keep_ratio * patches + 0.5)
+    wanted = _wanted(patches, keep, keep_ratio)
     stage1 = stage1_count(patches=patches, drop_ratio=drop_ratio)
     if stage1 < 2:
         raise SettingsError(f"--drop-ratio {drop_ratio:g} leaves {stage1} of {patches} patches; lower it")
-    wanted = DEFAULT_KEEP if keep is None else keep
-    layers = model.text.num_layers
-    layer = default_prune_layer(layers) if prune_layer is None else prune_layer
+    ceiling = wanted if max_keep is None else max_keep
+    schedule = (
+        Stage(after_layer=0, score=RECEIVED, tokens=stage1, max_tokens=stage1),
+        Stage(
+            after_layer=_prune_layer(model.text.num_layers, prune_layer),
+            score=TEXT,
+            tokens=wanted,
+            max_tokens=ceiling,
+        ),
+    )
+    check_keep(schedule, ceiling, option="--max-keep" if max_keep is not None else "--keep")
+    check_keep(schedule, wanted)
+    return schedule
+
+
+def _wanted(patches: int, keep: int | None, keep_ratio: float | None) -> int:
+    if keep_ratio is None:
+        return DEFAULT_KEEP if keep is None else keep
+    if keep is not None:
+        raise SettingsError("give either --keep or --keep-ratio, not both")
+    if not 0.0 < keep_ratio < 1.0:
+        raise SettingsError(f"--keep-ratio must be between 0 and 1, got {keep_ratio:g}")
+    return math.floor(keep_ratio * patches + 0.5)
+
+
+def _prune_layer(layers: int, given: int | None) -> int:
+    layer = default_prune_layer(layers) if given is None else given
     if layers < 2:
         raise SettingsError("a decoder of one layer cannot be pruned inside; use --no-prune")
     if not 1 <= layer < layers:
         raise SettingsError(
             f"--prune-layer must be from 1 to {layers - 1} for this {layers}-layer decoder, got {layer}"
         )
-    ceiling = wanted if max_keep is None else max_keep
-    star = StarSpec(
-        drop_ratio=drop_ratio,
-        stage1_keep=stage1,
-        prune_layer=layer,
-        keep=wanted,
-        max_keep=ceiling,
-    )
-    check_keep(star, ceiling, option="--max-keep" if max_keep is not None else "--keep")
-    check_keep(star, wanted)
-    return star
+    return layer
 
 
-def check_keep(star: StarSpec, keep: int, *, option: str = "--keep") -> None:
-    """Refuse a budget that the method or the bundle's caches cannot serve.
+def check_keep(schedule: Schedule, keep: int, *, option: str = "--keep") -> None:
+    """Refuse a budget of the last stage that the method or the bundle's caches cannot serve.
 
     Raises:
-        SettingsError: If ``keep`` is not in ``[1, N1)`` or above ``max_keep``.
+        SettingsError: If ``keep`` is below 1, not below what the stage before keeps, or above ``max_tokens``.
     """
+    *before, last = schedule
     if keep < 1:
         raise SettingsError(f"{option} must be at least 1 visual token, got {keep}")
-    if keep >= star.stage1_keep:
+    if before and keep >= before[-1].tokens:
+        number = stage_number(schedule, len(before) - 1)
         raise SettingsError(
-            f"{option} {keep} is not below the {star.stage1_keep} tokens that stage 1 keeps; "
-            f"choose at most {star.stage1_keep - 1}, lower --drop-ratio, or use --no-prune"
+            f"{option} {keep} is not below the {before[-1].tokens} tokens that stage {number} keeps; "
+            f"choose at most {before[-1].tokens - 1}, lower --drop-ratio, or use --no-prune"
         )
-    if keep > star.max_keep:
+    if keep > last.max_tokens:
         raise SettingsError(
-            f"{option} {keep} is over this bundle's maximum of {star.max_keep}; "
+            f"{option} {keep} is over this bundle's maximum of {last.max_tokens}; "
             f"build it again with --max-keep {keep}"
         )
+
+
+def check_schedule(schedule: Schedule, model: ModelSpec) -> None:
+    """Refuse stages that contradict each other or the model.
+
+    Raises:
+        SettingsError: If a stage lies outside the decoder or not behind the one before it, or keeps more
+            tokens than that one left it to choose from.
+    """
+    layers, layer, most = model.text.num_layers, -1, model.vision.num_patches
+    for index, stage in enumerate(schedule):
+        name = f"stage {stage_number(schedule, index)}"
+        if not layer < stage.after_layer < layers:
+            raise SettingsError(
+                f"{name} comes after layer {stage.after_layer}, expected {layer + 1} to {layers - 1}"
+            )
+        if stage.max_tokens > most:
+            raise SettingsError(f"{name} keeps up to {stage.max_tokens} tokens, expected at most {most}")
+        if stage.tokens > stage.max_tokens:
+            raise SettingsError(f"{name} keeps {stage.tokens} tokens, over its maximum of {stage.max_tokens}")
+        layer, most = stage.after_layer, stage.tokens - 1

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from star_export.answer.generation import stage2_indices
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState, VisionOutput
 from star_export.bundle import PARITY, Bundle, open_bundle
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.hub import with_revision
-from star_export.contract import past_names
+from star_export.contract import group_names, past_names
 from star_export.engines import open_session
 from star_export.engines.session import on_host
 from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
@@ -79,7 +77,7 @@ class ParityCheck:
         for stage in self._stages(probe, keep):
             if stage.agreement is not None:
                 shares[stage.stage] = stage.agreement
-            if stage.stage == "stage2_set":
+            if stage.stage == "prefill_logits":
                 break  # what follows is not about kept tokens
         return shares
 
@@ -129,22 +127,18 @@ class ParityCheck:
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
         state = self.pipeline.steps.prefill(tokens, vision, keep=keep or 0)
-        if fault := _position_fault(wanted, state.kept_positions):
-            yield StageResult("stage2_set", "fail", float("inf"), 0.0, fault)
+        if fault := _positions_fault(wanted, state):
+            yield fault
             return
-        star = self.pipeline.spec.star
+        places = [stage.after_layer for stage in self.pipeline.spec.decoder_stages]
         expected = self.reference.prefill(
             wanted.input_ids,
             features,
             wanted.image_positions,
             wanted.query_positions,
-            prune_layer=star.prune_layer if star else None,
-            kept_positions=torch.from_numpy(state.kept_positions),
+            stages=list(zip(places, map(torch.from_numpy, state.stage_positions), strict=True)),
         )
-        if expected.scores is not None and keep is not None:
-            kept = np.array(stage2_indices(tokens, state.kept_positions))
-            scores = expected.scores.numpy()
-            yield compare_sets("stage2_set", kept, scores, keep, self.tolerances.score)
+        yield from self._kept_stages(keep, tokens, state, expected)
         yield compare_arrays(
             "prefill_logits", state.logits, expected.logits.numpy(), self.tolerances.prefill_logits
         )
@@ -159,16 +153,23 @@ class ParityCheck:
             )
         yield from self._token_stages(probe, keep, state, *self._teach(expected, forced))
 
+    def _kept_stages(
+        self, keep: int | None, tokens: TokenizedPrompt, state: DecodeState, expected: PrefillReference
+    ) -> Iterator[StageResult]:
+        """The visual tokens that each stage inside the decoder kept of those that came to it."""
+        visual, budgets = tokens.image_positions[0], self.pipeline.spec.budgets(keep)
+        stages = zip(state.stage_positions, expected.scores, budgets, strict=True)
+        for number, (positions, scores, budget) in enumerate(stages, start=2):
+            kept = np.flatnonzero(np.isin(visual, positions))
+            yield compare_sets(f"stage{number}_set", kept, scores.numpy(), budget, self.tolerances.score)
+            visual = visual[kept]
+
     def _cache_stages(self, state: DecodeState, expected: PrefillReference) -> Iterator[StageResult]:
-        early = self.pipeline.spec.num_early_layers
-        layers = range(self.pipeline.spec.model.text.num_layers)
-        for group, members in (("early", layers[:early]), ("late", layers[early:])):
-            rows = state.position if group == "early" else state.late_length
-            results = [
-                self._cache_result(f"kv_cache_{group}", state, expected, layer, rows) for layer in members
-            ]
-            if results:
-                yield worst(results)
+        spec = self.pipeline.spec
+        for name, group, rows in zip(group_names(spec), spec.groups, state.lengths.tolist(), strict=True):
+            yield worst(
+                [self._cache_result(f"kv_cache_{name}", state, expected, n, rows) for n in group.layers]
+            )
 
     def _cache_result(
         self, stage: str, state: DecodeState, expected: PrefillReference, layer: int, rows: int
@@ -242,18 +243,18 @@ def check_bundle(
     bundle = open_bundle(folder, verify=True)
     if not probes:
         raise SettingsError("a check needs at least one picture")
-    if bundle.spec.star is None and keep:
+    if not bundle.spec.schedule and keep:
         raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
     session = WatchedSession(open_session(bundle, backend, plugin_library=plugin_library), bundle)
     pipeline = Pipeline(bundle, session)
-    budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.star else [None]
+    budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.schedule else [None]
     checkpoint = _source_checkpoint(bundle, model)
     reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
     check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
     wanted = [(probe, budget) for probe in probes for budget in budgets]
     agreements: list[dict[str, float] | None] = [None] * len(wanted)
     if bundle.spec.dtype != "float32":
-        if bundle.spec.star is not None:
+        if bundle.spec.schedule:
             agreements = [check.agreement(*case) for case in wanted]
         reference.round_weights(bundle.spec.weight_dtype)
     cases: list[CaseReport] = []
@@ -289,11 +290,17 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _position_fault(wanted: ExpectedInput, kept: npt.NDArray[np.int64]) -> str | None:
-    """What is wrong with the positions that a prefill says it kept, or None."""
-    length = len(wanted.input_ids)
-    if not len(kept) or (np.diff(kept) <= 0).any() or kept[0] < 0 or kept[-1] >= length:
-        return "kept positions do not ascend or leave the prompt"
-    text = np.setdiff1d(np.arange(length), wanted.image_positions.numpy())
-    missing: list[int] = np.setdiff1d(text, kept).tolist()
-    return f"text positions {missing[:5]} were pruned" if missing else None
+def _positions_fault(wanted: ExpectedInput, state: DecodeState) -> StageResult | None:
+    """A failed stage if the positions that a prefill says it kept cannot be, else None."""
+    before = np.arange(len(wanted.input_ids))
+    text = np.setdiff1d(before, wanted.image_positions.numpy())
+    for number, kept in enumerate(state.stage_positions, start=2):
+        fault = None
+        if not len(kept) or (np.diff(kept) <= 0).any() or not np.isin(kept, before).all():
+            fault = "kept positions do not ascend or leave the prompt"
+        elif len(missing := np.setdiff1d(text, kept)):
+            fault = f"text positions {missing[:5].tolist()} were pruned"
+        if fault:
+            return StageResult(f"stage{number}_set", "fail", float("inf"), 0.0, fault)
+        before = kept
+    return None

@@ -40,17 +40,17 @@ class VisionReference:
 
 @dataclass
 class PrefillReference:
-    """Stage 2 as PyTorch sees it.
+    """The stages inside the decoder as PyTorch sees them.
 
     Attributes:
-        scores: Text-to-image attention of each visual token ``[V]``; None unpruned.
-        kept_positions: Positions the late layers saw, ascending ``[S2]``.
+        scores: Per stage, text-to-image attention of each visual token that came to it ``[V]``.
+        kept_positions: Positions the last layers saw, ascending ``[S2]``.
         logits: ``[vocab]`` at the last position.
         cache: Keys and values of every layer.
         length: Prompt length, the position of the next token.
     """
 
-    scores: Tensor | None
+    scores: tuple[Tensor, ...]
     kept_positions: Tensor
     logits: Tensor
     cache: DynamicCache
@@ -157,32 +157,30 @@ class Reference:
         image_positions: Tensor,
         query_positions: Tensor,
         *,
-        prune_layer: int | None = None,
-        kept_positions: Tensor | None = None,
+        stages: Sequence[tuple[int, Tensor]] = (),
     ) -> PrefillReference:
-        """Run the prompt, leaving out visual tokens from layer ``prune_layer`` on.
+        """Run the prompt, leaving out visual tokens at every stage.
 
         Args:
             input_ids: ``[S]``.
             features: Visual tokens ``[V, C]``.
             image_positions: Their places ``[V]``.
             query_positions: Text tokens after the last image ``[Q]``.
-            prune_layer: ``K``; None runs every layer on every token.
-            kept_positions: Positions to keep from layer ``K`` on, ascending.
+            stages: Of each stage inside the decoder, in order, the layers that run before it and the
+                positions that it keeps ``[S2]``, ascending.
         """
         x = self.decoder.embed_tokens(input_ids)[None].clone()
         x[0, image_positions] = features
-        positions = torch.arange(len(input_ids))
-        cache, scores = DynamicCache(config=self.model.config.text_config), None
-        layers = self.decoder.layers
-        first = len(layers) if prune_layer is None else prune_layer
-        x, attention = self._run(layers[:first], x, positions, cache)
-        if prune_layer is not None:
-            assert kept_positions is not None
-            scores = attention[0].float().mean(0)[query_positions].mean(0)[image_positions]
-            positions = kept_positions
-            x, _ = self._run(layers[first:], x[:, positions], positions, cache)
-        return PrefillReference(scores, positions, self._logits(x), cache, len(input_ids))
+        cache, layers = DynamicCache(config=self.model.config.text_config), self.decoder.layers
+        positions, first, scores = torch.arange(len(input_ids)), 0, []
+        for after_layer, kept in stages:
+            x, attention = self._run(layers[first:after_layer], x, positions, cache)
+            asks, visual = (torch.isin(positions, places) for places in (query_positions, image_positions))
+            scores.append(attention[0].float().mean(0)[asks].mean(0)[visual])
+            x = x[:, torch.isin(positions, kept)]
+            positions, first = kept, after_layer
+        x, _ = self._run(layers[first:], x, positions, cache)
+        return PrefillReference(tuple(scores), positions, self._logits(x), cache, len(input_ids))
 
     @torch.no_grad()
     def decode(self, state: PrefillReference, token: int) -> Tensor:

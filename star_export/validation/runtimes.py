@@ -138,7 +138,7 @@ def compare_runtimes(
         )
     recorder = Recorder(open_session(bundle))
     pipeline = Pipeline(bundle, recorder)
-    budgets = [pipeline.budget(k) if bundle.spec.star or k is not None else None for k in keep or (None,)]
+    budgets = [pipeline.budget(k) if bundle.spec.schedule or k is not None else None for k in keep or (None,)]
     sessions: dict[str, Session] = {"onnxruntime": recorder.session}
     not_run: dict[str, str] = {}
     for backend in bundle.manifest.get("engines", {}):

@@ -48,12 +48,10 @@ def same(first: Result, second: Result) -> bool:
 
 def test_result_fields(pipeline: Pipeline, picture: Path) -> None:
     result = answer(pipeline, picture, max_new_tokens=9)
-    star = pipeline.spec.star
-    assert star is not None
-    assert len(result.stage1_indices) == star.stage1_keep == 518
+    assert len(result.stage1_indices) == pipeline.spec.image_tokens == 518
     assert set(result.stage1_indices) < set(range(576))
     assert list(result.stage1_indices) == sorted(set(result.stage1_indices))
-    assert len(result.stage2_indices) == star.keep == 64
+    assert len(result.stage2_indices) == pipeline.spec.keep == 64
     assert set(result.stage2_indices) < set(range(518))
     assert list(result.stage2_indices) == sorted(set(result.stage2_indices))
     assert result.prompt_tokens == 518 + pipeline.tokenize(SHORT).text_tokens

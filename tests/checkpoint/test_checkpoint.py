@@ -301,9 +301,7 @@ def test_a_relative_folder_that_is_missing_is_no_hub_id() -> None:
 def test_an_alias_with_a_revision_keeps_its_prune_layer(checkpoint: Callable[[str], Path]) -> None:
     opened = open_checkpoint(str(checkpoint("deep")))  # 36 layers
     options = BuildOptions(model="llava-1.5-13b@v1", output=Path("bundle"))
-    star = resolve_spec(options, opened).star
-    assert star is not None
-    assert star.prune_layer == 18
+    assert resolve_spec(options, opened).schedule[1].after_layer == 18
 
 
 def test_unknown_alias() -> None:

@@ -260,7 +260,7 @@ def test_bench(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> Non
 
 def test_unpruned_bundle_has_no_budget(cli: Any, bundle: BundleOf, picture: Path) -> None:
     folder = bundle("mha", prune=False)
-    assert open_bundle(folder).spec.star is None
+    assert open_bundle(folder).spec.schedule == ()
     refused(ask(cli, folder, picture, "--keep", 64), "built with --no-prune")
     refused(cli("check", folder, "--keep", 64), "built with --no-prune")
     refused(cli("bench", folder, "--image", picture), "built with --no-prune")

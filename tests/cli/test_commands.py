@@ -182,8 +182,7 @@ def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], 
     assert outcome.code == 0, outcome.err
     report = json.loads(outcome.out)
     assert report["parity"]["passed"]
-    star = report["spec"]["star"]
-    assert (star["stage1_keep"], star["keep"], star["prune_layer"]) == (288, 29, 1)
+    assert [(s["after_layer"], s["tokens"]) for s in report["spec"]["schedule"]] == [(0, 288), (1, 29)]
     assert (tmp_path / "b" / "parity.json").exists()
     assert {step["step"] for step in report["steps"]} >= {"vision weights", "decoder weights", "decode graph"}
     assert cli(*request).code == 2

@@ -35,26 +35,26 @@ def test_caches_have_the_group_capacities(folder: Path) -> None:
     pipeline = star_export.load(folder)
     spec, caches = pipeline.spec, pipeline.session.allocate_caches(batch=3)
     for layer in range(spec.model.text.num_layers):
-        capacity = spec.early_capacity if layer < spec.num_early_layers else spec.late_capacity
+        capacity = spec.groups[layer >= spec.groups[1].first].capacity
         for name in names.past_names(layer):
             cache = caches.numpy(name)
             assert cache.shape == (3, spec.model.text.num_kv_heads, capacity, spec.model.text.head_dim)
             assert not cache.any()
-    assert spec.late_capacity < spec.early_capacity
+    assert spec.groups[1].capacity < spec.groups[0].capacity
 
 
 def test_caches_are_written_in_place(folder: Path, picture: Path) -> None:
     pipeline = star_export.load(folder)
     state = prefilled(pipeline, picture, PROMPTS[0])
     pointers = {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
-    late = names.past_names(pipeline.spec.num_early_layers)[0]
+    late = names.past_names(pipeline.spec.groups[1].first)[0]
     before = state.caches.numpy(late)
     pipeline.steps.decode(state, 7)
     after = state.caches.numpy(late)
     assert pointers == {name: value.data_ptr() for name, value in state.caches.values.items()}  # type: ignore[attr-defined]
     changed = np.flatnonzero((before != after).any(axis=(0, 1, 3)))
-    assert changed.tolist() == [state.late_length - 1]  # one row, the new token's
-    assert not after[:, :, state.late_length :].any()
+    assert changed.tolist() == [state.lengths[-1] - 1]  # one row, the new token's
+    assert not after[:, :, state.lengths[-1] :].any()
 
 
 def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) -> None:
@@ -76,7 +76,7 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
         names.INPUT_IDS: np.array([[7], [7]]),
         names.POSITION_IDS: np.array([[state.position] for state, _ in states]),
         names.EARLY_LENGTHS: np.array([state.position for state, _ in states]),
-        names.LATE_LENGTHS: np.array([state.late_length for state, _ in states]),
+        names.LATE_LENGTHS: np.array([state.lengths[-1] for state, _ in states]),
     }
     together = session.run(names.DECODE, feeds, caches)[names.LOGITS].numpy()
     np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=2e-4)

@@ -116,7 +116,7 @@ def test_borders_are_the_contract(exported: Exported, graph: str) -> None:
 
 def test_star_calls(exported: Exported, graph: str) -> None:
     calls, functions = exported.slots(graph), exported.models[graph].functions
-    if exported.spec.star is None or graph == DECODE:
+    if not exported.spec.schedule or graph == DECODE:
         assert not calls
         assert not functions
         return
@@ -204,7 +204,7 @@ def test_no_weight_is_inline(exported: Exported, graph: str) -> None:
     arrays = [numpy_helper.to_array(tensor) for tensor in (*inline, *constants)]
     large = [array for array in arrays if array.nbytes > 1000]
     # Decode numbers the slots of each group's cache, which have a fixed count.
-    capacities = {exported.spec.early_capacity, exported.spec.late_capacity} - {0}
+    capacities = {group.capacity for group in exported.spec.groups}
     expected = [list(range(n)) for n in sorted(capacities)] if graph == DECODE else []
     assert sorted(array.tolist() for array in large) == expected
 
@@ -314,11 +314,10 @@ def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> N
         if name in feeds:
             feeds[name][:] = length
     first = dict(zip(names, session.run(None, feeds), strict=True))
-    early = exported.spec.num_early_layers
     for layer in range(exported.spec.model.text.num_layers):
         for kind in ("key", "value"):
             written = np.flatnonzero(first[f"present.{layer}.{kind}"].any(axis=(0, 1, 3)))
-            assert written.tolist() == [9 if layer < early else 4]
+            assert written.tolist() == [(9, 4)[exported.spec.group(layer)]]
             feeds[f"past_key_values.{layer}.{kind}"][:, :, written[0] + 1 :] = 7  # free slots
     again = dict(zip(names, session.run(None, feeds), strict=True))
     np.testing.assert_array_equal(again["logits"], first["logits"])

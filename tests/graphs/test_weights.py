@@ -120,7 +120,7 @@ def test_rotary_tables_are_transformers(
     source, spec = resolved(folder)
     config = AutoConfig.from_pretrained(source.folder).text_config
     assert config.rope_parameters["rope_type"] == rope_type
-    positions = torch.arange(spec.early_capacity)[None]
+    positions = torch.arange(spec.groups[0].capacity)[None]
     cos, sin = LlamaRotaryEmbedding(config)(torch.zeros(1), positions)
     half = spec.model.text.head_dim // 2  # transformers repeats each angle for both halves
     tables = {w.name: w.load() for w in plan_weights(fake_module(DECODE, spec), source, spec)[-2:]}

@@ -41,8 +41,9 @@ def mha(bundle) -> Pipeline:
 @pytest.fixture
 def uneven(mha: Pipeline) -> Pipeline:
     """The same graphs under a spec that tells one early and five late layers, to tell them apart."""
-    assert mha.spec.star is not None
-    spec = dataclasses.replace(mha.spec, star=dataclasses.replace(mha.spec.star, prune_layer=1))
+    entering, inside = mha.spec.schedule
+    early = dataclasses.replace(inside, after_layer=1)
+    spec = dataclasses.replace(mha.spec, schedule=(entering, early))
     return Pipeline(dataclasses.replace(mha.bundle, spec=spec), mha.session)
 
 
@@ -255,7 +256,7 @@ def test_stats_tell_what_runs_and_what_waits(uneven: Pipeline, monkeypatch: pyte
     assert stats.waiting == len(tickets) - 2
     lengths = [request.tokens.input_ids.shape[1] for request in sent[:2]]
     early, late = sum(lengths) + 3 + 1, sum(lengths) - 2 * spec.image_tokens + 9 + 10 + 3 + 1
-    assert stats.kv_bytes == spec.sequence_bytes(early, late)
+    assert stats.kv_bytes == spec.sequence_bytes((early, late))
     gate.go(1000)
     assert [ticket.answer().finish_reason for ticket in tickets] == ["length"] * len(tickets)
     scheduler.close()
@@ -276,7 +277,7 @@ def test_usage_counts_both_groups(uneven: Pipeline) -> None:
     text = asked.tokens.text_tokens
     assert usage is not None
     assert (usage.patches, usage.stage1_tokens) == (spec.model.vision.num_patches, spec.image_tokens)
-    early, layers = spec.num_early_layers, spec.model.text.num_layers
+    early, layers = spec.groups[1].first, spec.model.text.num_layers
     assert (early, layers) == (1, 6)
     one = spec.kv_bytes(1, 1)
     assert usage.kv_bytes == one * (early * (text + spec.image_tokens) + (layers - early) * (text + 29))
@@ -476,5 +477,4 @@ def _fill(pipeline: Pipeline, request: Request, caches):
 
 def _next_logits(pipeline: Pipeline, request: Request, caches):
     state = _fill(pipeline, request, caches)
-    lengths = np.array([state.position]), np.array([state.late_length])
-    return pipeline.steps.decode_batch(caches, np.array([5]), *lengths).numpy()
+    return pipeline.steps.decode_batch(caches, np.array([5]), state.lengths[:, None]).numpy()

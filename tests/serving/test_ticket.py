@@ -19,7 +19,7 @@ from star_export.errors import InputError
 from star_export.preprocessing import TokenizedPrompt
 from star_export.serving import ticket as module
 from star_export.serving.ticket import Answer, Piece, Stats, Stopwatch, Ticket, Usage
-from star_export.specs import ExportSpec, ModelSpec, StarSpec, TextSpec, VisionSpec
+from star_export.specs import ExportSpec, ModelSpec, Stage, TextSpec, VisionSpec
 
 END = 0
 
@@ -225,9 +225,16 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
         model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
         image_token_id=1, eos_token_ids=(2,),
     )  # fmt: skip
-    star = StarSpec(drop_ratio=0.1, stage1_keep=90, prune_layer=2, keep=30, max_keep=40)
+    schedule = (
+        Stage(after_layer=0, score="received", tokens=90, max_tokens=90),
+        Stage(after_layer=2, score="text", tokens=30, max_tokens=40),
+    )
     spec = ExportSpec(
-        model=model, star=star if pruned else None, max_text_tokens=20, max_new_tokens=9, dtype="float16"
+        model=model,
+        schedule=schedule if pruned else (),
+        max_text_tokens=20,
+        max_new_tokens=9,
+        dtype="float16",
     )
     visual, keep = (90, 33) if pruned else (100, 100)
     places = np.arange(visual)[None]

@@ -14,8 +14,6 @@ from star_export import bundle as layout
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
 from star_export.contract import CONTRACT_VERSION, contract
 from star_export.errors import BundleError, SettingsError
-from star_export.specs import ExportSpec
-from star_export.typed import convert
 from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
 WEIGHTS = "graphs/decoder.safetensors"
@@ -25,11 +23,11 @@ WEIGHTS = "graphs/decoder.safetensors"
 def light(bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real bundle but for its weights, which only a session reads: quick to copy and to hash."""
     folder = Path(shutil.copytree(bundle("mha"), tmp_path_factory.mktemp("light") / "bundle"))
+    opened = open_bundle(folder)
+    written = opened.manifest
     for path in folder.glob("graphs/*.safetensors"):
         path.write_bytes(b"weights")
-    written = open_manifest(folder)
-    spec = convert(written["spec"], ExportSpec)
-    write_manifest(folder, spec, source=written["source"], versions=written["versions"])
+    write_manifest(folder, opened.spec, source=written["source"], versions=written["versions"])
     return folder
 
 
@@ -66,7 +64,7 @@ def refused(folder: Path, message: str, *, verify: bool = False) -> None:
 def test_opens(folder: Path, verify: bool) -> None:
     opened = open_bundle(folder, verify=verify)
     assert opened.folder == folder
-    assert (opened.spec.star.keep, opened.spec.star.max_keep) == (64, 288)  # type: ignore[union-attr]
+    assert [(stage.tokens, stage.max_tokens) for stage in opened.spec.schedule] == [(518, 518), (64, 288)]
     assert opened.graph_path("decode") == folder / "graphs" / "decode.onnx"
     assert opened.manifest["format_version"] == FORMAT_VERSION
 
@@ -83,7 +81,10 @@ def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
     assert opened.manifest["contract"] == {
         name: graph.to_dict() for name, graph in contract(opened.spec).items()
     }
-    assert opened.manifest["cache_capacities"] == {"early": 518 + 128 + 32, "late": 288 + 128 + 32}
+    assert opened.manifest["groups"] == [
+        {"first": 0, "last": 2, "capacity": 518 + 128 + 32, "lengths": "early_lengths"},
+        {"first": 3, "last": 5, "capacity": 288 + 128 + 32, "lengths": "late_lengths"},
+    ]
 
 
 def test_parity_report_may_be_added_later(folder: Path) -> None:
@@ -133,38 +134,6 @@ def test_manifest_that_is_none(folder: Path, content: bytes) -> None:
     refused(folder, "is not a bundle manifest")
 
 
-def model_of_format_2(model: dict[str, Any]) -> None:
-    """Write what format 2 wrote of a model."""
-    del model["model_type"], model["vision"]["model_type"]
-    biases = {model["text"].pop(f"{name}_bias") for name in "qkvo"}
-    [model["text"]["attention_bias"]] = biases
-
-
-def of_format_1(manifest: dict[str, Any]) -> None:
-    """Write what format 1 wrote."""
-    model_of_format_2(manifest["spec"]["model"])
-    manifest["format_version"] = 1
-    del manifest["contract_version"]
-
-
-def before_engines(manifest: dict[str, Any]) -> None:
-    """Write what format 1 wrote at first."""
-    of_format_1(manifest)
-    del manifest["engines"], manifest["spec"]["fp32_layers"], manifest["source"]["sha256"]
-
-
-@pytest.mark.parametrize("downgrade", [of_format_1, before_engines])
-def test_bundles_of_format_1_open_as_they_did(
-    folder: Path, downgrade: Callable[[dict[str, Any]], None]
-) -> None:
-    now = open_bundle(folder)
-    edit(folder, downgrade)
-    old = open_bundle(folder, verify=True)
-    assert (old.spec, old.files) == (now.spec, now.files)
-    assert (old.manifest["format_version"], old.manifest["contract_version"]) == (FORMAT_VERSION, 1)
-    assert old.manifest["contract"] == now.manifest["contract"]
-
-
 def test_every_older_format_has_its_upgrade() -> None:
     assert set(UPGRADES) == set(range(1, FORMAT_VERSION))
 
@@ -190,6 +159,11 @@ def in_spec(*path: str, to: object) -> Callable[[dict[str, Any]], object]:
     return change
 
 
+def in_stage(index: int, **values: object) -> Callable[[dict[str, Any]], object]:
+    """A change of values of one stage."""
+    return lambda manifest: manifest["spec"]["schedule"][index].update(values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -211,11 +185,16 @@ def in_spec(*path: str, to: object) -> Callable[[dict[str, Any]], object]:
         (lambda m: m["files"][0].update(path=5), r"files\[0\].path: expected str, got int, found 5"),
         (lambda m: m["files"][0].update(path="x" * 256), r"files\[0\].path: expected str of length <= 255;"),
         (lambda m: m["files"][0].update(bytes=-1), r"files\[0\].bytes: expected int >= 0, found -1"),
-        (in_spec("star", "keep", to="64"), "spec.star.keep: expected int, got str, found '64'; build the"),
-        (in_spec("star", "keep", to=64.0), "spec.star.keep: expected int, got float, found 64.0"),
-        (in_spec("star", "keep", to=True), "spec.star.keep: expected int, got bool, found True"),
-        (in_spec("star", "keep", to=0), "spec.star.keep: expected int >= 1, found 0"),
-        (in_spec("star", to=[]), r"spec.star: expected object \| null, got array"),
+        (
+            in_stage(1, tokens="64"),
+            r"spec.schedule\[1\].tokens: expected int, got str, found '64'; build the",
+        ),
+        (in_stage(1, tokens=64.0), r"spec.schedule\[1\].tokens: expected int, got float, found 64.0"),
+        (in_stage(1, tokens=True), r"spec.schedule\[1\].tokens: expected int, got bool, found True"),
+        (in_stage(1, tokens=0), r"spec.schedule\[1\].tokens: expected int >= 1, found 0"),
+        (in_stage(0, score="A B"), r"spec.schedule\[0\].score: expected str matching"),
+        (in_spec("schedule", to={}), "spec.schedule: expected array, got object"),
+        (lambda m: m.update(groups={}), "groups: expected array, got object"),
         (in_spec("dtype", to="int8"), "spec.dtype: invalid enum value 'int8'"),
         (in_spec("model", "colour", to=1), "spec.model.colour: unknown to this version"),
         (in_spec("model", "vision", "patch_size", to=0), "spec.model.vision.patch_size: expected int >= 1"),
@@ -238,13 +217,12 @@ def test_wrong_types_are_named_by_their_path(
         (in_spec("model", "vision", "patch_size", to=13), "spec.model.vision: 96 px are no whole patches"),
         (in_spec("model", "text", "num_kv_heads", to=3), "4 heads cannot share 3 KV heads"),
         (in_spec("model", "image_token_id", to=512), "spec.model.image_token_id: 512 is outside"),
-        (in_spec("star", "stage1_keep", to=517), "stage1_keep: drop_ratio gives 518, found 517"),
-        (in_spec("star", "drop_ratio", to=0.2), "stage1_keep: drop_ratio gives 461, found 518"),
-        (in_spec("star", "prune_layer", to=6), "spec.star.prune_layer: 6 is not below 6 layers"),
-        (in_spec("star", "keep", to=289), "spec: keep 289 is over this bundle's maximum of 288"),
-        (in_spec("star", "max_keep", to=518), "spec: max_keep 518 is not below the 518 tokens"),
+        (in_stage(0, tokens=577, max_tokens=577), "stage 1 keeps up to 577 tokens, expected at most 576"),
+        (in_stage(1, after_layer=6), "spec: stage 2 comes after layer 6, expected 1 to 5"),
+        (in_stage(1, tokens=289), "spec: stage 2 keeps 289 tokens, over its maximum of 288"),
+        (in_stage(1, max_tokens=518), "spec: stage 2 keeps up to 518 tokens, expected at most 517"),
         (in_spec("max_new_tokens", to=5000), "over the model's 2048 positions"),
-        (in_spec("star", to=None), "contract.vision.inputs: expected"),
+        (in_spec("schedule", to=[]), "contract.vision.inputs: expected"),
         (
             in_spec("max_text_tokens", to=127),
             r"contract.prefill.inputs\[5\].shape\[2\]: expected 677, found 678",
@@ -257,7 +235,8 @@ def test_wrong_types_are_named_by_their_path(
             lambda m: m["contract"]["vision"]["inputs"][0]["shape"].__setitem__(0, True),
             "expected 1, found True",
         ),
-        (lambda m: m["cache_capacities"].update(late=1), "cache_capacities.late: expected 448, found 1;"),
+        (lambda m: m["groups"][1].update(capacity=1), r"groups\[1\].capacity: expected 448, found 1;"),
+        (lambda m: m["groups"].pop(), r"groups: expected \[.*, found \["),
         (lambda m: m.update(tie_rule="higher"), "tie_rule: expected 'equal scores keep the lower index"),
     ],
 )
@@ -299,7 +278,7 @@ def test_files_without_a_readable_manifest_are_not_replaced(tmp_path: Path) -> N
     [
         lambda manifest: manifest.update(format_version=99),
         lambda manifest: manifest.update(contract=[], spec=5),
-        of_format_1,
+        lambda manifest: manifest.update(format_version=1),
     ],
 )
 def test_bundles_in_any_state_are_replaced(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,21 @@ import pytest
 
 from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import open_checkpoint
-from star_export.contract import DECODE, PREFILL, VISION, GraphSpec, TensorSpec, cache_pairs, contract
-from star_export.specs import DType, ExportSpec
+from star_export.contract import (
+    DECODE,
+    PREFILL,
+    VISION,
+    GraphSpec,
+    TensorSpec,
+    cache_pairs,
+    contract,
+    decoder_slots,
+    is_lengths,
+    is_slots,
+    kept_names,
+    lengths_names,
+)
+from star_export.specs import DType, ExportSpec, Stage
 
 Row = tuple[str, str, tuple[int | str, ...]]
 
@@ -107,6 +121,34 @@ def test_decode(
         *caches("past_key_values", "B", capacities),
     ]
     assert rows(graph.outputs) == [("logits", "float32", ("B", 512)), *caches("present", "B", capacities)]
+
+
+def test_three_stages(spec: Callable[..., ExportSpec]) -> None:
+    stages = [
+        Stage(after_layer=layer, score="text", tokens=tokens, max_tokens=tokens)
+        for layer, tokens in ((1, 200), (2, 100), (3, 50))
+    ]
+    three = replace(spec(), schedule=tuple(stages))
+    prefill, decode = contract(three)[PREFILL], contract(three)[DECODE]
+    capacities = [tokens + 128 + 32 for tokens in (576, 200, 100, 50)]
+    assert rows(contract(three)[VISION].outputs) == [("image_features", "float32", (1, 576, 128))]
+    assert rows(prefill.inputs)[3:] == [
+        ("query_positions", "int64", (1, "Q")),
+        ("stage2_slots", "int64", ("N2",)),
+        ("stage3_slots", "int64", ("N3",)),
+        ("stage4_slots", "int64", ("N4",)),
+        *caches("past_key_values", 1, capacities),
+    ]
+    assert rows(prefill.outputs)[1:4] == [
+        ("stage2_positions", "int64", (1, "S - V + N2")),
+        ("stage3_positions", "int64", (1, "S - V + N3")),
+        ("kept_positions", "int64", (1, "S - V + N4")),
+    ]
+    names = ("early_lengths", "group2_lengths", "group3_lengths", "late_lengths")
+    assert lengths_names(three) == names
+    assert [t.name for t in decode.inputs if is_lengths(t.name)] == [*names]
+    assert [t.name for t in prefill.inputs if is_slots(t.name)] == [*decoder_slots(three)]
+    assert kept_names(three) == tuple(t.name for t in prefill.outputs[1:4])
 
 
 @pytest.mark.parametrize("graph", [PREFILL, DECODE])

@@ -2,13 +2,13 @@
 
 import pytest
 
-from star_export.flops import prefill_flops
-from star_export.specs import ExportSpec, ModelSpec, StarSpec, TextSpec, VisionSpec
+from star_export.flops import Layout, layout_flops, prefill_flops
+from star_export.specs import ExportSpec, ModelSpec, Schedule, Stage, TextSpec, VisionSpec
 
 
 def spec(
     *, patches_per_side: int, hidden: int, intermediate: int, heads: int, kv_heads: int, layers: int,
-    vocab: int, star: StarSpec | None,
+    vocab: int, schedule: Schedule,
 ) -> ExportSpec:  # fmt: skip
     vision = VisionSpec(
         model_type="clip_vision_model", image_size=14 * patches_per_side, patch_size=14, hidden_size=8,
@@ -24,24 +24,37 @@ def spec(
         model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
         image_token_id=4, eos_token_ids=(2,),
     )  # fmt: skip
-    return ExportSpec(model=model, star=star, max_text_tokens=128, max_new_tokens=32, dtype="float32")
+    return ExportSpec(model=model, schedule=schedule, max_text_tokens=128, max_new_tokens=32, dtype="float32")
 
 
-TINY_STAR = StarSpec(drop_ratio=0.1, stage1_keep=14, prune_layer=1, keep=5, max_keep=5)
+def star(stage1: int, layer: int, keep: int) -> Schedule:
+    return (
+        Stage(after_layer=0, score="received", tokens=stage1, max_tokens=stage1),
+        Stage(after_layer=layer, score="text", tokens=keep, max_tokens=keep),
+    )
 
 
-def tiny(star: StarSpec | None = TINY_STAR) -> ExportSpec:
+TINY = star(14, 1, 5)
+
+
+def tiny(schedule: Schedule = TINY) -> ExportSpec:
     # 16 patches, width 8, MLP 10, two query heads of size 4 on one key head.
     return spec(
-        patches_per_side=4, hidden=8, intermediate=10, heads=2, kv_heads=1, layers=3, vocab=20, star=star
+        patches_per_side=4,
+        hidden=8,
+        intermediate=10,
+        heads=2,
+        kv_heads=1,
+        layers=3,
+        vocab=20,
+        schedule=schedule,
     )
 
 
 def seven_b() -> ExportSpec:
-    star = StarSpec(drop_ratio=0.1, stage1_keep=518, prune_layer=14, keep=64, max_keep=288)
     return spec(
         patches_per_side=24, hidden=4096, intermediate=11008, heads=32, kv_heads=32, layers=32,
-        vocab=32064, star=star,
+        vocab=32064, schedule=star(518, 14, 288),
     )  # fmt: skip
 
 
@@ -64,9 +77,9 @@ def test_exact_without_pruning_by_hand() -> None:
     assert (projections, attention, mlp, head) == (8448, 15488, 10560, 320)
     found = prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=None).exact
     assert found == 3 * (8448 + 15488 + 10560) + 320
-    assert prefill_flops(tiny(None), text_tokens=6, query_tokens=4, keep=None).exact == found
+    assert prefill_flops(tiny(()), text_tokens=6, query_tokens=4, keep=None).exact == found
     assert (
-        prefill_flops(tiny(None), text_tokens=6, query_tokens=4, keep=5).exact == found
+        prefill_flops(tiny(()), text_tokens=6, query_tokens=4, keep=5).exact == found
     )  # an unpruned bundle never prunes
 
 
@@ -76,6 +89,17 @@ def test_exact_with_pruning_is_the_layers_plus_the_scoring_map() -> None:
     scoring = prefill_flops(tiny(), text_tokens=6, query_tokens=4, keep=5).exact - (early + 2 * late + 320)
     assert (early, late) == (30080, 13376)
     assert scoring == 2 * 4 * 20 * 4 * 2  # 4 question rows, 20 keys, 2 heads of 4
+
+
+def test_a_third_stage_by_hand() -> None:
+    text = tiny().model.text
+    two, three = (
+        layout_flops(text, Layout(entering=14, stages=stages), text_tokens=6, query_tokens=4)
+        for stages in (((1, 5),), ((1, 5), (2, 3)))
+    )
+    late, last = 13376, 2 * 9 * 8 * 24 + 2 * (2 * 81 * 4) * 2 + 3 * (2 * 9 * 80)  # n = 3 + 6
+    assert three.exact - two.exact == last - late + 2 * 4 * 11 * 4 * 2  # 11 keys score the second stage
+    assert Layout(entering=14, stages=((1, 5), (2, 3))).tokens(4) == [14, 5, 3, 3]
 
 
 @pytest.mark.parametrize("keep", [1, 29, 58, 115, 288, 517])

@@ -8,14 +8,19 @@ import pytest
 
 from star_export.errors import SettingsError
 from star_export.specs import (
+    RECEIVED,
+    TEXT,
     ExportSpec,
+    LayerGroup,
     ModelSpec,
-    StarSpec,
+    Schedule,
+    Stage,
     TextSpec,
     VisionSpec,
     check_capacities,
     check_fp32_layers,
     check_keep,
+    check_schedule,
     default_prune_layer,
     resolve_star,
     stage1_count,
@@ -47,8 +52,19 @@ def llava(*, side: int = 24, layers: int = 32, positions: int = 4096) -> ModelSp
     )
 
 
-def export_spec(model: ModelSpec, star: StarSpec | None, *, text: int = 100, new: int = 50) -> ExportSpec:
-    return ExportSpec(model=model, star=star, max_text_tokens=text, max_new_tokens=new, dtype="float16")
+def export_spec(model: ModelSpec, schedule: Schedule, *, text: int = 100, new: int = 50) -> ExportSpec:
+    return ExportSpec(
+        model=model, schedule=schedule, max_text_tokens=text, max_new_tokens=new, dtype="float16"
+    )
+
+
+def stage(after_layer: int, tokens: int, max_tokens: int | None = None) -> Stage:
+    score = TEXT if after_layer else RECEIVED
+    return Stage(after_layer=after_layer, score=score, tokens=tokens, max_tokens=max_tokens or tokens)
+
+
+#: A schedule of three stages, so of three layer groups.
+THREE = (stage(0, 518), stage(8, 200, 288), stage(20, 64, 100))
 
 
 @pytest.mark.parametrize(
@@ -80,29 +96,31 @@ def test_default_prune_layer(layers: int, prune_layer: int) -> None:
 
 
 def test_resolve_star_defaults() -> None:
-    assert resolve_star(llava()) == StarSpec(
-        drop_ratio=0.1, stage1_keep=518, prune_layer=14, keep=64, max_keep=64
+    assert resolve_star(llava()) == (
+        Stage(after_layer=0, score="received", tokens=518, max_tokens=518),
+        Stage(after_layer=14, score="text", tokens=64, max_tokens=64),
     )
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"keep": 115}, {"keep": 115, "max_keep": 115}),
-        ({"keep_ratio": 0.2}, {"keep": 115, "max_keep": 115}),  # 115.2
-        ({"keep_ratio": 0.05}, {"keep": 29, "max_keep": 29}),  # 28.8
-        ({"max_keep": 288}, {"keep": 64, "max_keep": 288}),
-        ({"keep": 1}, {"keep": 1}),
-        ({"keep": 517}, {"keep": 517, "stage1_keep": 518}),
-        ({"keep": 517, "max_keep": 517}, {"keep": 517, "max_keep": 517}),
-        ({"drop_ratio": 0.0, "keep": 575}, {"stage1_keep": 576, "keep": 575}),
-        ({"prune_layer": 1}, {"prune_layer": 1}),
-        ({"prune_layer": 31}, {"prune_layer": 31}),
+        ({"keep": 115}, (stage(0, 518), stage(14, 115))),
+        ({"keep_ratio": 0.2}, (stage(0, 518), stage(14, 115))),  # 115.2
+        ({"keep_ratio": 0.05}, (stage(0, 518), stage(14, 29))),  # 28.8
+        ({"max_keep": 288}, (stage(0, 518), stage(14, 64, 288))),
+        ({"keep": 1}, (stage(0, 518), stage(14, 1))),
+        ({"keep": 517}, (stage(0, 518), stage(14, 517))),
+        ({"keep": 517, "max_keep": 517}, (stage(0, 518), stage(14, 517))),
+        ({"drop_ratio": 0.0, "keep": 575}, (stage(0, 576), stage(14, 575))),
+        ({"prune_layer": 1}, (stage(0, 518), stage(1, 64))),
+        ({"prune_layer": 31}, (stage(0, 518), stage(31, 64))),
     ],
 )
-def test_resolve_star(options: dict[str, Any], expected: dict[str, Any]) -> None:
-    star = resolve_star(llava(), **options)
-    assert {name: getattr(star, name) for name in expected} == expected
+def test_resolve_star(options: dict[str, Any], expected: Schedule) -> None:
+    schedule = resolve_star(llava(), **options)
+    assert schedule == expected
+    check_schedule(schedule, llava())
 
 
 @pytest.mark.parametrize(
@@ -141,6 +159,38 @@ def test_check_keep_of_a_request() -> None:
         check_keep(star, 289)
 
 
+def test_check_keep_is_about_the_last_stage() -> None:
+    for keep in (1, 64, 100):
+        check_keep(THREE, keep)
+    with pytest.raises(SettingsError, match="101 is over this bundle's maximum of 100"):
+        check_keep(THREE, 101)
+    with pytest.raises(SettingsError, match="200 is not below the 200 tokens that stage 2 keeps"):
+        check_keep(THREE, 200)
+    check_keep(THREE[:1], 518)
+
+
+@pytest.mark.parametrize("schedule", [(), THREE, THREE[:1], THREE[1:], (stage(0, 576),), (stage(31, 1),)])
+def test_schedules(schedule: Schedule) -> None:
+    check_schedule(schedule, llava())
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        ((stage(32, 64),), "stage 2 comes after layer 32, expected 0 to 31"),
+        ((stage(0, 577),), "stage 1 keeps up to 577 tokens, expected at most 576"),
+        ((stage(0, 64, 63),), "stage 1 keeps 64 tokens, over its maximum of 63"),
+        ((stage(0, 64), stage(0, 32)), "stage 2 comes after layer 0, expected 1 to 31"),
+        ((stage(9, 64), stage(8, 32)), "stage 3 comes after layer 8, expected 10 to 31"),
+        ((stage(0, 64), stage(8, 32, 64)), "stage 2 keeps up to 64 tokens, expected at most 63"),
+        ((stage(8, 64), stage(9, 64)), "stage 3 keeps up to 64 tokens, expected at most 63"),
+    ],
+)
+def test_schedules_that_cannot_be(schedule: Schedule, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        check_schedule(schedule, llava())
+
+
 @pytest.mark.parametrize(
     ("pattern", "kept"),
     [
@@ -153,7 +203,7 @@ def test_check_keep_of_a_request() -> None:
     ],
 )
 def test_fp32_layers(pattern: str, kept: set[str]) -> None:
-    spec = replace(export_spec(llava(), None), fp32_layers=(pattern,))
+    spec = replace(export_spec(llava(), ()), fp32_layers=(pattern,))
     names = ("layers.1.mlp.up_proj", "layers.1.self_attn.q_proj", "layers.11.mlp.up_proj")
     found = {name: spec.weight_dtype(f"language_model.{name}.weight") for name in names}
     assert found == {name: "float32" if name in kept else "float16" for name in names}
@@ -164,7 +214,7 @@ MODULES = ["language_model.layers.0.mlp.up_proj", "lm_head", "multi_modal_projec
 
 
 def test_fp32_layers_are_names_of_the_model() -> None:
-    spec = replace(export_spec(llava(), None), fp32_layers=("language_model.layers.0", "lm_*", "*.mlp"))
+    spec = replace(export_spec(llava(), ()), fp32_layers=("language_model.layers.0", "lm_*", "*.mlp"))
     check_fp32_layers(spec, MODULES)
     with pytest.raises(SettingsError, match="no meaning with --dtype float32"):
         check_fp32_layers(replace(spec, dtype="float32"), MODULES)
@@ -178,7 +228,7 @@ def test_fp32_layers_are_names_of_the_model() -> None:
 
 
 def test_specs_of_old_manifests_keep_no_layers() -> None:
-    spec = replace(export_spec(llava(), None), fp32_layers=("lm_head",))
+    spec = replace(export_spec(llava(), ()), fp32_layers=("lm_head",))
     data = json.loads(json.dumps(spec.to_dict()))
     assert convert(data, ExportSpec) == spec
     del data["fp32_layers"]
@@ -187,30 +237,63 @@ def test_specs_of_old_manifests_keep_no_layers() -> None:
 
 def test_capacities_of_both_groups() -> None:
     spec = export_spec(llava(), resolve_star(llava(), max_keep=288))
-    assert (spec.image_tokens, spec.num_early_layers) == (518, 14)
-    assert (spec.early_capacity, spec.late_capacity) == (518 + 100 + 50, 288 + 100 + 50)
-    assert [spec.cache_capacity(layer) for layer in (0, 13, 14, 31)] == [668, 668, 438, 438]
+    early, late = 518 + 100 + 50, 288 + 100 + 50
+    assert (spec.image_tokens, spec.keep, spec.budgets(), spec.budgets(7)) == (518, 64, (64,), (7,))
+    assert spec.groups == (
+        LayerGroup(first=0, last=13, capacity=early),
+        LayerGroup(first=14, last=31, capacity=late),
+    )
+    assert [spec.cache_capacity(layer) for layer in (0, 13, 14, 31)] == [early, early, late, late]
+    assert spec.lengths(10, 518) == (528, 74)
+    assert spec.lengths(10, 30, 7) == (40, 17)
+
+
+def test_a_schedule_of_three_stages_has_three_groups() -> None:
+    spec = export_spec(llava(), THREE)
+    assert [(g.first, g.last, g.capacity) for g in spec.groups] == [
+        (0, 7, 668), (8, 19, 438), (20, 31, 250),
+    ]  # fmt: skip
+    assert [layer for group in spec.groups for layer in group.layers] == list(range(32))
+    assert [spec.group(layer) for layer in (0, 7, 8, 19, 20, 31)] == [0, 0, 1, 1, 2, 2]
+    assert (spec.image_tokens, spec.keep, spec.budgets(), spec.budgets(7)) == (518, 64, (200, 64), (200, 7))
+    assert spec.lengths(10, 518, 7) == (528, 210, 17)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "entering", "keep", "capacities"),
+    [
+        (THREE[:1], 518, 518, [518 + 150]),
+        ((stage(0, 100, 200),), 100, 100, [200 + 150]),
+        (THREE[1:2], 576, 200, [576 + 150, 288 + 150]),
+    ],
+)
+def test_stages_on_one_side_of_the_border(
+    schedule: Schedule, entering: int, keep: int, capacities: list[int]
+) -> None:
+    spec = export_spec(llava(), schedule)
+    assert (spec.image_tokens, spec.keep) == (entering, keep)
+    assert [group.capacity for group in spec.groups] == capacities
 
 
 def test_capacities_unpruned() -> None:
-    spec = export_spec(llava(), None)
-    assert (spec.image_tokens, spec.num_early_layers) == (576, 32)
-    assert (spec.early_capacity, spec.late_capacity) == (576 + 100 + 50, 0)
+    spec = export_spec(llava(), ())
+    assert (spec.image_tokens, spec.keep, spec.budgets(7)) == (576, 576, ())
+    assert spec.groups == (LayerGroup(first=0, last=31, capacity=576 + 100 + 50),)
     assert {spec.cache_capacity(layer) for layer in range(32)} == {726}
 
 
 @pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4), ("bfloat16", 2)])
 def test_kv_bytes(dtype: Any, size: int) -> None:
-    spec = replace(export_spec(llava(), None), dtype=dtype)
+    spec = replace(export_spec(llava(), ()), dtype=dtype)
     assert spec.kv_bytes(10, 3) == 2 * 10 * 3 * 8 * 128 * size  # key and value, 8 KV heads of 128
 
 
 def test_bytes_of_a_sequence_are_those_of_both_groups() -> None:
     spec, token = export_spec(llava(), resolve_star(llava(), max_keep=288)), 2 * 8 * 128 * 2
-    assert spec.sequence_bytes(10, 3) == token * (14 * 10 + 18 * 3)
+    assert spec.sequence_bytes((10, 3)) == token * (14 * 10 + 18 * 3)
     assert spec.slot_bytes == token * (14 * 668 + 18 * 438)
-    unpruned = export_spec(llava(), None)
-    assert unpruned.sequence_bytes(10, 3) == token * 32 * 10
+    unpruned = export_spec(llava(), ())
+    assert unpruned.sequence_bytes((10,)) == token * 32 * 10
     assert unpruned.slot_bytes == token * 32 * 726
 
 
@@ -226,16 +309,16 @@ def test_too_few_to_prune() -> None:
         resolve_star(llava(layers=1))
     with pytest.raises(SettingsError, match=r"--drop-ratio 0.98 leaves 1 of 64 patches; lower it"):
         resolve_star(llava(side=8), drop_ratio=0.98, keep=1)
-    assert resolve_star(llava(side=2), drop_ratio=0.5, keep=1).stage1_keep == 2
-    assert resolve_star(llava(layers=2), prune_layer=1).prune_layer == 1
+    assert resolve_star(llava(side=2), drop_ratio=0.5, keep=1)[0].tokens == 2
+    assert resolve_star(llava(layers=2), prune_layer=1)[1].after_layer == 1
 
 
 def test_capacities_reach_the_position_limit_exactly() -> None:
-    check_capacities(export_spec(llava(positions=726), None))
+    check_capacities(export_spec(llava(positions=726), ()))
     with pytest.raises(
         SettingsError, match=r"576 image \+ 100 text \+ 50 new tokens are 726, over the model's 725 positions"
     ):
-        check_capacities(export_spec(llava(positions=725), None))
+        check_capacities(export_spec(llava(positions=725), ()))
 
 
 @pytest.mark.parametrize(
@@ -243,18 +326,18 @@ def test_capacities_reach_the_position_limit_exactly() -> None:
 )
 def test_capacities_must_be_positive(counts: dict[str, int], option: str) -> None:
     with pytest.raises(SettingsError, match=f"{option} must be at least 1, got 0"):
-        check_capacities(export_spec(llava(), None, **counts))
+        check_capacities(export_spec(llava(), (), **counts))
 
 
 @pytest.mark.parametrize("pruned", [True, False])
 def test_round_trip_through_json(pruned: bool) -> None:
-    spec = export_spec(llava(), resolve_star(llava()) if pruned else None)
+    spec = export_spec(llava(), resolve_star(llava()) if pruned else ())
     assert convert(json.loads(json.dumps(spec.to_dict())), ExportSpec) == spec
 
 
 @pytest.mark.parametrize("part", ["vision", "text"])
 def test_reading_refuses_unknown_and_missing_fields(part: str) -> None:
-    data = json.loads(json.dumps(export_spec(llava(), None).to_dict()))
+    data = json.loads(json.dumps(export_spec(llava(), ()).to_dict()))
     data["model"][part]["colour"] = 1
     with pytest.raises(ValueError, match=rf"model\.{part}\.colour: unknown"):
         convert(data, ExportSpec)

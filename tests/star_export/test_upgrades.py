@@ -1,12 +1,87 @@
 """Older manifests become present ones; what is damaged in them is left for the reader to name."""
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from star_export.bundle import open_bundle, write_manifest
+from star_export.errors import BundleError
 from star_export.specs import ModelSpec
 from star_export.typed import convert
 from star_export.upgrades import UPGRADES
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A bundle of format 2, ``star`` unless a test asks for another, free to be damaged."""
+    kind = getattr(request, "param", "star")
+    return Path(shutil.copytree(DATA / f"bundle-format-2-{kind}", tmp_path / "bundle"))
+
+
+def edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    change(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("folder", ["star", "full"], indirect=True)
+def test_a_manifest_of_format_2_becomes_what_is_written_now(folder: Path) -> None:
+    old = open_bundle(folder)
+    source, versions = old.manifest["source"], old.manifest["versions"]
+    write_manifest(folder, old.spec, source=source, versions=versions, engines=old.manifest["engines"])
+    assert json.loads((folder / "manifest.json").read_bytes()) == old.manifest
+
+
+def in_star(**values: object) -> Callable[[dict[str, Any]], object]:
+    """A change of the pruning settings of format 2."""
+    return lambda manifest: manifest["spec"]["star"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_star(keep="64"), r"spec.schedule\[1\].tokens: expected int, got str, found '64'"),
+        (in_star(stage1_keep=None), r"spec.schedule\[0\].tokens: expected int, got null"),
+        (in_star(stage1_keep=600), "stage 1 keeps up to 600 tokens, expected at most 16"),
+        (in_star(prune_layer="3"), r"spec.schedule\[1\].after_layer: expected int, got str"),
+        (in_star(prune_layer=6), "stage 2 comes after layer 6, expected 1 to 2"),
+        (in_star(colour=1), r"spec.schedule\[1\].colour: unknown to this version"),
+        (lambda m: m["spec"]["star"].pop("max_keep"), r"schedule\[1\]: object missing required field max_"),
+        (lambda m: m["spec"]["star"].pop("stage1_keep"), r"schedule\[0\]: object missing required field tok"),
+        (lambda m: m["spec"].update(star=[]), "groups: expected array, got object"),
+        (lambda m: m["spec"].update(star=5), "spec.schedule: expected array, got int, found 5"),
+        (lambda m: m["spec"].pop("star"), "spec: object missing required field schedule"),
+        (lambda m: m["spec"].update(model=5), "spec.model: expected object, got int"),
+        (lambda m: m["spec"]["model"].update(text=[]), "spec.model.text: expected object, got array"),
+        (lambda m: m.update(spec=5), "spec: expected object, got int, found 5"),
+        (lambda m: m.pop("spec"), "groups: expected array, got object"),
+        (lambda m: m.pop("cache_capacities"), "object missing required field groups"),
+        (lambda m: m.update(cache_capacities=[5]), r"groups\[0\]: expected object, got int"),
+        (lambda m: m["cache_capacities"].update(late=1), r"groups\[1\].capacity: expected 64, found 1"),
+        (lambda m: m["cache_capacities"].update(early="1"), r"groups\[0\].capacity: expected 70, found '1'"),
+        (lambda m: m["cache_capacities"].update(middle=1), "groups: expected array, got object"),
+        (lambda m: m["cache_capacities"].pop("late"), "groups: expected array, got object"),
+    ],
+)
+def test_damage_in_an_older_format_is_named(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    edit(folder, change)
+    with pytest.raises(BundleError, match=f"manifest.json is damaged: .*{message}"):
+        open_bundle(folder)
+
+
+@pytest.mark.parametrize("folder", ["full"], indirect=True)
+def test_late_layers_without_pruning(folder: Path) -> None:
+    edit(folder, lambda manifest: manifest["cache_capacities"].update(late=5))
+    with pytest.raises(BundleError, match="groups: expected array, got object"):
+        open_bundle(folder)
 
 
 def model_of_format_2() -> dict[str, Any]:

@@ -84,7 +84,7 @@ def test_stage1_scores_are_attention_received(sides: Sides) -> None:
 
 def test_unpruned_logits_are_hugging_faces(sides: Sides) -> None:
     found = sides.prefill()
-    assert found.scores is None
+    assert found.scores == ()
     assert found.length == len(sides.input_ids)
     assert torch.equal(found.kept_positions, torch.arange(found.length))
     close(found.logits, sides.forward()[-1])
@@ -118,7 +118,7 @@ def test_keeping_every_token_changes_nothing(sides: Sides) -> None:
     unpruned = sides.prefill()
     every = torch.arange(unpruned.length)
     for layer in (1, len(sides.reference.decoder.layers) - 1):
-        kept = sides.prefill(prune_layer=layer, kept_positions=every)
+        kept = sides.prefill(stages=[(layer, every)])
         close(kept.logits, unpruned.logits)
         for a, b in zip(kept.cache.layers, unpruned.cache.layers, strict=True):
             close(a.keys, b.keys)
@@ -133,7 +133,7 @@ def test_stage2_scores_are_text_to_image_attention(sides: Sides, layer: int) -> 
         )
     attention = output.attentions[layer - 1][0]  # layer K-1 is the last full one
     expected = attention[:, sides.query_positions].mean(1).mean(0)[sides.image_positions]
-    found = sides.prefill(prune_layer=layer, kept_positions=torch.arange(len(sides.input_ids))).scores
+    (found,) = sides.prefill(stages=[(layer, torch.arange(len(sides.input_ids)))]).scores
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-9)
 
 
@@ -145,7 +145,7 @@ def kept_positions(sides: Sides, visual: int) -> Tensor:
 
 def test_late_layers_hold_only_the_kept_tokens(sides: Sides) -> None:
     kept = kept_positions(sides, 40)
-    state = sides.prefill(prune_layer=2, kept_positions=kept)
+    state = sides.prefill(stages=[(2, kept)])
     full, late = len(sides.input_ids), 40 + len(BEFORE + AFTER)
     layers = state.cache.layers
     assert [c.keys.shape[2] for c in layers] == 2 * [full] + (len(layers) - 2) * [late]
@@ -171,9 +171,24 @@ def test_pruning_equals_masking_the_dropped_keys(sides: Sides) -> None:
             mask = masks[index >= layer][None, None]
             x = block(x, attention_mask=mask, position_embeddings=rotary)
         expected = sides.model.lm_head(decoder.norm(x[0, -1]))
-    found = sides.prefill(prune_layer=layer, kept_positions=kept).logits
+    found = sides.prefill(stages=[(layer, kept)]).logits
     close(found, expected)
     assert (found - sides.prefill().logits).abs().max() > 0.01  # the dropped tokens did count
+
+
+def test_a_second_stage_chooses_among_what_the_first_left(sides: Sides) -> None:
+    first = kept_positions(sides, 40)
+    second = torch.cat([first[:10], first[-20:]])  # text and some of the visual tokens
+    found = sides.prefill(stages=[(1, first), (3, second)])
+    text = len(BEFORE + AFTER)
+    assert [len(scores) for scores in found.scores] == [PATCHES, 40]
+    assert torch.equal(found.kept_positions, second)
+    lengths = [len(sides.input_ids), text + 40, text + 40, *[len(second)] * (len(found.cache.layers) - 3)]
+    assert [c.keys.shape[2] for c in found.cache.layers] == lengths
+    # To keep at the second stage what the first kept is to have no second stage.
+    again = sides.prefill(stages=[(1, first), (3, first)])
+    close(again.logits, sides.prefill(stages=[(1, first)]).logits)
+    close(again.scores[0], found.scores[0])
 
 
 def test_weights_are_rounded_first(checkpoint: Callable[[str], Path]) -> None:

@@ -32,14 +32,14 @@ def test_ranges_come_from_the_capacities_and_agree_at_every_corner(spec: ExportS
     assert ranges["B"] == (1, 1, 4)
     assert ranges["S"][2] == spec.image_tokens + spec.max_text_tokens
     assert ranges["V"] == (spec.image_tokens,) * 3
-    if spec.star is None:
+    if not spec.schedule:
         assert set(ranges) == {"B", "V", "S"}
         return
-    assert ranges["N2"] == (1, spec.star.keep, spec.star.max_keep)
-    assert ranges["N1"] == (spec.star.stage1_keep,) * 3
+    assert ranges["N2"] == (1, spec.keep, spec.schedule[1].max_tokens)
+    assert ranges["N1"] == (spec.schedule[0].tokens,) * 3
     for corner in range(3):
         text = ranges["S"][corner] - ranges["V"][corner]
         assert 1 <= ranges["Q"][corner] <= text
         assert ranges["N2"][corner] < ranges["V"][corner]
-        assert ranges["S"][corner] < spec.early_capacity
-        assert text + ranges["N2"][corner] < spec.late_capacity
+        assert ranges["S"][corner] < spec.groups[0].capacity
+        assert text + ranges["N2"][corner] < spec.groups[1].capacity

@@ -97,7 +97,7 @@ def test_prefill_and_decode(
     assert found.kept_positions.tolist() == expected.kept_positions.tolist()
     machine.close(found.logits, expected.logits)
     for layer in range(gpu.spec.model.text.num_layers):
-        rows = found.position if layer < gpu.spec.num_early_layers else found.late_length
+        rows = found.lengths[gpu.spec.group(layer)]
         for name in past_names(layer):
             machine.close(found.caches.numpy(name)[:, :, :rows], expected.caches.numpy(name)[:, :, :rows])
     for token in (7, 11, 13, 17):  # an ordinary run, a capture, replays
@@ -108,12 +108,12 @@ def test_prefill_and_decode(
 
 def test_decode_writes_one_row_in_place(gpu: Pipeline, picture: Path) -> None:
     state = prefilled(gpu, picture, SHORT)
-    late = past_names(gpu.spec.num_early_layers)[0]
+    late = past_names(gpu.spec.groups[1].first)[0]
     for token in (7, 11, 13):
         before = state.caches.numpy(late)
         gpu.steps.decode(state, token)
         changed = np.flatnonzero((before != state.caches.numpy(late)).any(axis=(0, 1, 3)))
-        assert changed.tolist() == [state.late_length - 1]
+        assert changed.tolist() == [state.lengths[-1] - 1]
 
 
 def test_a_cuda_graph_changes_nothing(bundle_: Bundle, backend: str, picture: Path) -> None:
@@ -151,7 +151,7 @@ def batch_feeds(pipeline: Pipeline, states: list[DecodeState]) -> dict[str, Host
         names.INPUT_IDS: np.full((len(states), 1), 7),
         names.POSITION_IDS: np.array([[state.position] for state in states]),
         names.EARLY_LENGTHS: np.array([state.position for state in states]),
-        names.LATE_LENGTHS: np.array([state.late_length for state in states]),
+        names.LATE_LENGTHS: np.array([state.lengths[-1] for state in states]),
     }
     known = {tensor.name for tensor in pipeline.session.io[DECODE].inputs}  # type: ignore[attr-defined]
     return {name: value for name, value in feeds.items() if name in known}

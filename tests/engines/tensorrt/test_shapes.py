@@ -22,7 +22,7 @@ VISUAL, TEXT, KEEP, BATCH = 518, 128, 288, 4
 def spec(checkpoint: Callable[[str], Path]) -> ExportSpec:
     model = open_checkpoint(str(checkpoint("mha"))).model
     star = resolve_star(model, keep=64, max_keep=KEEP)
-    return ExportSpec(model=model, star=star, max_text_tokens=TEXT, max_new_tokens=32, dtype="float16")
+    return ExportSpec(model=model, schedule=star, max_text_tokens=TEXT, max_new_tokens=32, dtype="float16")
 
 
 def rules(spec: ExportSpec, graph: str) -> ShapeRules:
@@ -45,7 +45,7 @@ def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
     assert outputs["logits"] == (1, spec.model.text.vocab_size)
     assert outputs["kept_positions"] == (1, 560 - VISUAL + 64)
     late = spec.model.text.num_layers - 1
-    assert outputs[f"present.{late}.key"] == (1, 4, spec.late_capacity, spec.model.text.head_dim)
+    assert outputs[f"present.{late}.key"] == (1, 4, spec.groups[-1].capacity, spec.model.text.head_dim)
 
 
 @pytest.mark.parametrize(
