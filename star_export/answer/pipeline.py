@@ -13,9 +13,10 @@ from star_export.engines import open_session
 from star_export.engines.session import Session
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.preprocessing import (
+    PreparedImage,
     TokenizedPrompt,
     load_image,
-    pixel_values,
+    prepare,
     read_preprocessing,
     read_tokenizer,
     render,
@@ -122,7 +123,7 @@ class Pipeline:
         return Request(
             keep=self.budget(keep),
             tokens=self.tokenize(prompt),
-            pixels=pixel_values(load_image(_only(image)), self.image_spec),
+            images=(self.prepare(_only(image)),),
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
@@ -156,6 +157,14 @@ class Pipeline:
         budget = star.keep if keep is None else keep
         check_keep(star, budget)
         return budget
+
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """A picture as the vision graph takes it. Any thread may.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        return prepare(load_image(image), self.image_spec, patch_size=self.spec.model.vision.patch_size)
 
     def tokenize(self, prompt: str, *, image_tokens: int | None = None) -> TokenizedPrompt:
         """Token ids and positions of a prompt with one image.
