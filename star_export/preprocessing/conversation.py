@@ -73,10 +73,7 @@ def read_conversation(prompt: Prompt, image_token: str) -> Conversation:
     Raises:
         InputError: If a turn cannot be read, a text cannot be used, or the turns are out of order.
     """
-    if isinstance(prompt, str):
-        turns = [Turn("user", (prompt,))]
-    else:
-        turns = [_turn(given, number) for number, given in enumerate(prompt, 1)]
+    turns = _turns(prompt)
     _check_order([turn.role for turn in turns])
     for turn in turns:
         check_unicode("".join(turn.texts))
@@ -96,6 +93,14 @@ def check_unicode(text: str) -> None:
     """
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise InputError("the prompt is not valid Unicode: it holds half of a surrogate pair; leave it out")
+
+
+def _turns(prompt: Prompt) -> list[Turn]:
+    if isinstance(prompt, str):
+        return [Turn("user", (prompt,))]
+    if not isinstance(prompt, list | tuple):
+        raise InputError(f"the prompt must be a text or a list of turns, got {type(prompt).__name__}")
+    return [_turn(given, number) for number, given in enumerate(prompt, 1)]
 
 
 def _turn(given: Turn | Mapping[str, Any], number: int) -> Turn:

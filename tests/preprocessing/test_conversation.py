@@ -171,7 +171,9 @@ def test_a_bundle_still_takes_one_picture(bundle: Callable[..., Path]) -> None:
         (turns([{"type": "image", "url": "a.png"}]), "url: unknown .* pictures are given beside"),
         (turns([{"type": "image_url"}]), "invalid value 'image_url'"),
         (turns([{"type": "text"}]), "missing required field text"),
-        ({"role": "user", "content": "a"}, "turn 1 .* expected object, got str"),
+        (["a"], "turn 1 .* expected object, got str"),
+        ({"role": "user", "content": "a"}, "must be a text or a list of turns, got dict"),
+        (None, "must be a text or a list of turns, got NoneType"),
     ],
 )
 def test_what_is_no_conversation(prompt: Any, message: str) -> None:
