@@ -13,14 +13,16 @@ from star_export.engines import open_session
 from star_export.engines.session import Session
 from star_export.errors import BundleError, InputError, SettingsError
 from star_export.preprocessing import (
+    PreparedImage,
     TokenizedPrompt,
     load_image,
-    pixel_values,
+    prepare,
     read_preprocessing,
     read_tokenizer,
     render,
     tokenize,
 )
+from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.specs import ExportSpec, check_keep
@@ -61,7 +63,7 @@ class Pipeline:
     def generate(
         self,
         image: ImageInput | Sequence[ImageInput],
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: int | None = None,
         max_new_tokens: int | None = None,
@@ -69,11 +71,13 @@ class Pipeline:
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
     ) -> Generation:
-        """Answer a prompt about a picture.
+        """Answer a question about a picture.
 
         Args:
             image: A path, encoded bytes or a PIL image (a list may hold one).
-            prompt: The question, or a whole prompt that contains ``<image>``.
+            prompt: The question; or a whole prompt that contains ``<image>``; or a conversation that ends
+                with the question: messages as transformers' chat templates take them. The picture
+                opens its first question, if no part ``{"type": "image"}`` says where it stands.
             keep: Visual tokens after stage 2; the bundle's own by default.
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
@@ -104,7 +108,7 @@ class Pipeline:
     def request(
         self,
         image: ImageInput | Sequence[ImageInput],
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: int | None = None,
         max_new_tokens: int | None = None,
@@ -122,7 +126,7 @@ class Pipeline:
         return Request(
             keep=self.budget(keep),
             tokens=self.tokenize(prompt),
-            pixels=pixel_values(load_image(_only(image)), self.image_spec),
+            images=(self.prepare(_only(image)),),
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
@@ -156,11 +160,19 @@ class Pipeline:
         check_keep(self.spec.schedule, budget)
         return budget
 
-    def tokenize(self, prompt: str, *, image_tokens: int | None = None) -> TokenizedPrompt:
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """A picture as the vision graph takes it. Any thread may.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        return prepare(load_image(image), self.image_spec, patch_size=self.spec.model.vision.patch_size)
+
+    def tokenize(self, prompt: Prompt, *, image_tokens: int | None = None) -> TokenizedPrompt:
         """Token ids and positions of a prompt with one image.
 
         Args:
-            prompt: As the user typed it.
+            prompt: As :meth:`generate` takes it.
             image_tokens: Visual tokens to make room for; what stage 1 keeps by default.
 
         Raises:

@@ -14,7 +14,6 @@ from star_export.engines import free_device_memory
 from star_export.errors import PlatformError
 from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.memory import resident_bytes
-from star_export.preprocessing import load_image, pixel_values
 
 STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
 
@@ -37,9 +36,9 @@ class BundleSide:
         """Answer once and take the time."""
         start = time.perf_counter()
         tokens = self.pipeline.tokenize(workload.text)
-        pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
+        image = self.pipeline.prepare(workload.picture)
         ready = time.perf_counter()
-        vision = self.pipeline.steps.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(image)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
         state = self.pipeline.steps.prefill(tokens, vision, keep=self.keep)

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 
 from star_export.errors import CheckpointError, InputError, SettingsError
 from star_export.files import atomic_open
+from star_export.preprocessing.conversation import IMAGE, Turn
 from star_export.preprocessing.images import ImageSpec
 from star_export.preprocessing.prompts import (
-    DEFAULT_PROMPT,
     PromptSpec,
     TokenizedPrompt,
     render,
@@ -122,9 +122,9 @@ def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int)
         SettingsError: If even a short prompt has more than ``max_text_tokens``.
     """
     if spec.chat_template is None:
-        form = DEFAULT_PROMPT.format(image_token=spec.image_token, prompt="...")
         log.warning(
-            "no chat template: prompts take LLaVA-1.5's form %r, or that of --chat-template FILE", form
+            "no chat template: prompts take LLaVA-1.5's form %r, or that of --chat-template FILE",
+            render("...", spec),
         )
     reasons: dict[str, None] = {}  # in order, each once
     for tried in (replace(spec, content="parts"), replace(spec, content="string")):
@@ -153,7 +153,7 @@ def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
     """
     text = render(_QUESTION, spec)
     if spec.chat_template is not None:
-        message = spec.message(_QUESTION)
+        message = spec.message(Turn("user", (IMAGE, _QUESTION)))
         if spec.content == "parts":
             parts = [{**part, _UNREAD: _UNREAD} for part in message["content"]]
             if _UNREAD in render_messages([{**message, "content": parts}], spec):

@@ -27,7 +27,8 @@ from star_export.errors import (
     SettingsError,
     StarExportError,
 )
-from star_export.serving.features import FeatureCache, Pixels
+from star_export.preprocessing import PreparedImage
+from star_export.serving.features import FeatureCache
 from star_export.serving.ticket import Stats, Ticket, Usage
 
 log = logging.getLogger("star_export.scheduler")
@@ -99,7 +100,8 @@ class Scheduler:
 
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
-        vision = self._see(request.pixels)
+        (image,) = request.images
+        vision = self._see(image)
         for slot in range(self.slots):
             self.pipeline.steps.prefill(
                 request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
@@ -215,11 +217,12 @@ class Scheduler:
     def _look(self, ticket: Ticket) -> None:
         """Features of the picture, from the vision graph or from memory."""
         ticket.progress.reach("queue")
-        self._arriving = ticket, self._features.get(ticket.request.pixels, self._see)
+        (image,) = ticket.request.images
+        self._arriving = ticket, self._features.get(image, self._see)
         ticket.progress.reach("vision")
 
-    def _see(self, pixels: Pixels) -> VisionOutput:
-        return self.pipeline.steps.encode_image(pixels).copied(self.pipeline.spec.dtype)
+    def _see(self, image: PreparedImage) -> VisionOutput:
+        return self.pipeline.steps.encode_image(image).copied(self.pipeline.spec.dtype)
 
     def _prefill(self, ticket: Ticket, vision: VisionOutput, slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""

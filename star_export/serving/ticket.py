@@ -39,14 +39,14 @@ class Usage:
     def of(cls, spec: ExportSpec, request: Request) -> "Usage":
         """From a bundle's spec and a request."""
         text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
-        patches, layers = spec.model.vision.num_patches, spec.model.text.num_layers
+        patches = sum(image.packing.tokens for image in request.images)
         return cls(
             prompt_tokens=text + visual,
             patches=patches,
             stage1_tokens=visual,
             stage2_tokens=request.keep,
             kv_bytes=spec.sequence_bytes(spec.lengths(text, visual, request.keep)),
-            kv_bytes_unpruned=spec.kv_bytes(text + patches, layers),
+            kv_bytes_unpruned=spec.kv_bytes(text + patches, spec.model.text.num_layers),
         )
 
 

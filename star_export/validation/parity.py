@@ -26,7 +26,7 @@ from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import CheckpointError, NonFiniteError, SettingsError
 from star_export.files import write_json
-from star_export.preprocessing import TokenizedPrompt, pixel_values
+from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
 from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
@@ -95,10 +95,10 @@ class ParityCheck:
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
             return
-        pixels = pixel_values(probe.picture, self.pipeline.image_spec)
-        yield compare_arrays("preprocessing", pixels, expected.pixel_values.numpy(), 0.0)
+        image = self.pipeline.prepare(probe.picture)
+        yield compare_arrays("preprocessing", image.pixels, expected.pixel_values.numpy(), 0.0)
 
-        vision = self.pipeline.steps.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(image)
         seen = self.reference.encode_image(expected.pixel_values)
         stage1 = compare_sets(
             "stage1_set", vision.indices, seen.scores.numpy(), spec.image_tokens, self.tolerances.score

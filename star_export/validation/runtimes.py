@@ -20,7 +20,6 @@ from star_export.contract import DECODE, PREFILL, cache_pairs
 from star_export.engines import open_session
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor
 from star_export.errors import PlatformError, SettingsError, StarExportError
-from star_export.preprocessing import pixel_values
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
 from star_export.validation.report import JUnitTest, case_name, to_junit
@@ -185,7 +184,7 @@ class Recorder:
 def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
     """Vision, prefill and one decode step of a request."""
     recorder.calls = []
-    vision = pipeline.steps.encode_image(pixel_values(probe.picture, pipeline.image_spec))
+    vision = pipeline.steps.encode_image(pipeline.prepare(probe.picture))
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
     state = pipeline.steps.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
     pipeline.steps.decode(state, int(state.logits.argmax()))

@@ -47,12 +47,13 @@ def tokens(pipeline: Pipeline, request: Request) -> tuple[int, ...]:
 
 def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -> Request:
     """NaN, further into the KV caches than the request itself would reach."""
-    nan, tokens = np.full_like(request.pixels, np.nan), pipeline.tokenize(LONGER)
-    return replace(request, pixels=nan, tokens=tokens, keep=288, sampling=sampling)
+    (image,) = request.images
+    nan, tokens = replace(image, pixels=np.full_like(image.pixels, np.nan)), pipeline.tokenize(LONGER)
+    return replace(request, images=(nan,), tokens=tokens, keep=288, sampling=sampling)
 
 
 def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeState:
-    return pipeline.steps.prefill(request.tokens, pipeline.steps.encode_image(request.pixels), **options)
+    return pipeline.steps.prefill(request.tokens, pipeline.steps.encode_image(*request.images), **options)
 
 
 # Logits that are not finite.
@@ -99,10 +100,10 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 
 
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad = mha.steps.encode_image(spoiled(mha, good).pixels).features
+    bad = mha.steps.encode_image(*spoiled(mha, good).images).features
     with pytest.raises(NonFiniteError):
         respond(mha, mha.tokenize(LONGER), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
-    fine = mha.steps.encode_image(good.pixels).features
+    fine = mha.steps.encode_image(*good.images).features
     answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()
 

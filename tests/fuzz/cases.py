@@ -155,7 +155,20 @@ def prompt(world: World, rng: random.Random) -> None:
     _answer(world.pipeline, world.picture, text, stop=stop, sampling=sampling)
 
 
+def conversation(world: World, rng: random.Random) -> None:
+    """Messages in which something is wrong, or nothing."""
+    image, said = {"type": "image"}, {"type": "text", "text": random_text(rng)}
+    messages = [
+        {"role": "user", "content": [image, said]},
+        {"role": "assistant", "content": random_text(rng)},
+        {"role": "user", "content": [said]},
+    ]
+    damaged = damaged_json(messages, rng) if rng.random() < 0.9 else json.dumps(messages)
+    world.pipeline.tokenize(json.loads(damaged))
+
+
 #: Each kind with its share of the cases; graphs take longest.
 CASES: dict[Callable[[World, random.Random], None], int] = {
     manifest: 38, preprocessor: 20, tokenizer: 15, graph: 2, picture: 15, prompt: 10,
+    conversation: 10,
 }  # fmt: skip

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -18,6 +19,7 @@ from star_export.answer.sampling import Sampling
 from star_export.answer.steps import VisionOutput
 from star_export.contract import DECODE, INPUT_IDS, POSITION_IDS, PREFILL, VISION, cache_pairs
 from star_export.errors import BusyError, DeadlineError, NonFiniteError, SettingsError
+from star_export.preprocessing.images import Packing, PreparedImage
 from star_export.serving import ticket as ticket_module
 from star_export.serving.features import FeatureCache
 from star_export.serving.scheduler import Scheduler, _Slots, count_slots
@@ -286,7 +288,7 @@ def test_usage_counts_both_groups(uneven: Pipeline) -> None:
 
 def test_a_request_that_fails_hurts_no_neighbour(mini: Pipeline, scheduler: Scheduler) -> None:
     good = requests(mini)[:6]
-    bad = dataclasses.replace(good[0], pixels=np.zeros((1, 3, 5, 5), np.float32))
+    bad = with_pixels(good[0], np.zeros((1, 3, 5, 5), np.float32))
     tickets = [scheduler.submit(one) for one in (good[0], bad, *good[1:])]
     with pytest.raises(Exception, match="pixel_values"):
         tickets.pop(1).answer()
@@ -302,7 +304,7 @@ def test_nans_are_told_and_stay_with_their_request(mini: Pipeline, place: int, s
     """In whichever slot; the slot is clean for the next one, and neighbours never notice."""
     good = [dataclasses.replace(one, stop=(), max_new_tokens=9) for one in requests(mini)[:3]]
     bad = mini.request(PICTURE, "What number is written? " * 3, keep=288, sampling=sampling)
-    bad = dataclasses.replace(bad, pixels=np.full_like(bad.pixels, np.nan))
+    bad = with_pixels(bad, np.full_like(bad.images[0].pixels, np.nan))
     with Scheduler(mini, slots=3) as scheduler:
         sent = [*good[:place], bad, *good[place:], *good]
         tickets = [scheduler.submit(one) for one in sent]
@@ -435,35 +437,33 @@ def test_a_pruned_bundle_has_more_slots(bundle) -> None:
 def test_features_are_held_within_a_limit() -> None:
     seen = []
 
-    def see(pixels):
-        seen.append(float(pixels[0]))
-        return VisionOutput(np.full(25, pixels[0]), None, 1)  # 100 bytes
+    def see(image):
+        seen.append(value := image.pixels.max())
+        return VisionOutput(np.full(25, value), None, 1)  # 100 bytes
 
     cache = FeatureCache(limit=200)
     for value in (1, 2, 1, 3, 1, 2):  # 3 pushes out 2, which was used longest ago
-        features = cache.get(np.array([value], np.float32), see).features
+        features = cache.get(picture_of(value), see).features
         assert set(features) == {value}
     assert seen == [1, 2, 3, 2]
     assert (cache.hits, cache.misses, cache.bytes) == (2, 4, 200)
     nothing = FeatureCache(limit=99)
-    assert [set(nothing.get(np.array([4], np.float32), see).features) for _ in range(2)] == [{4}] * 2
+    assert [set(nothing.get(picture_of(4), see).features) for _ in range(2)] == [{4}] * 2
     assert (nothing.hits, nothing.misses, nothing.bytes) == (0, 2, 0)
 
 
-def test_features_are_found_by_every_pixel() -> None:
-    pixels = np.zeros((1, 3, 4, 4), np.float32)
-    cache, seen = FeatureCache(limit=1 << 20), []
+def picture_of(value: float) -> PreparedImage:
+    return PreparedImage(pixels=np.full((1, 3, 1, 1), value, np.float32), packing=Packing(tokens=1))
 
-    def see(pixels):
-        seen.append(pixels)
-        return VisionOutput(np.zeros(1, np.float32), None, 1)
 
-    for place in ((0, 0, 0, 0), (0, 2, 3, 3), (0, 1, 2, 1)):
-        other = pixels.copy()
-        other[place] = 1e-7
-        cache.get(other, see)
-        cache.get(other.copy(), see)
-    assert (len(seen), cache.hits) == (3, 3)
+def with_pixels(request: Request, pixels: npt.NDArray[np.float32]) -> Request:
+    return dataclasses.replace(request, images=(dataclasses.replace(request.images[0], pixels=pixels),))
+
+
+def test_pictures_that_were_prepared_twice_are_seen_once(mini: Pipeline, scheduler: Scheduler) -> None:
+    for prompt in ("What number is written?", "What color is it?"):
+        scheduler.submit(mini.request(PICTURE, prompt, max_new_tokens=2)).answer()
+    assert (scheduler._features.hits, scheduler._features.misses) == (1, 1)
 
 
 def _alone(pipeline: Pipeline, request: Request):
@@ -471,7 +471,7 @@ def _alone(pipeline: Pipeline, request: Request):
 
 
 def _fill(pipeline: Pipeline, request: Request, caches):
-    vision = pipeline.steps.encode_image(request.pixels)
+    vision = pipeline.steps.encode_image(*request.images)
     return pipeline.steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
 
 

@@ -89,7 +89,8 @@ def test_answers_are_those_of_one_at_a_time(machine: Machine, gpu: Pipeline, alo
 def test_nans_stay_with_their_request(machine: Machine, gpu: Pipeline, alone: Pipeline, place: int) -> None:
     """The slot is clean for the next request, and the neighbour never notices."""
     good = [replace(one, max_new_tokens=9) for one in requests(gpu, machine)[:2]]
-    bad = replace(good[0], pixels=np.full_like(good[0].pixels, np.nan))
+    nan = replace(good[0].images[0], pixels=np.full_like(good[0].images[0].pixels, np.nan))
+    bad = replace(good[0], images=(nan,))
     sent = [*good[:place], bad, *good[place:], *good]
     with Scheduler(gpu, slots=2) as scheduler:
         tickets = [scheduler.submit(one) for one in sent]

@@ -16,7 +16,8 @@ from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
 from star_export.answer.transcript import Transcript
 from star_export.errors import InputError
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.preprocessing.images import Packing
 from star_export.serving import ticket as module
 from star_export.serving.ticket import Answer, Piece, Stats, Stopwatch, Ticket, Usage
 from star_export.specs import ExportSpec, ModelSpec, Stage, TextSpec, VisionSpec
@@ -43,7 +44,7 @@ def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...]
     """A ticket whose picture and prompt are empty."""
     empty = np.zeros((1, 0), np.int64)
     request = Request(
-        pixels=np.zeros((1, 3, 1, 1), np.float32),
+        images=(),
         tokens=TokenizedPrompt(empty, empty, empty),
         keep=1,
         max_new_tokens=limit,
@@ -239,9 +240,11 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     visual, keep = (90, 33) if pruned else (100, 100)
     places = np.arange(visual)[None]
     tokens = TokenizedPrompt(np.zeros((1, visual + 11), np.int64), places, places[:, :3])
+    picture = PreparedImage(pixels=np.zeros((1, 3, 40, 40), np.float32), packing=Packing(tokens=100))
+    request = replace(make().request, images=(picture,), tokens=tokens, keep=keep)
     token = 2 * 4 * 2  # key and value of 4 float16 numbers
     full = token * 7 * 111
-    assert Usage.of(spec, replace(make().request, tokens=tokens, keep=keep)) == Usage(
+    assert Usage.of(spec, request) == Usage(
         prompt_tokens=visual + 11,
         patches=100,
         stage1_tokens=visual,

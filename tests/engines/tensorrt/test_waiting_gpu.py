@@ -5,6 +5,7 @@ allows and fresh memory holds NaNs.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.session import TensorRTArray, TensorRTCaches
 from star_export.engines.tensorrt.shapes import ShapeRules
 from star_export.errors import DeviceError, InputError, PlatformError
-from star_export.preprocessing import load_image, pixel_values
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.machine import Machine
@@ -40,19 +40,19 @@ def two_slots(pipeline: Pipeline, picture: Path, *, wait: bool = False) -> dict[
     """
     session, rest = pipeline.session, pipeline.session.synchronize if wait else lambda: None
     caches, states = session.allocate_caches(2), []
-    pixels = pixel_values(load_image(picture), pipeline.image_spec)
+    image = pipeline.prepare(picture)
     for slot, prompt in enumerate(PROMPTS):
-        vision = pipeline.steps.encode_image(np.roll(pixels, slot, axis=3))
+        vision = pipeline.steps.encode_image(replace(image, pixels=np.roll(image.pixels, slot, axis=3)))
         rest()
         rows = caches.rows(slot, slot + 1)
         states.append(pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=9, caches=rows))
         rest()
-    position, late = (np.array([getattr(s, name) for s in states]) for name in ("position", "late_length"))
+    lengths = np.stack([state.lengths for state in states], axis=1)
     for step in range(5):  # an ordinary run, a capture, replays
         tokens = np.array([7 + step, 50 - step])
-        logits = pipeline.steps.decode_batch(caches, tokens, position + step, late + step)
+        logits = pipeline.steps.decode_batch(caches, tokens, lengths + step)
         rest()
-    assert len(set(position)) == 1
+    assert len(set(lengths[0])) == 1
     found = {past: caches.numpy(past) for past, _ in cache_pairs(pipeline.spec)}
     return found | {"tokens": logits.argmax(), "logits": logits.numpy()}
 
@@ -73,7 +73,7 @@ def compare(machine: Machine, found: dict[str, HostArray], expected: dict[str, H
 
 
 def check_expiry(gpu: Pipeline, picture: Path) -> None:
-    pixels = pixel_values(load_image(picture), gpu.image_spec).astype(gpu.spec.dtype)
+    pixels = gpu.prepare(picture).pixels.astype(gpu.spec.dtype)
     feeds = {names.PIXEL_VALUES: pixels, names.STAGE1_SLOTS: np.arange(gpu.spec.image_tokens)}
     first, second = (gpu.session.run(VISION, feeds)[names.IMAGE_INDICES] for _ in range(2))
     with pytest.raises(InputError, match="image_indices was overwritten by a later run of vision"):
