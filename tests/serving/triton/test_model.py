@@ -221,7 +221,7 @@ def test_a_stream_comes_in_pieces_that_make_the_answer(model, slow) -> None:
     [
         ({"image": b"no picture"}, "image must be an encoded picture"),
         ({"prompt": b"\xff"}, "prompt must be UTF-8"),
-        ({"keep": 9999}, "--keep 9999 is not below"),
+        ({"keep": 9999}, "keep 9999 is not below"),
         ({"timeout_s": float("nan")}, "timeout_s must be above 0, got nan"),
         ({"parameters": {"keeps": 3}}, "unknown field keeps; did you mean keep?"),
     ],
