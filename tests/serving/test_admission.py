@@ -3,15 +3,25 @@
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from star_export.errors import BusyError
+from star_export.serving import admission as module
 from star_export.serving.admission import Admission, Place
 
 THREADS, LIMIT = 24, 5
 
 
+@pytest.fixture
+def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Places take a while to be made, so that others ask meanwhile."""
+    clock = SimpleNamespace(monotonic=lambda: time.sleep(0.002))
+    monkeypatch.setattr(module, "time", clock)
+
+
+@pytest.mark.usefixtures("slow_clock")
 def test_of_many_that_arrive_together_exactly_the_limit_comes_in() -> None:
     admission, barrier = Admission(LIMIT), threading.Barrier(THREADS)
 
