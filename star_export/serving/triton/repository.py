@@ -13,6 +13,7 @@ from star_export.engines import check_backend
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.errors import SettingsError
 from star_export.files import staging_folder
+from star_export.serving.options import ServiceOptions
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, UNARY_MODEL, Field
 from star_export.serving.triton.tritonserver import Server
 
@@ -20,25 +21,15 @@ VERSION, BUNDLE, PLUGIN_LIBRARY = "1", "bundle", "plugin.so"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
+class ServeOptions(ServiceOptions):
     """How a bundle is served; the parameters of the model's configuration.
 
     Attributes:
         backend: What runs the graphs.
-        kv_cache_mib: Memory for KV caches; as many slots as fit.
-        max_slots: Sequences that are decoded at once, at most.
-        queue: Requests that may wait for a slot.
-        timeout_s: Seconds that a request may take, waiting included.
-        feature_cache_mib: Memory for the features of pictures seen before.
         threads: CPU threads of ONNX Runtime; 0 for all cores.
     """
 
     backend: str = "onnxruntime"
-    kv_cache_mib: int = 4096
-    max_slots: int = 32
-    queue: int = 64
-    timeout_s: float = 120.0
-    feature_cache_mib: int = 256
     threads: int = 0
 
 

@@ -297,8 +297,7 @@ def test_a_full_queue_says_try_again(narrow) -> None:
     with ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(over_client, narrow, {"prompt": "Describe it."}) for _ in range(6)]
     errors = [job.exception() for job in jobs if job.exception()]
-    assert errors
-    assert len(errors) < len(jobs)
+    assert 1 <= len(errors) <= 4  # one slot and one place to wait: two that arrive together are answered
     for error in errors:
         assert isinstance(error, BusyError)
         assert "try again later" in str(error)
@@ -338,7 +337,7 @@ from star_export.errors import DeviceError
 class TritonPythonModel(TritonPythonModel):
     def initialize(self, args):
         super().initialize(args)
-        session = self._pipeline.session
+        session = self._service.pipeline.session
         run = session.run
         def lose(graph, feeds, caches=None):
             if (Path(__file__).parent / "lost").exists():
