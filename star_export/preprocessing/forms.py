@@ -1,9 +1,10 @@
 """Prompts as plain text around the turns, for runtimes that have no Jinja."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import takewhile
+from itertools import product, takewhile
+from typing import Literal
 
 from star_export.errors import InputError
 from star_export.preprocessing.conversation import IMAGE, Conversation, Turn
@@ -12,13 +13,25 @@ from star_export.preprocessing.prompts import PromptSpec, render_conversation
 #: Texts that a template may change: white space at their ends, markup, other scripts.
 _SAID = (" What is it? ", "\n{a} 'dog' & <b>more</b>\n", "  Und wo,\n\n bitte?", "Dort: 犬 ", "Warum?\t")
 
+Strip = Literal["none", "end", "both"]
+_STRIPPED: dict[Strip, Callable[[str], str]] = {"none": str, "end": str.rstrip, "both": str.strip}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TurnForm:
-    """What stands before and after the text of a turn."""
+    """What stands before and after the text of a turn.
+
+    Attributes:
+        strip: At which ends the text loses its white space, as by ``str.strip``.
+    """
 
     prefix: str
     suffix: str
+    strip: Strip = "none"
+
+    def around(self, text: str) -> str:
+        """The turn that says ``text``."""
+        return f"{self.prefix}{_STRIPPED[self.strip](text)}{self.suffix}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +44,6 @@ class PromptForms:
         user_with_image: A question with one, whose image token is in the prefix.
         assistant: An answer.
         generation_prompt: After the last question.
-        strip: Whether texts lose the white space at both ends.
     """
 
     start: str
@@ -39,7 +51,6 @@ class PromptForms:
     user_with_image: TurnForm
     assistant: TurnForm
     generation_prompt: str
-    strip: bool = False
 
     def render(self, conversation: Conversation) -> str:
         """A conversation of user and assistant, where a picture opens its turn."""
@@ -48,8 +59,7 @@ class PromptForms:
     def _turn(self, turn: Turn) -> str:
         question = self.user_with_image if IMAGE in turn.content else self.user
         form = self.assistant if turn.role == "assistant" else question
-        text = "".join(turn.texts)
-        return f"{form.prefix}{text.strip() if self.strip else text}{form.suffix}"
+        return form.around("".join(turn.texts))
 
 
 def prompt_forms(spec: PromptSpec) -> PromptForms | None:
@@ -60,13 +70,23 @@ def prompt_forms(spec: PromptSpec) -> PromptForms | None:
     if "strftime_now" in (spec.chat_template or ""):
         return None  # it writes another prompt tomorrow
     try:
-        found = _derive(spec)
-        for forms in (found, replace(found, strip=True)):
-            if all(forms.render(said) == render_conversation(said, spec) for said in _proofs()):
-                return forms
+        found, proofs = _derive(spec), {said: render_conversation(said, spec) for said in _conversations()}
     except InputError:
-        pass
+        return None
+    for strips in product(_STRIPPED, repeat=3):
+        forms = _stripping(found, *strips)
+        if all(forms.render(said) == text for said, text in proofs.items()):
+            return forms
     return None
+
+
+def _stripping(forms: PromptForms, user: Strip, user_with_image: Strip, assistant: Strip) -> PromptForms:
+    return replace(
+        forms,
+        user=replace(forms.user, strip=user),
+        user_with_image=replace(forms.user_with_image, strip=user_with_image),
+        assistant=replace(forms.assistant, strip=assistant),
+    )
 
 
 def _derive(spec: PromptSpec) -> PromptForms:
@@ -108,7 +128,7 @@ def _common(*texts: str) -> str:
     return "".join(letters[0] for letters in alike)
 
 
-def _proofs() -> Iterator[Conversation]:
+def _conversations() -> Iterator[Conversation]:
     """Conversations of one to three questions, with the picture in each of them."""
     for length in (1, 3, 5):
         for pictured in range(0, length, 2):

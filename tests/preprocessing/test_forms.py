@@ -16,7 +16,7 @@ MINI = Path(__file__).parents[2] / "models/mini/chat_template.jinja"
 #: Styles that are more than text around turns, or need the other form of content.
 NO_FORMS = {
     "parts": {"vicuna", "llama-2", "mistral", "gemma", "phi", "call block"},
-    "string": {"llava-hf", "llama-2", "llama-3", "gemma", "onevision", "next-mistral"},
+    "string": {"llava-hf", "onevision", "next-mistral"},
 }
 #: What shows how a template works, not what a model's looks like.
 ODD = set(list(TEMPLATES)[list(TEMPLATES).index("generation scopes") :])
@@ -85,11 +85,34 @@ def test_forms_give_what_the_template_gives(style: str, content: Literal["parts"
         assert forms.render(tuple(said)) == render_conversation(tuple(said), asked)
 
 
-def test_texts_without_white_space_at_their_ends() -> None:
-    forms = prompt_forms(spec(TURNS + IMAGES + TEXTS.replace("p.text", "p.text | trim") + END))
+TRIM = TEXTS.replace("p.text", "p.text | trim")
+
+
+@pytest.mark.parametrize(
+    ("asked", "strips"),
+    [
+        (spec(TURNS + IMAGES + TEXTS + END), ("none", "none", "none")),
+        (spec(TURNS + IMAGES + TRIM + END), ("both", "both", "both")),
+        (spec(TURNS + "{{ m.content | trim }}" + END, "string"), ("both", "end", "both")),  # <image> first
+        (
+            spec(
+                TURNS
+                + IMAGES
+                + "{% if m.role == 'user' %}"
+                + TEXTS
+                + "{% else %}"
+                + TRIM
+                + "{% endif %}"
+                + END
+            ),
+            ("none", "none", "both"),
+        ),
+    ],
+)
+def test_white_space_that_texts_lose(asked: PromptSpec, strips: tuple[str, str, str]) -> None:
+    forms = prompt_forms(asked)
     assert forms is not None
-    assert forms.strip
-    assert forms.render((Turn("user", (" \na\n b\t",)),)) == "<user>a\n b</><assistant>"
+    assert (forms.user.strip, forms.user_with_image.strip, forms.assistant.strip) == strips
 
 
 @pytest.mark.parametrize(
