@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from star_export.specs import DEFAULT_KEEP
+from star_export.specs import DEFAULT_KEEP, DType
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
@@ -68,7 +68,7 @@ MaxNewTokensOption = Annotated[int, _sizes("--max-new-tokens", help="Tokens that
 MaxBatchOption = Annotated[int, _sizes("--max-batch", help="Sequences that an engine may decode at once.")]
 
 DTypeOption = Annotated[
-    Literal["float32", "float16", "bfloat16"] | None,
+    DType | None,
     _precision(
         "--dtype",
         metavar="TYPE",

@@ -4,7 +4,6 @@ KV caches lie at addresses that are bound as input and as output of the same run
 which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +104,9 @@ class OnnxRuntimeCaches:
     def bind(self, binding: ort.IOBinding, past: str, present: str) -> None:
         """Let a graph read and write one cache in place."""
         value = self.values[past]
-        _, *inner = value.shape()
-        dtype = np.float16 if value.data_type() == "tensor(float16)" else np.float32
-        address = value.data_ptr() + self.start * math.prod(inner) * np.dtype(dtype).itemsize
-        place = value.device_name(), 0, dtype, (self.stop - self.start, *inner), address
+        rows, *inner = value.shape()
+        address = value.data_ptr() + self.start * (value.tensor_size_in_bytes() // rows)
+        place = value.device_name(), 0, value.element_type(), (self.stop - self.start, *inner), address
         binding.bind_input(past, *place)
         binding.bind_output(present, *place)
 

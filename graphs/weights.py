@@ -8,6 +8,7 @@ copy on disk, and no tensor passes through memory with more than itself.
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,34 +16,43 @@ import torch
 from torch import Tensor, nn
 
 from star_export.checkpoint.checkpoint import Checkpoint
-from star_export.dtypes import DTYPE_BYTES, DType
+from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError
 from star_export.graphs.layers import Linear
 from star_export.specs import ExportSpec
 
-_SAFETENSORS_DTYPE = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-_TORCH_DTYPE = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_IR_DTYPE = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
 _ALIGNMENT = 4096  # a page, so that runtimes can map the data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Weight:
-    """One tensor of a weights file, its element type there, and how to get it."""
+    """One parameter or table of a graph: its name and shape there, and the module it is of."""
 
     name: str
     shape: tuple[int, ...]
-    dtype: DType
+    owner: nn.Module
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """One tensor of a weights file.
+
+    Attributes:
+        name: In the file and among the graph's initializers.
+        shape: In the file.
+        dtype: In the file, a key of :data:`star_export.dtypes.DTYPES`.
+        load: Gives its values, in any element type.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
     load: Callable[[], Tensor]
 
     @property
     def nbytes(self) -> int:
         """Size of its data in the file."""
-        return torch.Size(self.shape).numel() * DTYPE_BYTES[self.dtype]
+        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class Slice:
     offset: int
     length: int
     shape: tuple[int, ...]
-    dtype: DType
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -69,14 +79,20 @@ class WeightsFile:
             self.path.name,
             where.offset,
             where.length,
-            _IR_DTYPE[where.dtype],
+            ir.DataType[DTYPES[where.dtype].onnx],
             shape=ir.Shape(where.shape),
             name=name,
             base_dir=self.path.parent,
         )
 
 
-def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> list[Weight]:
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's own of an element type of :data:`star_export.dtypes.DTYPES`."""
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> list[StoredTensor]:
     """What a weights file for ``graph`` holds; reads headers only.
 
     Args:
@@ -87,48 +103,64 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
     Raises:
         CheckpointError: If a tensor is missing or has another shape.
     """
-    linear = {f"{name}.weight" for name, module in graph.named_modules() if isinstance(module, Linear)}
-    weights = [
-        _rotary(name, tuple(tensor.shape), spec)
-        if name.startswith("rotary.")
-        else _stored(
-            name, tuple(tensor.shape), checkpoint, spec.weight_dtype(name), transposed=name in linear
-        )
-        for name, tensor in graph.state_dict().items()
-    ]
+    tensors: list[StoredTensor] = []
+    for name, parameter in graph.state_dict().items():
+        owner = graph.get_submodule(name.rpartition(".")[0])
+        tensors += store(Weight(name=name, shape=tuple(parameter.shape), owner=owner), checkpoint, spec)
     # Wide ones first: whatever the sizes, each tensor lies at a multiple of its element's size.
-    return sorted(weights, key=lambda weight: -DTYPE_BYTES[weight.dtype])
+    return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
 
 
-def _stored(
-    name: str, shape: tuple[int, ...], checkpoint: Checkpoint, dtype: DType, *, transposed: bool
-) -> Weight:
-    source = name
-    if name == "lm_head.weight" and checkpoint.model.text.tie_word_embeddings:
-        source = "language_model.embed_tokens.weight"
-    if source not in checkpoint.tensors:
-        raise CheckpointError(f"{checkpoint.folder} has no tensor {source}; is the checkpoint complete?")
-    path, _, found = checkpoint.tensors[source]
-    expected = shape[::-1] if transposed else shape
-    if found != expected:
-        raise CheckpointError(
-            f"{source} in {path.name} is {list(found)}, the config asks for {list(expected)}"
-        )
+def store(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[StoredTensor, ...]:
+    """The tensors that hold a weight in the file. Here, and only here, its storage is chosen.
 
-    def load() -> Tensor:
-        tensor = checkpoint.tensor(source)
-        return tensor.T if transposed else tensor
+    A storage that gives more than one (packed values, scales, zero points) takes a pass of the
+    export that puts the graph's nodes on the stored names.
 
-    return Weight(name, shape, dtype, load)
+    Raises:
+        CheckpointError: If the checkpoint lacks it or has it in another shape.
+    """
+    if weight.name.startswith("rotary."):
+        return rotary(weight, spec)
+    dtype = spec.weight_dtype(weight.name)
+    if isinstance(weight.owner, Linear) and weight.name.endswith(".weight"):
+        return transposed(weight, checkpoint, dtype)
+    return plain(weight, checkpoint, dtype)
 
 
-def _rotary(name: str, shape: tuple[int, ...], spec: ExportSpec) -> Weight:
+def plain(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredTensor, ...]:
+    """As the checkpoint has it."""
+    load = _source(weight.name, weight.shape, checkpoint)
+    return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=load),)
+
+
+def transposed(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredTensor, ...]:
+    """``[in, out]``, of which the checkpoint has ``[out, in]``."""
+    load = _source(weight.name, weight.shape[::-1], checkpoint)
+    return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=lambda: load().T),)
+
+
+def rotary(weight: Weight, spec: ExportSpec) -> tuple[StoredTensor, ...]:
+    """cos or sin of every position's angles, computed, ``[positions, D/2]``."""
+
     def load() -> Tensor:
         inverse, scaling = _inverse_frequencies(spec)
-        angles = torch.arange(shape[0], dtype=torch.float32)[:, None] * inverse
-        return (angles.cos() if name == "rotary.cos" else angles.sin()) * scaling
+        angles = torch.arange(weight.shape[0], dtype=torch.float32)[:, None] * inverse
+        return (angles.cos() if weight.name == "rotary.cos" else angles.sin()) * scaling
 
-    return Weight(name, shape, spec.dtype, load)
+    return (StoredTensor(name=weight.name, shape=weight.shape, dtype=spec.dtype, load=load),)
+
+
+def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Callable[[], Tensor]:
+    """What reads a tensor of the checkpoint, which must have ``shape``."""
+    if name == "lm_head.weight" and checkpoint.model.text.tie_word_embeddings:
+        name = "language_model.embed_tokens.weight"
+    if name not in checkpoint.tensors:
+        raise CheckpointError(f"{checkpoint.folder} has no tensor {name}; is the checkpoint complete?")
+    path, _, found = checkpoint.tensors[name]
+    if found != shape:
+        raise CheckpointError(f"{name} in {path.name} is {list(found)}, the config asks for {list(shape)}")
+    return partial(checkpoint.tensor, name)
 
 
 def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
@@ -152,46 +184,46 @@ def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
     return inverse, float(scaling)
 
 
-def weights_bytes(weights: list[Weight]) -> int:
+def weights_bytes(tensors: list[StoredTensor]) -> int:
     """Size of the tensors' data in a weights file."""
-    return sum(weight.nbytes for weight in weights)
+    return sum(tensor.nbytes for tensor in tensors)
 
 
-def write_weights(path: Path, weights: list[Weight], progress: Callable[[int], None]) -> WeightsFile:
+def write_weights(path: Path, tensors: list[StoredTensor], progress: Callable[[int], None]) -> WeightsFile:
     """Write a safetensors file, one tensor in memory at a time.
 
     Args:
         path: File to write.
-        weights: Its tensors, in order.
+        tensors: What it holds, in order.
         progress: Called with the number of bytes after each tensor.
 
     Raises:
         OSError: If the disk is full.
         CheckpointError: If a value does not fit into its element type.
     """
-    layout, header = _layout(weights)
+    layout, header = _layout(tensors)
     with path.open("wb") as file:
         file.write(header)
-        for weight in weights:
-            for block in _blocks(weight):
+        for tensor in tensors:
+            for block in _blocks(tensor):
                 file.write(block)
-            progress(layout[weight.name].length)
+            progress(layout[tensor.name].length)
     return WeightsFile(path, layout)
 
 
-def _layout(weights: list[Weight]) -> tuple[dict[str, Slice], bytes]:
+def _layout(tensors: list[StoredTensor]) -> tuple[dict[str, Slice], bytes]:
     """Byte ranges in the file, and the safetensors header padded to a whole page."""
     entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
     begin = 0
     slices: dict[str, Slice] = {}
-    for weight in weights:
-        slices[weight.name] = Slice(begin, weight.nbytes, weight.shape, weight.dtype)
-        entries[weight.name] = {
-            "dtype": _SAFETENSORS_DTYPE[weight.dtype],
-            "shape": list(weight.shape),
-            "data_offsets": [begin, begin + weight.nbytes],
+    for tensor in tensors:
+        slices[tensor.name] = Slice(begin, tensor.nbytes, tensor.shape, tensor.dtype)
+        entries[tensor.name] = {
+            "dtype": DTYPES[tensor.dtype].safetensors,
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, begin + tensor.nbytes],
         }
-        begin += weight.nbytes
+        begin += tensor.nbytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = len(text) + 8
@@ -199,14 +231,14 @@ def _layout(weights: list[Weight]) -> tuple[dict[str, Slice], bytes]:
     return placed, len(text).to_bytes(8, "little") + text
 
 
-def _blocks(weight: Weight, rows: int = 1024) -> Iterator[bytes]:
+def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[bytes]:
     """The tensor's bytes, converted ``rows`` rows at a time."""
-    tensor = weight.load()
-    for begin in range(0, len(tensor), rows):
-        block = tensor[begin : begin + rows].to(_TORCH_DTYPE[weight.dtype]).contiguous()
-        if weight.dtype != "float32" and not torch.isfinite(block).all():
+    values = tensor.load()
+    for begin in range(0, len(values), rows):
+        block = values[begin : begin + rows].to(torch_dtype(tensor.dtype)).contiguous()
+        if tensor.dtype != "float32" and not torch.isfinite(block).all():
             raise CheckpointError(
-                f"{weight.name} has values that {weight.dtype} cannot hold; "
-                f"give --fp32-layers {weight.name.rpartition('.')[0]}, or another --dtype"
+                f"{tensor.name} has values that {tensor.dtype} cannot hold; "
+                f"give --fp32-layers {tensor.name.rpartition('.')[0]}, or another --dtype"
             )
         yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16

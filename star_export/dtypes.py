@@ -1,43 +1,41 @@
-"""Host arrays in a bundle's element type. numpy has no bfloat16: its bits travel as uint16."""
+"""Element types of tensors: one table for all that name them."""
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
-
+#: What a bundle can be built in, and a checkpoint be stored in.
 DType = Literal["float32", "float16", "bfloat16"]
 
-#: Bytes of one element.
-DTYPE_BYTES: dict[str, int] = {"float32": 4, "float16": 2, "bfloat16": 2, "int64": 8}
 
-Float32 = npt.NDArray[np.float32]
+@dataclass(frozen=True, kw_only=True)
+class ElementType:
+    """What everyone calls one element type.
 
-
-def to_device_dtype(array: Float32, dtype: DType) -> npt.NDArray[Any]:
-    """Round float32 values to a bundle's element type, ties to even.
-
-    Args:
-        array: Values of any shape.
-        dtype: Element type of a graph's input.
-
-    Returns:
-        An array of ``dtype``; for bfloat16, uint16 of the same shape with its bits.
+    Attributes:
+        itemsize: Bytes of one element.
+        host: numpy's name of what holds it in host memory; for bfloat16, which numpy has not, its bits.
+        safetensors: Its name in a safetensors header.
+        onnx: Its name in ONNX's ``TensorProto.DataType``.
+        tensorrt: Its name in TensorRT's ``DataType``.
     """
-    if dtype != "bfloat16":
-        return array.astype(dtype, copy=False)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    quiet = bits >> 16 | 0x40  # rounding would carry some NaNs into infinity
-    return np.where(np.isnan(array), quiet, rounded).astype(np.uint16)
+
+    itemsize: int
+    host: str
+    safetensors: str
+    onnx: str
+    tensorrt: str
 
 
-def to_float32(array: npt.NDArray[Any], dtype: str) -> Float32:
-    """The inverse of :func:`to_device_dtype`, exact.
+def _row(itemsize: int, host: str, safetensors: str, onnx: str, tensorrt: str) -> ElementType:
+    return ElementType(itemsize=itemsize, host=host, safetensors=safetensors, onnx=onnx, tensorrt=tensorrt)
 
-    Args:
-        array: Values of ``dtype``; for bfloat16, uint16 with its bits.
-        dtype: Its element type in the contract.
-    """
-    if dtype != "bfloat16":
-        return array.astype(np.float32, copy=False)
-    return (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+#: Every element type that a tensor of a graph or of a weights file may have, by torch's name.
+DTYPES = {
+    "float32": _row(4, "float32", "F32", "FLOAT", "FLOAT"),
+    "float16": _row(2, "float16", "F16", "FLOAT16", "HALF"),
+    "bfloat16": _row(2, "uint16", "BF16", "BFLOAT16", "BF16"),
+    "int64": _row(8, "int64", "I64", "INT64", "INT64"),
+    "int8": _row(1, "int8", "I8", "INT8", "INT8"),
+    "uint8": _row(1, "uint8", "U8", "UINT8", "UINT8"),
+}

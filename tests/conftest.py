@@ -9,6 +9,8 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+pytest_plugins = ["tests.fake_gpu.machine"]
+
 # Small models: two torch threads mostly wait for each other, for seconds on a busy machine. Torch itself
 # is imported where a test needs it, so that the others start at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,10 +63,12 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
     ) -> Path:
-        from star_export.build import BuildOptions, build
-
         kind = "star" if prune else "full"
         folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
+        if folder.exists():  # whole: builds rename
+            return folder
+        from star_export.build import BuildOptions, build
+
         options = BuildOptions(
             model=str(checkpoint(preset)),
             output=folder,

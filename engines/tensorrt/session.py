@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from star_export.arrays import to_float32
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, TensorSpec, cache_pairs, contract
-from star_export.dtypes import to_float32
+from star_export.dtypes import DTYPES
 from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
@@ -36,7 +37,7 @@ from star_export.engines.tensorrt.facts import (
     read_facts,
     rebuild_command,
 )
-from star_export.engines.tensorrt.shapes import HOST_DTYPES, ShapeRules, check_engine
+from star_export.engines.tensorrt.shapes import ShapeRules, check_engine
 from star_export.errors import InputError, SettingsError
 
 log = logging.getLogger("star_export.tensorrt")
@@ -242,7 +243,7 @@ class TensorRTSession:
             self.stream.download(self._landing.pointer, address + start, size)
             self.stream.synchronize()
             raw[start : start + size] = self._landing.array[:size]
-        host = raw.view(HOST_DTYPES[dtype]).reshape(shape)
+        host = raw.view(DTYPES[dtype].host).reshape(shape)
         return to_float32(host, dtype) if dtype == "bfloat16" else host
 
     def decode_execution(self) -> Execution:
@@ -298,7 +299,7 @@ class _Graph:
         return addresses
 
     def _place(self, spec: TensorSpec, tensor: "HostArray | TensorRTArray") -> int:
-        if tensor.dtype != (spec.dtype if isinstance(tensor, TensorRTArray) else HOST_DTYPES[spec.dtype]):
+        if tensor.dtype != (spec.dtype if isinstance(tensor, TensorRTArray) else DTYPES[spec.dtype].host):
             raise TypeError(f"{self.name}: {spec.name} must be {spec.dtype}, got {tensor.dtype}")
         if isinstance(tensor, TensorRTArray):
             return tensor.address
@@ -384,4 +385,4 @@ def _set_weight_budgets(engines: Mapping[str, LoadedEngine], total: int | None, 
 
 
 def _bytes(dtype: str, shape: Shape) -> int:
-    return math.prod(shape) * np.dtype(HOST_DTYPES[dtype]).itemsize
+    return math.prod(shape) * DTYPES[dtype].itemsize

@@ -9,22 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from star_export.contract import Dim, GraphSpec, TensorSpec
+from star_export.dtypes import DTYPES
 from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.errors import BundleError, SettingsError
-
-#: What holds a contract dtype on the host. NumPy has no bfloat16: its bits travel as uint16.
-HOST_DTYPES: dict[str, npt.DTypeLike] = {
-    "float32": np.float32,
-    "float16": np.float16,
-    "bfloat16": np.uint16,
-    "int64": np.int64,
-}
-
-#: TensorRT's name of every contract dtype.
-TENSORRT_DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +71,9 @@ def _tensor_fault(wanted: TensorSpec, found: EngineTensor, is_input: bool, alias
     name = wanted.name
     if found.is_input != is_input:
         return f"has {name} as {'an input' if found.is_input else 'an output'}"
-    if found.dtype != TENSORRT_DTYPES[wanted.dtype]:
-        return f"has {name} in {found.dtype}, the contract says {TENSORRT_DTYPES[wanted.dtype]}"
+    dtype = DTYPES[wanted.dtype].tensorrt
+    if found.dtype != dtype:
+        return f"has {name} in {found.dtype}, the contract says {dtype}"
     if found.alias != alias:
         return f"writes {name} in place of {found.alias}, not of {alias}"
     sizes = zip(wanted.shape, found.shape, strict=False)
@@ -149,7 +139,7 @@ class ShapeRules:
                 f"the manifest has no range for {error} of {self.graph}'s {tensor.name}; "
                 f"build the engines again: {self.command}"
             ) from error
-        return elements * np.dtype(HOST_DTYPES[tensor.dtype]).itemsize
+        return elements * DTYPES[tensor.dtype].itemsize
 
     def _check_input(self, tensor: TensorSpec, shape: Shape, sizes: dict[str, int]) -> None:
         """Check one input and note its symbolic sizes."""

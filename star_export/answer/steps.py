@@ -17,8 +17,8 @@ import numpy.typing as npt
 from star_export import contract as names
 from star_export.answer.choosing import NOT_FINITE, next_tokens
 from star_export.answer.sampling import Sampler, Sampling
+from star_export.arrays import to_device_dtype
 from star_export.contract import DECODE, PREFILL, VISION
-from star_export.dtypes import to_device_dtype
 from star_export.engines.session import Caches, DeviceArray, Int64, Session, Tensor, on_host
 from star_export.errors import InputError, NonFiniteError
 from star_export.preprocessing import TokenizedPrompt

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from star_export.checkpoint.families import FAMILIES
 from star_export.checkpoint.folder import find_shards
 from star_export.checkpoint.supported import require_supported
+from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError
+
+_DTYPES = tuple(DTYPES[name].safetensors for name in get_args(DType))
 
 
 class StoredTensor(NamedTuple):
@@ -60,7 +63,7 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (a file, not a dict)
                 stored = file.get_slice(name)
-                require_supported(f"dtype of {name}", stored.get_dtype(), ("F32", "F16", "BF16"))
+                require_supported(f"dtype of {name}", stored.get_dtype(), _DTYPES)
                 yield StoredTensor(path, name, tuple(stored.get_shape()))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(

@@ -4,15 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
+from star_export.arrays import Float32
+from star_export.engines.session import Int64
 from star_export.evaluation.answering import Looker, respond
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
 from star_export.flops import Layout, PrefillFlops, layout_flops
 from star_export.specs import ExportSpec
-
-Int64 = npt.NDArray[np.int64]
 
 STAR, STAGE1, STAGE2, STAGE2_LAST, FASTV, RANDOM, GRID = RULES = (
     "STAR",
@@ -138,7 +137,7 @@ class Pruned:
         keep = None if method.layer is None else method.keep
         return respond(looker.pipeline, tokens, self._features(example), keep, example, task)
 
-    def _features(self, example: Example) -> npt.NDArray[np.float32]:
+    def _features(self, example: Example) -> Float32:
         """Visual tokens that enter the decoder ``[1, entering, C]``."""
         method, full = self.method, self.bundles.full.look(example)
         if method.rule in (STAR, STAGE1):

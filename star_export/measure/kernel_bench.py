@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 
+from star_export.dtypes import DTYPES
 from star_export.engines.plugins.launch import Gpu
 from star_export.errors import EXIT_COULD_NOT_RUN, EXIT_OK, StarExportError
 
 #: (rows, k): both stages of LLaVA-1.5, LLaVA-NeXT, and more rows than either has.
 ROWS = ((576, 518), (576, 64), (2928, 640), (8192, 640), (8192, 4096))
 CHANNELS = (1024, 4096)
-ELEMENT_BYTES = 2  # float16
+ELEMENT_BYTES = DTYPES["float16"].itemsize
 COPY_BYTES = 1 << 28
 WARMUP, REPEATS = 5, 21
 

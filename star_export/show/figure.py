@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from star_export.arrays import Float32
 from star_export.engines.session import Int64
-from star_export.show.scores import Float32, Scores
+from star_export.show.scores import Scores
 
 Pixels = npt.NDArray[np.uint8]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from star_export.answer.generation import Result
 from star_export.answer.pipeline import Pipeline
+from star_export.arrays import Float32
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, IMAGE_POSITIONS, PREFILL, STAR_DOMAIN, TOPK_GATHER, VISION
 from star_export.engines.onnxruntime import OnnxRuntimeSession
@@ -25,8 +25,6 @@ from star_export.errors import BundleError, SettingsError
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
-
-Float32 = npt.NDArray[np.float32]
 
 #: Scores whose standard deviation is below this share of their mean count as uniform.
 #: Measured on the test checkpoints: 0.7 to 2.6 as they should be, and over the wrong axis

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from star_export.dtypes import DTYPE_BYTES, DType
+from star_export.dtypes import DTYPES, DType
 from star_export.errors import SettingsError
 from star_export.specs.model import ModelSpec
 from star_export.specs.pruning import Schedule, Stage
@@ -107,7 +107,7 @@ class ExportSpec:
     def kv_bytes(self, tokens: int, layers: int) -> int:
         """Bytes that ``tokens`` cached tokens take in ``layers`` decoder layers."""
         text = self.model.text
-        return 2 * tokens * layers * text.num_kv_heads * text.head_dim * DTYPE_BYTES[self.dtype]
+        return 2 * tokens * layers * text.num_kv_heads * text.head_dim * DTYPES[self.dtype].itemsize
 
     def sequence_bytes(self, lengths: Sequence[int]) -> int:
         """Bytes of one sequence with ``lengths [groups]`` tokens in each group's caches."""

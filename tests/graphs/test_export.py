@@ -154,6 +154,17 @@ def test_every_value_has_a_name_of_its_own(exported: Exported, graph: str) -> No
     assert all(given)
 
 
+def test_decode_begins_with_the_later_lengths(exported: Exported) -> None:
+    first, *others = exported.models[DECODE].graph.node
+    begins = (first.op_type, first.input, first.output) == (
+        "Add",
+        ["late_lengths", "zero"],
+        ["late_write_indices"],
+    )
+    assert begins == bool(exported.spec.schedule)
+    assert not any("late_lengths" in node.input for node in others)
+
+
 def test_weights_are_external(exported: Exported, graph: str) -> None:
     parameters = fake_module(graph, exported.spec).state_dict()
     external = {tensor.name: tuple(tensor.dims) for tensor, _ in exported.external(graph)}

@@ -17,7 +17,7 @@ from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError
 from star_export.graphs.export import fake_module
-from star_export.graphs.weights import Weight, plan_weights, weights_bytes, write_weights
+from star_export.graphs.weights import StoredTensor, plan_weights, weights_bytes, write_weights
 from star_export.specs import DType, ExportSpec
 
 TENSORS = {
@@ -28,8 +28,11 @@ TENSORS = {
 }
 
 
-def planned(dtype: DType, **tensors: torch.Tensor) -> list[Weight]:
-    return [Weight(name, tuple(t.shape), dtype, lambda t=t: t) for name, t in tensors.items()]
+def planned(dtype: DType, **tensors: torch.Tensor) -> list[StoredTensor]:
+    return [
+        StoredTensor(name=name, shape=tuple(t.shape), dtype=dtype, load=lambda t=t: t)
+        for name, t in tensors.items()
+    ]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

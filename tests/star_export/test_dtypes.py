@@ -1,14 +1,46 @@
-"""Conversion between float32 and a bundle's element type, against torch's."""
+"""The table of element types, against what it names; conversion from and to float32, against torch's."""
+
+import json
+from typing import get_args
 
 import numpy as np
+import onnx_ir as ir
 import pytest
+import safetensors.torch
 import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
 
-from star_export.dtypes import to_device_dtype, to_float32
+from star_export.arrays import to_device_dtype, to_float32
+from star_export.dtypes import DTYPES
 from star_export.specs import DType
 
 RANDOM = np.random.default_rng(0)
 ODD = [0.0, -0.0, np.inf, -np.inf, 3.4028235e38, 1.17549435e-38, 1e-45, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_row_names_one_type(name: str) -> None:
+    row, dtype = DTYPES[name], getattr(torch, name)
+    assert row.itemsize == dtype.itemsize
+    assert np.dtype(row.host).itemsize == row.itemsize
+    assert row.host == (name if name != "bfloat16" else "uint16")
+    assert to_torch_dtype(ir.DataType[row.onnx]) == dtype
+    content = safetensors.torch.save({"t": torch.ones(3, dtype=dtype)})
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    assert header["t"]["dtype"] == row.safetensors
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("library", ["tensorrt_rtx", "tensorrt_lean"])
+def test_tensorrt_has_the_row(library: str, name: str) -> None:
+    tensorrt = pytest.importorskip(library)
+    assert tensorrt.DataType.__members__[DTYPES[name].tensorrt].itemsize == DTYPES[name].itemsize
+    if name != "bfloat16":
+        assert tensorrt.nptype(tensorrt.DataType.__members__[DTYPES[name].tensorrt]) == DTYPES[name].host
+
+
+def test_a_bundles_types_are_in_the_table() -> None:
+    assert set(get_args(DType)) < DTYPES.keys()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from star_export.answer.pipeline import Pipeline
+from star_export.arrays import to_device_dtype, to_float32
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import GRAPHS
-from star_export.dtypes import to_device_dtype, to_float32
 from star_export.engines import open_session
 from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck

@@ -1,51 +1,17 @@
-"""The argmax kernel: compiled for real GPUs, and run on the CPU against NumPy.
-
-``cuda_on_cpu.h`` makes the same source a C++ program: one thread per CUDA thread, a barrier for
-``__syncthreads``, blocks one after another.
-"""
-
-import ctypes
-import shutil
-import subprocess
-from collections.abc import Callable
-from pathlib import Path
+"""The argmax kernel: compiled for real GPUs, and run on the CPU against NumPy."""
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-from star_export.engines.tensorrt.argmax import SOURCE, THREADS, compile_kernel
+from star_export.engines.tensorrt.argmax import THREADS, compile_kernel
 from star_export.errors import PlatformError
-
-Floats = npt.NDArray[np.float32]
-Kernel = Callable[[Floats], npt.NDArray[np.int64]]
-
-MAIN = """
-#include "cuda_on_cpu.h"
-#include "{source}"
-extern "C" void run(const unsigned* logits, long long* tokens, int rows, int vocab) {{
-    run_on_cpu(rows, THREADS, [=] {{ star_argmax(logits, tokens, vocab); }});
-}}
-"""
+from tests.fake_gpu.kernels import Argmax, compile_argmax
 
 
 @pytest.fixture(scope="module")
-def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Argmax:
     """The kernel's source as a function of logits ``[B, vocab]``."""
-    compiler = shutil.which("g++") or pytest.skip("needs g++")
-    folder = tmp_path_factory.mktemp("argmax")
-    source = folder / "main.cpp"
-    source.write_text(MAIN.format(source=SOURCE))
-    options = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{Path(__file__).parents[1]}"]
-    subprocess.run([compiler, *options, source, "-o", folder / "argmax.so"], check=True)
-    run = ctypes.CDLL(str(folder / "argmax.so")).run
-
-    def argmax(logits: Floats) -> npt.NDArray[np.int64]:
-        tokens = np.full(len(logits), -1, np.int64)
-        run(logits.ctypes.data_as(ctypes.c_void_p), tokens.ctypes.data_as(ctypes.c_void_p), *logits.shape)
-        return tokens
-
-    return argmax
+    return compile_argmax(tmp_path_factory.mktemp("argmax"))
 
 
 @pytest.mark.parametrize(
@@ -66,26 +32,26 @@ def kernel(tmp_path_factory: pytest.TempPathFactory) -> Kernel:
     ],
     ids=str,
 )
-def test_order_is_numpys(kernel: Kernel, row: list[float]) -> None:
+def test_order_is_numpys(kernel: Argmax, row: list[float]) -> None:
     logits = np.array([row], np.float32)
     best = int(logits[0].argmax())
     assert kernel(logits).tolist() == [best if np.isfinite(logits[0, best]) else -1]
 
 
-def test_every_nan_counts_alike(kernel: Kernel) -> None:
+def test_every_nan_counts_alike(kernel: Argmax) -> None:
     """As with NumPy, whatever its sign and payload."""
     for nan in (0xFFC00001, 0x7FFFFFFF, 0x7F800001, 0xFF800001):
         bits = np.array([[0x3F800000, 0x7F7FFFFF, nan, 0]], np.uint32)
         assert kernel(bits.view(np.float32)).tolist() == [-1]
 
 
-def test_the_largest_and_the_smallest_number_are_finite(kernel: Kernel) -> None:
+def test_the_largest_and_the_smallest_number_are_finite(kernel: Argmax) -> None:
     limit = np.finfo(np.float32).max
     assert kernel(np.array([[0, limit], [-limit, -np.inf]], np.float32)).tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("vocab", [1, 2, THREADS - 1, THREADS, THREADS + 1, 4 * THREADS + 7, 32064])
-def test_rows_of_every_length(kernel: Kernel, vocab: int) -> None:
+def test_rows_of_every_length(kernel: Argmax, vocab: int) -> None:
     random = np.random.default_rng(vocab)
     # Few different values: most rows have ties, which fall to different threads.
     for logits in (random.normal(size=(2, vocab)), random.integers(0, 4, (2, vocab)).astype(float)):
@@ -93,7 +59,7 @@ def test_rows_of_every_length(kernel: Kernel, vocab: int) -> None:
         assert kernel(rows).tolist() == rows.argmax(axis=-1).tolist()
 
 
-def test_the_best_is_found_wherever_it_is(kernel: Kernel) -> None:
+def test_the_best_is_found_wherever_it_is(kernel: Argmax) -> None:
     for place in (0, 1, THREADS - 1, THREADS, THREADS + 1, 2 * THREADS, 1502):
         logits = np.full((1, 1503), -7.0, np.float32)
         logits[0, place] = -6.5

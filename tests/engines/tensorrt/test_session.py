@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from star_export.arrays import to_float32
 from star_export.baseline import build_baseline
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
-from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings, Message, first_error, load_bindings

@@ -8,9 +8,10 @@ import pytest
 
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.contract import DECODE, PREFILL, VISION, cache_pairs, contract
+from star_export.dtypes import DTYPES
 from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.engines.tensorrt.profiles import engine_profiles
-from star_export.engines.tensorrt.shapes import TENSORRT_DTYPES, EngineTensor, ShapeRules, check_engine
+from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules, check_engine
 from star_export.errors import BundleError, SettingsError
 from star_export.specs import ExportSpec, resolve_star
 
@@ -116,7 +117,7 @@ def engine_of(spec: ExportSpec) -> dict[str, EngineTensor]:
     return {
         tensor.name: EngineTensor(
             is_input=tensor in io.inputs,
-            dtype=TENSORRT_DTYPES[tensor.dtype],
+            dtype=DTYPES[tensor.dtype].tensorrt,
             shape=tuple(-1 if isinstance(dim, str) else dim for dim in tensor.shape),
             alias=aliases.get(tensor.name),
             on_host=False,

@@ -1,0 +1,160 @@
+"""What a real GPU cannot be asked for: refusals and rare answers of TensorRT, on the fake one."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorrt_rtx as trt
+
+from star_export.answer.pipeline import Pipeline
+from star_export.bundle import Bundle
+from star_export.contract import STAGE2_SLOTS
+from star_export.engines import open_session
+from star_export.engines.tensorrt.session import TensorRTSession
+from star_export.errors import BundleError, PlatformError
+from tests.fake_gpu import bindings
+from tests.fake_gpu.device import FakeGpu
+from tests.fake_gpu.install import installed
+from tests.fake_gpu.memory import CudaError
+from tests.fake_gpu.tensorrt import DEVICE, HOST, FakeContext, FakeEngine, FakeRuntime
+
+RTX = "tensorrt-rtx"
+
+
+@pytest.fixture
+def gpu() -> Iterator[FakeGpu]:
+    with installed(FakeGpu(lazy=True)) as gpu:
+        yield gpu
+
+
+@pytest.fixture
+def engines(gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
+    return lambda backend: fake_engine_bundle(backend, "mha", "sm89")
+
+
+def answer(bundle: Bundle, backend: str, picture: Path) -> tuple[int, ...]:
+    pipeline = Pipeline(bundle, open_session(bundle, backend, threads=1))
+    return pipeline.generate(picture, "What is this?", max_new_tokens=6).result().token_ids
+
+
+def test_streamed_weights_are_shared_out(engines: Callable[[str], Bundle]) -> None:
+    bundle = engines("tensorrt")
+    entry = bundle.manifest["engines"]["tensorrt"] | {"weight_streaming": True}
+    bundle = replace(bundle, manifest={**bundle.manifest, "engines": {"tensorrt": entry}})
+    for budget, shares in ((1500, (0, 500, 1000)), (None, (1000, 1000, 1000))):
+        session = TensorRTSession(bundle, "tensorrt", weight_budget=budget)
+        loaded = [graph.loaded.engine for graph in session._graphs.values()]
+        assert tuple(engine.weight_streaming_budget_v2 for engine in loaded) == shares
+
+
+def test_inputs_that_tensorrt_reads_on_the_host(
+    engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engines("tensorrt")
+    expected = answer(bundle, "onnxruntime", picture)
+    place = lambda self, name: HOST if name == STAGE2_SLOTS else DEVICE  # noqa: E731
+    monkeypatch.setattr(FakeEngine, "get_tensor_location", place)
+    assert answer(bundle, "tensorrt", picture) == expected
+
+
+def test_a_decode_step_that_cannot_be_captured_runs_as_it_is(
+    engines: Callable[[str], Bundle],
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    bundle = engines("tensorrt")
+    expected = answer(bundle, "onnxruntime", picture)
+
+    def refuse(self: Any, graph: Any, flags: int) -> int:
+        raise CudaError(801)
+
+    monkeypatch.setattr(bindings.FakeRuntime, "cudaGraphInstantiate", bindings.call(refuse))
+    assert answer(bundle, "tensorrt", picture) == expected
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1  # it does not try again
+    assert said[0].startswith("decode runs without a CUDA graph: instantiating a CUDA graph: cudaErrorNotSup")
+
+
+@pytest.mark.parametrize(
+    ("total", "what"), [(1 << 16, "the engines' activations"), (1 << 20, "the KV caches of 4")]
+)
+def test_no_room_on_the_gpu(fake_engine_bundle: Callable[..., Bundle], total: int, what: str) -> None:
+    bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
+    with (
+        installed(FakeGpu(lazy=True, total=total)),
+        pytest.raises(PlatformError, match=f"no room for {what}"),
+    ):
+        open_session(bundle, "tensorrt").allocate_caches(4)
+
+
+def infer_shapes(self: Any) -> list[str]:
+    raise RuntimeError
+
+
+#: Method of a stand-in, what it does instead, and what the session then says.
+REFUSALS: list[tuple[type, str, Any, str]] = [
+    (FakeEngine, "create_execution_context", lambda *_: None, "tensorrt cannot prepare vision: it gave no"),
+    (FakeContext, "set_tensor_address", lambda *_: False, "refuses the address of image_features"),
+    (FakeContext, "set_input_shape", lambda *_: False, r"refuses shape \(1, 3, 96, 96\) of pixel_values"),
+    (FakeContext, "infer_shapes", infer_shapes, "refuses the shapes of pixel_values, stage1_slots"),
+    (FakeContext, "infer_shapes", lambda _: ["pixel_values"], r"refuses the shapes of pixel_values \(vision"),
+    (FakeContext, "get_tensor_shape", lambda *_: (1, 7), r"for output image_features and wants \(1, 7\)"),
+    (FakeContext, "execute_async_v3", lambda *_: False, r"refuses to run \(vision\)"),
+    (
+        FakeEngine,
+        "get_aliased_input_tensor",
+        lambda *_: None,
+        "writes present.0.key in place of None",
+    ),
+    (FakeEngine, "get_tensor_dtype", lambda *_: trt.DataType.INT8, "has image_features in INT8"),
+]
+
+
+@pytest.mark.parametrize(("kind", "method", "instead", "message"), REFUSALS)
+def test_what_tensorrt_refuses_is_told(
+    engines: Callable[[str], Bundle],
+    picture: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type,
+    method: str,
+    instead: Any,
+    message: str,
+) -> None:
+    monkeypatch.setattr(kind, method, instead)
+    with pytest.raises((PlatformError, BundleError), match=message):
+        answer(engines("tensorrt"), "tensorrt", picture)
+
+
+def test_after_a_refusal_the_next_run_is_told_everything_again(
+    engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engines("tensorrt")
+    pipeline = Pipeline(bundle, open_session(bundle, "tensorrt"))
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeContext, "infer_shapes", infer_shapes)
+        with pytest.raises(PlatformError, match="refuses the shapes"):
+            pipeline.generate(picture, "What is this?").result()
+    found = pipeline.generate(picture, "What is this?", max_new_tokens=6).result().token_ids
+    assert found == answer(bundle, "onnxruntime", picture)
+
+
+@pytest.mark.parametrize("validity", ["INVALID", "SUBOPTIMAL"])
+def test_tensorrt_rtx_is_asked_whether_an_engine_fits(
+    engines: Callable[[str], Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    validity: str,
+) -> None:
+    found = getattr(trt.EngineValidity, validity), int(trt.EngineInvalidityDiagnostics.VERSION_MISMATCH)
+    monkeypatch.setattr(FakeRuntime, "get_engine_validity", lambda *_: found)
+    bundle = engines(RTX)
+    if validity == "INVALID":
+        with pytest.raises(BundleError, match=r"on this GPU \(VERSION_MISMATCH\); build the engines again"):
+            open_session(bundle, RTX)
+    else:
+        open_session(bundle, RTX)
+        assert caplog.text.count("it runs, but slower than one built here") == 3
