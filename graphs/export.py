@@ -107,6 +107,9 @@ def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
             verbose=False,
         )
     assert program is not None
+    for value in program.model.graph.inputs:
+        if is_lengths(str(value.name)) or is_slots(str(value.name)):  # traced under its number in a list
+            value.metadata_props["pkg.torch.onnx.original_node_name"] = str(value.name)
     return program.model
 
 

@@ -12,7 +12,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, Precondi
 from onnxscript import optimizer
 from torch import nn
 
-from star_export.contract import STAR_DOMAIN, STAR_DOMAIN_VERSION, GraphSpec, is_lengths, is_slots
+from star_export.contract import STAR_DOMAIN, STAR_DOMAIN_VERSION, GraphSpec, is_lengths
 from star_export.graphs.ops import topk_gather_function
 from star_export.graphs.weights import WeightsFile
 

@@ -23,14 +23,13 @@ VISION, PREFILL, DECODE = "vision", "prefill", "decode"
 GRAPHS = (VISION, PREFILL, DECODE)
 
 PIXEL_VALUES = "pixel_values"
+STAGE1_SLOTS = "stage1_slots"
 IMAGE_FEATURES = "image_features"
 IMAGE_INDICES = "image_indices"
 INPUT_IDS = "input_ids"
 IMAGE_POSITIONS = "image_positions"
 QUERY_POSITIONS = "query_positions"
 POSITION_IDS = "position_ids"
-EARLY_LENGTHS = "early_lengths"
-LATE_LENGTHS = "late_lengths"
 LOGITS = "logits"
 KEPT_POSITIONS = "kept_positions"
 
@@ -85,15 +84,6 @@ def cache_pairs(spec: ExportSpec) -> list[tuple[str, str]]:
     ]
 
 
-def slots_name(stage: int) -> str:
-    """Input whose length says how many tokens stage ``stage`` keeps."""
-    return f"stage{stage}_slots"
-
-
-#: The one that vision has.
-STAGE1_SLOTS = slots_name(1)
-
-
 def is_slots(name: str) -> bool:
     """Whether a tensor is the budget of a stage, of which only the length is read."""
     return name.startswith("stage") and name.endswith("_slots")
@@ -101,7 +91,7 @@ def is_slots(name: str) -> bool:
 
 def decoder_slots(spec: ExportSpec) -> tuple[str, ...]:
     """Inputs of prefill, one for each stage inside the decoder."""
-    return tuple(slots_name(stage) for stage in _decoder_numbers(spec))
+    return tuple(f"stage{number}_slots" for number in _decoder_numbers(spec))
 
 
 def kept_names(spec: ExportSpec) -> tuple[str, ...]:

@@ -18,7 +18,6 @@ from star_export.specs.pruning import (
     default_prune_layer,
     resolve_star,
     stage1_count,
-    stage_number,
 )
 from star_export.specs.values import Side, TokenId
 
@@ -44,5 +43,4 @@ __all__ = [
     "default_prune_layer",
     "resolve_star",
     "stage1_count",
-    "stage_number",
 ]

@@ -71,11 +71,11 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
     for name in caches.values:  # type: ignore[attr-defined]
         both = np.concatenate([copy[name] for _, copy in states])
         caches.values[name] = ort.OrtValue.ortvalue_from_numpy(both)  # type: ignore[attr-defined]
+    lengths = np.stack([state.lengths for state, _ in states], axis=1)  # [groups, 2]
     feeds = {
         names.INPUT_IDS: np.array([[7], [7]]),
         names.POSITION_IDS: np.array([[state.position] for state, _ in states]),
-        names.EARLY_LENGTHS: np.array([state.position for state, _ in states]),
-        names.LATE_LENGTHS: np.array([state.lengths[-1] for state, _ in states]),
+        **dict(zip(("early_lengths", "late_lengths"), lengths, strict=True)),
     }
     together = session.run(names.DECODE, feeds, caches)[names.LOGITS].numpy()
     np.testing.assert_allclose(together, np.stack(alone), rtol=0, atol=2e-4)

@@ -161,7 +161,7 @@ def test_decode_begins_with_the_later_lengths(exported: Exported) -> None:
         ["late_lengths", "zero"],
         ["late_write_indices"],
     )
-    assert begins == (exported.spec.star is not None)
+    assert begins == bool(exported.spec.schedule)
     assert not any("late_lengths" in node.input for node in others)
 
 

@@ -142,14 +142,12 @@ def test_decode_is_replayed(session: TensorRTSession, gpu: Pipeline, backend: st
 
 
 def batch_feeds(pipeline: Pipeline, states: list[DecodeState]) -> dict[str, HostArray]:
+    lengths = np.stack([state.lengths for state in states], axis=1)  # [groups, B]
     feeds = {
         names.INPUT_IDS: np.full((len(states), 1), 7),
         names.POSITION_IDS: np.array([[state.position] for state in states]),
-        names.EARLY_LENGTHS: np.array([state.position for state in states]),
-        names.LATE_LENGTHS: np.array([state.lengths[-1] for state in states]),
     }
-    known = {tensor.name for tensor in pipeline.session.io[DECODE].inputs}  # type: ignore[attr-defined]
-    return {name: value for name, value in feeds.items() if name in known}
+    return feeds | dict(zip(names.lengths_names(pipeline.spec), lengths, strict=True))
 
 
 def test_decode_of_a_batch_equals_single_sequences(

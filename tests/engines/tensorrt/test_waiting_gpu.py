@@ -47,7 +47,7 @@ def two_slots(pipeline: Pipeline, picture: Path, *, wait: bool = False) -> dict[
         rows = caches.rows(slot, slot + 1)
         states.append(pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=9, caches=rows))
         rest()
-    lengths = np.stack([state.lengths for state in states], axis=1)
+    lengths = np.stack([state.lengths for state in states], axis=1)  # [groups, 2]
     for step in range(5):  # an ordinary run, a capture, replays
         tokens = np.array([7 + step, 50 - step])
         logits = pipeline.steps.decode_batch(caches, tokens, lengths + step)
