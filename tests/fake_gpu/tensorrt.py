@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import tensorrt_rtx
+import pytest
 
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
@@ -21,6 +21,8 @@ from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.memory import POISON
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
 VERSIONS = {"tensorrt": "10.16.0.0", TENSORRT_RTX: tensorrt_rtx.__version__}
 #: TensorRT takes tensors at multiples of this only.

@@ -1,13 +1,12 @@
 """What a real GPU cannot be asked for: refusals and rare answers of TensorRT, on the fake one."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tensorrt_rtx as trt
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
@@ -20,18 +19,13 @@ from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.memory import CudaError
 from tests.fake_gpu.tensorrt import DEVICE, HOST, FakeContext, FakeEngine, FakeRuntime
+from tests.fake_gpu.tensorrt import tensorrt_rtx as trt
 
 RTX = "tensorrt-rtx"
 
 
 @pytest.fixture
-def gpu() -> Iterator[FakeGpu]:
-    with installed(FakeGpu(lazy=True)) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def engines(gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
+def engines(lazy_gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
     return lambda backend: fake_engine_bundle(backend, "mha", "sm89")
 
 
