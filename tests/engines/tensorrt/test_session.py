@@ -15,13 +15,14 @@ import torch
 
 from star_export.baseline import build_baseline
 from star_export.bundle import Bundle, open_bundle
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.dtypes import to_float32
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings, Message, first_error, load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize, lean_library
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.engines.tensorrt.session import _load_plugins
+from star_export.engines.tensorrt.session import _load_plugins, share_budget
 from star_export.errors import BundleError, PlatformError, SettingsError
 
 pytest.importorskip("tensorrt_rtx")
@@ -156,6 +157,16 @@ def test_bench_builds_its_baseline_with_engines(engines: Bundle, checkpoint: Cal
     assert baseline.spec.star is None
     facts, own = read_facts(baseline, RTX), read_facts(engines, RTX)
     assert (facts.targets, facts.max_batch) == (own.targets, own.max_batch) == (("sm89",), 4)
+
+
+@pytest.mark.parametrize(
+    ("total", "vision", "prefill", "decode"),
+    [(1000, 10, 100, 100), (150, 0, 50, 100), (60, 0, 0, 60), (-5, 0, 0, 0)],
+)
+def test_decode_gets_its_weights_first(total: int, vision: int, prefill: int, decode: int) -> None:
+    budgets = share_budget(total, {VISION: 10, PREFILL: 100, DECODE: 100})
+    assert budgets == {VISION: vision, PREFILL: prefill, DECODE: decode}
+    assert set(budgets) == set(GRAPHS)
 
 
 def test_the_lean_runtime_of_the_building_version() -> None:

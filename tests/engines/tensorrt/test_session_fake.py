@@ -11,11 +11,11 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, PREFILL, STAGE2_SLOTS, VISION
+from star_export.contract import GRAPHS, STAGE2_SLOTS
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt import session as session_module
-from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession, share_budget
+from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
 from star_export.errors import BundleError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
 from tests.fake_gpu.device import FakeGpu
@@ -35,16 +35,6 @@ def engines(lazy_gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Cal
 def answer(bundle: Bundle, backend: str, picture: Path) -> tuple[int, ...]:
     pipeline = Pipeline(bundle, open_session(bundle, backend, threads=1))
     return pipeline.generate(picture, "What is this?", max_new_tokens=6).result().token_ids
-
-
-@pytest.mark.parametrize(
-    ("total", "vision", "prefill", "decode"),
-    [(1000, 10, 100, 100), (150, 0, 50, 100), (60, 0, 0, 60), (-5, 0, 0, 0)],
-)
-def test_decode_gets_its_weights_first(total: int, vision: int, prefill: int, decode: int) -> None:
-    budgets = share_budget(total, {VISION: 10, PREFILL: 100, DECODE: 100})
-    assert budgets == {VISION: vision, PREFILL: prefill, DECODE: decode}
-    assert set(budgets) == set(GRAPHS)
 
 
 def test_streamed_weights_are_shared_out(
