@@ -11,7 +11,7 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, STAGE2_SLOTS
+from star_export.contract import GRAPHS
 from star_export.engines import open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt import session as session_module
@@ -79,7 +79,7 @@ def test_inputs_that_tensorrt_reads_on_the_host(
 ) -> None:
     bundle = engines("tensorrt")
     expected = answer(bundle, "onnxruntime", picture)
-    place = lambda self, name: HOST if name == STAGE2_SLOTS else DEVICE  # noqa: E731
+    place = lambda self, name: HOST if name == "stage2_slots" else DEVICE  # noqa: E731
     monkeypatch.setattr(FakeEngine, "get_tensor_location", place)
     assert answer(bundle, "tensorrt", picture) == expected
 
