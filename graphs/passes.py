@@ -147,8 +147,6 @@ class DeclareBorders(InPlacePass):
                 output.shape = _renamed(output.shape, symbols)
         for value, shape in zip(values, declared, strict=True):
             value.shape = ir.Shape(shape)
-            if is_lengths(str(value.name)) or is_slots(str(value.name)):  # traced under its number in a list
-                value.metadata_props["pkg.torch.onnx.original_node_name"] = str(value.name)
         return PassResult(model, modified=True)
 
 

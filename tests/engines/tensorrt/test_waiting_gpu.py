@@ -23,8 +23,6 @@ from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.session import TensorRTArray, TensorRTCaches
 from star_export.engines.tensorrt.shapes import ShapeRules
 from star_export.errors import DeviceError, InputError, PlatformError
-from tests.fake_gpu.device import FakeGpu
-from tests.fake_gpu.install import installed
 from tests.fake_gpu.machine import Machine
 
 #: Of one length: the second prefill differs from the first in where things lie, not in their shapes.
@@ -167,13 +165,13 @@ FAULTS: dict[Callable[[Patch], None], tuple[type[BaseException], str]] = {
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_faults_show(
     fault: Callable[[Patch], None],
+    lazy_gpu: Any,
     fake_engine_bundle: Callable[..., Bundle],
     picture: Path,
     monkeypatch: Patch,
 ) -> None:
     error, message = FAULTS[fault]
-    bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
-    with installed(FakeGpu(lazy=True)) as gpu:
-        fault(monkeypatch)
-        with pytest.raises(error, match=message):
-            check(Machine(fake_engine_bundle, "sm89", gpu), bundle, "tensorrt", picture)
+    machine = Machine(fake_engine_bundle, "sm89", lazy_gpu)
+    fault(monkeypatch)
+    with pytest.raises(error, match=message):
+        check(machine, machine.engines("tensorrt", "mha", machine.target), "tensorrt", picture)
