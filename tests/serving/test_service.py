@@ -43,7 +43,8 @@ def start(mha: Pipeline) -> Iterator[Callable[..., Service]]:
     services = []
 
     def make(on_lost: Callable[[DeviceError], None] = lambda _error: None, **options: Any) -> Service:
-        services.append(Service(mha, ServiceOptions(**options), on_lost=on_lost))
+        chosen = ServiceOptions(**{"timeout_s": 20.0, **options})  # so long closing waits where a test fails
+        services.append(Service(mha, chosen, on_lost=on_lost))
         return services[-1]
 
     yield make
