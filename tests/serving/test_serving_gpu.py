@@ -150,20 +150,20 @@ def test_a_lost_gpu_ends_everything(
     bundle, killed = fake_engine_bundle("tensorrt", "mini", "sm89", dtype="float32"), []
     monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
     model = start(bundle, "tensorrt")
-    run, stats = model._pipeline.session.run, model._scheduler.stats
+    run, stats = model._service.pipeline.session.run, model._service._scheduler.stats
 
     def lose(graph: str, feeds: Any, caches: Any = None) -> Any:
         if graph == DECODE:
             lazy_gpu.memory.blocks.pop(caches._memory.buffer.pointer, None)
         return run(graph, feeds, caches)
 
-    monkeypatch.setattr(model._pipeline.session, "run", lose)
+    monkeypatch.setattr(model._service.pipeline.session, "run", lose)
     for one in send(model, *PROMPTS):
         *_, last = one.sender
         assert last.error().message().startswith(LOST)
     with pytest.raises(BusyError, match="shutting down"):
-        model._scheduler.submit(model._pipeline.request(PICTURE, "What?"))
+        model._service._scheduler.submit(model._service.pipeline.request(PICTURE, "What?"))
     with pytest.raises(DeviceError, match="the GPU is lost"):
-        model._pipeline.session.synchronize()
+        model._service.pipeline.session.synchronize()
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert stats.finished == {"error": len(PROMPTS)}
