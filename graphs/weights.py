@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.dtypes import DTYPE_BYTES, DType
-from star_export.errors import CheckpointError
+from star_export.errors import CheckpointError, option
 from star_export.graphs.layers import Linear
 from star_export.specs import ExportSpec
 
@@ -207,6 +207,6 @@ def _blocks(weight: Weight, rows: int = 1024) -> Iterator[bytes]:
         if weight.dtype != "float32" and not torch.isfinite(block).all():
             raise CheckpointError(
                 f"{weight.name} has values that {weight.dtype} cannot hold; "
-                f"give --fp32-layers {weight.name.rpartition('.')[0]}, or another --dtype"
+                f"give {option('fp32_layers', weight.name.rpartition('.')[0])}, or another {option('dtype')}"
             )
         yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16

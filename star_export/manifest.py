@@ -155,6 +155,6 @@ def _check_spec(spec: ExportSpec) -> None:
             raise ValueError(
                 f"spec.star.prune_layer: {star.prune_layer} is not below {text.num_layers} layers"
             )
-        check_keep(star, star.max_keep, option="max_keep")
-        check_keep(star, star.keep, option="keep")
+        check_keep(star, star.max_keep, name="max_keep")
+        check_keep(star, star.keep, name="keep")
     check_capacities(spec)

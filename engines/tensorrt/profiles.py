@@ -6,8 +6,9 @@ there are), so that TensorRT never plans for a request that cannot exist.
 """
 
 from star_export.contract import TensorSpec, contract
+from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.specs import ExportSpec
 
 #: Text tokens of the request that TensorRT tunes for: a short question in its template.
@@ -40,7 +41,7 @@ def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, 
         SettingsError: If ``max_batch`` is below 1.
     """
     if max_batch < 1:
-        raise SettingsError(f"--max-batch must be at least 1, got {max_batch}")
+        raise SettingsError(f"{option('max_batch')} must be at least 1, got {max_batch}")
     ranges = size_ranges(spec, max_batch)
     return {
         graph: {tensor.name: _profile(tensor, ranges) for tensor in io.inputs if _is_dynamic(tensor)}
@@ -58,12 +59,15 @@ def check_topk(spec: ExportSpec) -> None:
         return
     for stage, kept in (
         ("stage 1 keeps", spec.star.stage1_keep),
-        ("--max-keep and --max-text-tokens make", spec.star.max_keep + spec.max_text_tokens),
+        (
+            f"{option('max_keep')} and {option('max_text_tokens')} make",
+            spec.star.max_keep + spec.max_text_tokens,
+        ),
     ):
         if kept > MAX_TOPK:
             raise SettingsError(
                 f"{stage} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
-                "lower it, or use --backend tensorrt with the plugin"
+                f"lower it, or use {option('backend', TENSORRT)} with the plugin"
             )
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.specs.model import ModelSpec
 from star_export.specs.values import Count, Layers
 
@@ -45,7 +45,7 @@ def stage1_count(*, patches: int, drop_ratio: float) -> int:
     """
     if not 0.0 <= drop_ratio < 1.0:
         raise SettingsError(
-            f"--drop-ratio must be at least 0 and below 1, got {drop_ratio:g}; "
+            f"{option('drop_ratio')} must be at least 0 and below 1, got {drop_ratio:g}; "
             f"the paper's value is {DEFAULT_DROP_RATIO}"
         )
     return math.floor((1.0 - drop_ratio) * patches + 0.5)
@@ -80,22 +80,25 @@ def resolve_star(
     """
     patches = model.vision.num_patches
     if keep is not None and keep_ratio is not None:
-        raise SettingsError("give either --keep or --keep-ratio, not both")
+        raise SettingsError(f"give either {option('keep')} or {option('keep_ratio')}, not both")
     if keep_ratio is not None:
         if not 0.0 < keep_ratio < 1.0:
-            raise SettingsError(f"--keep-ratio must be between 0 and 1, got {keep_ratio:g}")
+            raise SettingsError(f"{option('keep_ratio')} must be between 0 and 1, got {keep_ratio:g}")
         keep = math.floor(keep_ratio * patches + 0.5)
     stage1 = stage1_count(patches=patches, drop_ratio=drop_ratio)
     if stage1 < 2:
-        raise SettingsError(f"--drop-ratio {drop_ratio:g} leaves {stage1} of {patches} patches; lower it")
+        raise SettingsError(
+            f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {stage1} of {patches} patches; lower it"
+        )
     wanted = DEFAULT_KEEP if keep is None else keep
     layers = model.text.num_layers
     layer = default_prune_layer(layers) if prune_layer is None else prune_layer
     if layers < 2:
-        raise SettingsError("a decoder of one layer cannot be pruned inside; use --no-prune")
+        raise SettingsError(f"a decoder of one layer cannot be pruned inside; use {option('prune', False)}")
     if not 1 <= layer < layers:
         raise SettingsError(
-            f"--prune-layer must be from 1 to {layers - 1} for this {layers}-layer decoder, got {layer}"
+            f"{option('prune_layer')} must be from 1 to {layers - 1} for this {layers}-layer decoder, "
+            f"got {layer}"
         )
     ceiling = wanted if max_keep is None else max_keep
     star = StarSpec(
@@ -105,26 +108,27 @@ def resolve_star(
         keep=wanted,
         max_keep=ceiling,
     )
-    check_keep(star, ceiling, option="--max-keep" if max_keep is not None else "--keep")
+    check_keep(star, ceiling, name="max_keep" if max_keep is not None else "keep")
     check_keep(star, wanted)
     return star
 
 
-def check_keep(star: StarSpec, keep: int, *, option: str = "--keep") -> None:
+def check_keep(star: StarSpec, keep: int, *, name: str = "keep") -> None:
     """Refuse a budget that the method or the bundle's caches cannot serve.
 
     Raises:
         SettingsError: If ``keep`` is not in ``[1, N1)`` or above ``max_keep``.
     """
     if keep < 1:
-        raise SettingsError(f"{option} must be at least 1 visual token, got {keep}")
+        raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
     if keep >= star.stage1_keep:
         raise SettingsError(
-            f"{option} {keep} is not below the {star.stage1_keep} tokens that stage 1 keeps; "
-            f"choose at most {star.stage1_keep - 1}, lower --drop-ratio, or use --no-prune"
+            f"{option(name, keep)} is not below the {star.stage1_keep} tokens that stage 1 keeps; "
+            f"choose at most {star.stage1_keep - 1}, lower {option('drop_ratio')}, "
+            f"or use {option('prune', False)}"
         )
     if keep > star.max_keep:
         raise SettingsError(
-            f"{option} {keep} is over this bundle's maximum of {star.max_keep}; "
-            f"build it again with --max-keep {keep}"
+            f"{option(name, keep)} is over this bundle's maximum of {star.max_keep}; "
+            f"build it again with {option('max_keep', keep)}"
         )

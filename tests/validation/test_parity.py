@@ -134,7 +134,7 @@ def test_a_moved_checkpoint(copy: Copy, checkpoint: Callable[[str], Path], tmp_p
     assert report.reference == str(moved)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace(str(checkpoint("mha")), "/nowhere/at-all"))
-    with pytest.raises(CheckpointError, match=r"check needs the source checkpoint; give it with --model"):
+    with pytest.raises(CheckpointError, match=r"check needs the source checkpoint; give it with model"):
         check(folder)
 
 

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb  # only inside Triton
 
-from star_export.answer.pipeline import load
+from star_export.answer.pipeline import open_pipeline
 from star_export.answer.sampling import Sampling
+from star_export.engines import Runtime
 from star_export.errors import BusyError, DeviceError, InputError
 from star_export.serving.scheduler import Scheduler, count_slots
 from star_export.serving.ticket import Answer, Piece, Ticket
@@ -44,7 +45,8 @@ class TritonPythonModel:
         threads = int(settings["threads"]) or None
         library = home / settings["plugin_library"] if settings["plugin_library"] else None
         folder = home / settings["bundle"]
-        self._pipeline = load(folder, backend=settings["backend"], threads=threads, plugin_library=library)
+        runtime = Runtime(backend=settings["backend"], threads=threads, plugin_library=library)
+        self._pipeline = open_pipeline(folder, runtime)
         kv_bytes, most = int(settings["kv_cache_mib"]) << 20, int(settings["max_slots"])
         slots = count_slots(self._pipeline, kv_bytes, most=most)
         self._scheduler = Scheduler(
@@ -79,9 +81,10 @@ class TritonPythonModel:
             threading.Thread(target=self._serve, args=(values, parameters, sender), daemon=True).start()
 
     def finalize(self) -> None:
-        """Finish what is running."""
+        """Finish what is running, and free the GPU's memory."""
         self._scheduler.close()
         self._metrics.close()
+        self._pipeline.close()
 
     def _serve(self, values: dict[str, Any], parameters: dict[str, Any], sender: Any) -> None:
         try:

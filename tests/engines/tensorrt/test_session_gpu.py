@@ -17,12 +17,11 @@ from star_export.answer.sampling import Sampling
 from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
-from star_export.engines.tensorrt.bindings import TENSORRT_RTX, load_bindings
-from star_export.engines.tensorrt.facts import RTX_TARGETS
+from star_export.engines.tensorrt.bindings import RTX_TARGETS, TENSORRT_RTX, load_bindings
 from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
 from star_export.errors import BundleError, InputError, PlatformError, SettingsError
 from star_export.preprocessing import load_image, pixel_values
@@ -274,4 +273,4 @@ def test_engines_for_another_gpu(backend: str, engine_bundle: Callable[..., Bund
     here = "sm{}{}".format(*cuda.require_device().capability)
     target = "sm120" if here != "sm120" else "sm89"
     with pytest.raises(BundleError, match=f"were built for {target}, this GPU is {here}.*--target {here}"):
-        open_session(engine_bundle(backend, "mha", target), backend)
+        open_session(engine_bundle(backend, "mha", target), Runtime(backend=backend))
