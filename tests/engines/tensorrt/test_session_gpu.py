@@ -267,6 +267,40 @@ def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, pic
     gpu.steps.prefill(tokens, vision, keep=288)
 
 
+def test_a_closed_session_frees_its_memory_and_is_of_no_use(
+    bundle_: Bundle, backend: str, picture: Path
+) -> None:
+    """The first time around, the driver and TensorRT allocate what they keep for ever."""
+    free = []
+    for _ in range(3):
+        with Pipeline(bundle_, TensorRTSession(bundle_, backend)) as pipeline:
+            session = pipeline.session
+            caches = session.allocate_caches(2)
+            rows = caches.rows(1, 2)
+            pipeline.generate(picture, SHORT, max_new_tokens=4).result()
+            vision = pipeline.steps.encode_image(pixels_of(pipeline, picture))
+            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=rows)
+            pipeline.steps.decode(state, state.best_token())
+            inside = cuda.memory()[0]
+        free.append(cuda.memory()[0])
+        assert free[-1] - inside > session.spec.slot_bytes
+    assert free[2] == free[1]
+    cache, _ = next(iter(cache_pairs(session.spec)))
+    for use in (
+        vision.features.numpy,
+        lambda: state.logits,
+        state.best_token,
+        caches.zero,
+        lambda: rows.numpy(cache),
+        session.synchronize,
+        session.allocate_caches,
+        lambda: pipeline.steps.decode(state, 1),
+    ):
+        with pytest.raises(InputError, match="this session is closed"):
+            use()
+    pipeline.close()  # a second time does nothing
+
+
 def test_engines_for_another_gpu(backend: str, engine_bundle: Callable[..., Bundle]) -> None:
     if backend == "tensorrt":
         pytest.skip("builds for this machine's GPU only")
