@@ -155,8 +155,8 @@ def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> Non
     ("options", "keep", "message"),
     [
         ({"prune": False}, (64,), "built with --no-prune; --keep has no meaning"),
-        ({}, (64, 289), "--keep 289 is over this bundle's maximum of 288"),
-        ({}, (0,), "--keep must be at least 1"),
+        ({}, (64, 289), "keep=289 is over this bundle's maximum of 288"),
+        ({}, (0,), "keep must be at least 1"),
     ],
 )
 def test_budgets_that_the_bundle_has_not(
