@@ -275,11 +275,10 @@ def test_a_closed_session_frees_its_memory_and_is_of_no_use(
     for _ in range(3):
         with Pipeline(bundle_, TensorRTSession(bundle_, backend)) as pipeline:
             session = pipeline.session
-            caches = session.allocate_caches(2)
-            rows = caches.rows(1, 2)
+            caches = session.allocate_caches()
             pipeline.generate(picture, SHORT, max_new_tokens=4).result()
             vision = pipeline.steps.encode_image(pixels_of(pipeline, picture))
-            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=rows)
+            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=caches)
             pipeline.steps.decode(state, state.best_token())
             inside = cuda.memory()[0]
         free.append(cuda.memory()[0])
@@ -291,7 +290,7 @@ def test_a_closed_session_frees_its_memory_and_is_of_no_use(
         lambda: state.logits,
         state.best_token,
         caches.zero,
-        lambda: rows.numpy(cache),
+        lambda: caches.numpy(cache),
         session.synchronize,
         session.allocate_caches,
         lambda: pipeline.steps.decode(state, 1),
