@@ -10,7 +10,6 @@ import pytest
 import typer.core
 import typer.main
 
-import star_export
 from star_export.cli.app import app
 from star_export.cli.flags import flag, with_flags
 from star_export.errors import SettingsError, StarExportError, marked, option, spelled
@@ -51,7 +50,7 @@ def test_errors_travel_whole() -> None:
 
 def sources() -> Iterator[str]:
     """The library's code."""
-    root = Path(star_export.__file__).parents[1]
+    root = Path(__file__).parents[2]
     for folder in ("star_export", "graphs", "engines"):
         yield from (path.read_text() for path in (root / folder).rglob("*.py"))
 
