@@ -10,7 +10,7 @@ import numpy.typing as npt
 from msgspec import Meta
 from tokenizers import Tokenizer
 
-from star_export.errors import InputError, SettingsError
+from star_export.errors import InputError, SettingsError, option
 from star_export.preprocessing.conversation import (
     Conversation,
     Prompt,
@@ -200,8 +200,9 @@ def end_token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]
         if token is None:
             count = len(tokenizer.encode(text, add_special_tokens=False).ids)
             raise SettingsError(
-                f"--end-token {text!r} is no token of this model, which reads it as {count} tokens; give one "
-                "that its tokenizer.json lists, or end answers with --stop"
+                f"{option('end_tokens', repr(text))} is no token of this model, "
+                f"which reads it as {count} tokens; give one that its tokenizer.json lists, "
+                f"or end answers with {option('stop')}"
             )
         found.append(token)
     return tuple(found)

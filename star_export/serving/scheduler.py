@@ -26,6 +26,7 @@ from star_export.errors import (
     NonFiniteError,
     SettingsError,
     StarExportError,
+    option,
 )
 from star_export.preprocessing import PreparedImage
 from star_export.serving.admission import CLOSING, Admission, Place
@@ -46,7 +47,7 @@ def count_slots(pipeline: Pipeline, kv_bytes: int, *, most: int) -> int:
     if kv_bytes < size:
         raise SettingsError(
             f"the KV caches of one sequence take {size} bytes, {kv_bytes} are allowed; allow more, "
-            "or build the bundle with a smaller --max-text-tokens or --max-new-tokens"
+            f"or build the bundle with a smaller {option('max_text_tokens')} or {option('max_new_tokens')}"
         )
     return min(kv_bytes // size, pipeline.session.max_batch or most, most)
 

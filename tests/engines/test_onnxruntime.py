@@ -12,7 +12,7 @@ from star_export import contract as names
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState
 from star_export.bundle import open_bundle
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
 from star_export.errors import BundleError, PlatformError, SettingsError
 
@@ -138,7 +138,7 @@ def test_unknown_backend(folder: Path) -> None:
 
 def test_without_cuda_the_package_that_has_it_is_named(folder: Path) -> None:
     with pytest.raises(PlatformError, match=r"has no CUDAExecutionProvider; run: .*onnxruntime-gpu"):
-        open_session(open_bundle(folder), "onnxruntime-cuda")
+        open_session(open_bundle(folder), Runtime(backend="onnxruntime-cuda"))
 
 
 def test_a_graph_in_the_place_of_another(bundle: BundleOf, tmp_path: Path) -> None:

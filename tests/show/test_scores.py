@@ -74,7 +74,7 @@ def test_statistics_of_equal_scores(value: float) -> None:
 
 
 def test_what_has_no_scores(bundle: BundleOf) -> None:
-    with pytest.raises(SettingsError, match="built with --no-prune: it ranks no tokens"):
+    with pytest.raises(SettingsError, match="built with prune=False: it ranks no tokens"):
         ScoreReader(open_bundle(bundle("mha", prune=False)))
     with pytest.raises(BundleError, match="is bfloat16, which ONNX Runtime cannot run"):
         ScoreReader(open_bundle(bundle("mha", dtype="bfloat16")))

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb  # only inside Triton
 
-from star_export.answer.pipeline import load
+from star_export.answer.pipeline import open_pipeline
+from star_export.engines import Runtime
 from star_export.errors import BusyError, DeviceError
 from star_export.serving.admission import Place
 from star_export.serving.options import ServiceOptions
@@ -45,8 +46,8 @@ class TritonPythonModel:
         threads = int(settings["threads"]) or None
         library = home / settings["plugin_library"] if settings["plugin_library"] else None
         folder = home / settings["bundle"]
-        pipeline = load(folder, backend=settings["backend"], threads=threads, plugin_library=library)
-        self._service = Service(pipeline, _options(settings), on_lost=_end_server)
+        runtime = Runtime(backend=settings["backend"], threads=threads, plugin_library=library)
+        self._service = Service(open_pipeline(folder, runtime), _options(settings), on_lost=_end_server)
         self._metrics = Metrics(self._service.stats, args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
@@ -65,9 +66,10 @@ class TritonPythonModel:
             threading.Thread(target=self._serve, args=given, daemon=True).start()
 
     def finalize(self) -> None:
-        """Finish what is running."""
+        """Finish what is running, and free the GPU's memory."""
         self._service.close()
         self._metrics.close()
+        self._service.pipeline.close()
 
     def _serve(self, place: Place, values: dict[str, Any], parameters: dict[str, Any], sender: Any) -> None:
         try:

@@ -18,7 +18,7 @@ from star_export.answer.sampling import Sampling
 from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
@@ -263,9 +263,42 @@ def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, pic
     gpu.steps.prefill(tokens, vision, keep=288)
 
 
+def test_a_closed_session_frees_its_memory_and_is_of_no_use(
+    bundle_: Bundle, backend: str, picture: Path
+) -> None:
+    """The first time around, the driver and TensorRT allocate what they keep for ever."""
+    free = []
+    for _ in range(3):
+        with Pipeline(bundle_, TensorRTSession(bundle_, backend)) as pipeline:
+            session = pipeline.session
+            caches = session.allocate_caches()
+            pipeline.generate(picture, SHORT, max_new_tokens=4).result()
+            vision = pipeline.steps.encode_image(pipeline.prepare(picture))
+            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=caches)
+            pipeline.steps.decode(state, state.best_token())
+            inside = cuda.memory()[0]
+        free.append(cuda.memory()[0])
+        assert free[-1] - inside > session.spec.slot_bytes
+    assert free[2] == free[1]
+    cache, _ = next(iter(cache_pairs(session.spec)))
+    for use in (
+        vision.features.numpy,
+        lambda: state.logits,
+        state.best_token,
+        caches.zero,
+        lambda: caches.numpy(cache),
+        session.synchronize,
+        session.allocate_caches,
+        lambda: pipeline.steps.decode(state, 1),
+    ):
+        with pytest.raises(InputError, match="this session is closed"):
+            use()
+    pipeline.close()  # a second time does nothing
+
+
 def test_engines_for_another_gpu(backend: str, machine: Machine) -> None:
     if backend == "tensorrt":
         pytest.skip("builds for this machine's GPU only")
     here, target = machine.target, "sm120" if machine.target != "sm120" else "sm89"
     with pytest.raises(BundleError, match=f"were built for {target}, this GPU is {here}.*--target {here}"):
-        open_session(machine.engines(backend, "mha", target), backend)
+        open_session(machine.engines(backend, "mha", target), Runtime(backend=backend))
