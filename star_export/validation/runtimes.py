@@ -142,7 +142,8 @@ def compare_runtimes(
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(open_session(bundle)))
         pipeline = Pipeline(bundle, recorder)
-        budgets = [pipeline.budget(k) if bundle.spec.schedule or k else None for k in keep or (None,)]
+        given = keep or ((None,) if bundle.spec.schedule else ())
+        budgets = [pipeline.budget(k) for k in given] or [None]
         engines, not_run = _open_engines(bundle, runtime or Runtime(), stack)
         sessions = {ONNXRUNTIME: recorder.session, **engines}
         cases = [(probe, budget) for probe in probes for budget in budgets]
