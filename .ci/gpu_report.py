@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
-from star_export.engines.tensorrt.bindings import TENSORRT_RTX, load_bindings
+from star_export.engines import BACKENDS
+from star_export.engines.tensorrt.bindings import PRODUCTS, TENSORRT_RTX, load_bindings
 from star_export.engines.tensorrt.cuda import require_device
-from star_export.engines.tensorrt.facts import RTX_TARGETS, engine_path
+from star_export.engines.tensorrt.facts import engine_path
 from star_export.errors import PlatformError
 from star_export.files import atomic_open
 
@@ -97,7 +97,7 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
         run_step("baseline", "build", "--model", checkpoint, *common, "--no-prune", "-o", baseline),
         run_step("mini", "build", "--model", "models/mini", *common, "--keep", 64, "-o", mini),
     ]
-    for backend in (*TENSORRT_BACKENDS, "onnxruntime-cuda"):
+    for backend in (name for name, entry in BACKENDS.items() if entry.device == "cuda"):
         steps += _backend_steps(backend, bundle, baseline, mini)
     return steps
 
@@ -105,7 +105,7 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
 def _backend_steps(backend: str, bundle: Path, baseline: Path, mini: Path) -> list[Step]:
     """Build, check and measure on one backend; a failed build leaves the rest out."""
     steps = []
-    if backend in TENSORRT_BACKENDS:
+    if BACKENDS[backend].builds_engines:
         for name, folder in (("engines", bundle), ("baseline engines", baseline), ("mini engines", mini)):
             options = ("--from-bundle", folder, "--backend", backend, *_target(backend))
             steps.append(run_step(f"{backend} {name}", "build", *options, "--json"))
@@ -133,7 +133,7 @@ def _target(backend: str) -> tuple[str, ...]:
         target = "sm{}{}".format(*require_device().capability)
     except PlatformError:
         return ()
-    return ("--target", target) if backend == TENSORRT_RTX and target in RTX_TARGETS else ()
+    return ("--target", target) if target in PRODUCTS[backend].targets else ()
 
 
 def render(steps: Sequence[Step], doctor: Any) -> str:

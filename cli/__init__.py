@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 
+from star_export.cli.flags import with_flags
 from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportError
 
 
@@ -44,7 +45,9 @@ def _exit_code(error: BaseException) -> int:
         with contextlib.suppress(OSError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
         return EXIT_COULD_NOT_RUN
-    if isinstance(error, StarExportError | OSError):
+    if isinstance(error, StarExportError):
+        reason = with_flags(error) or type(error).__name__
+    elif isinstance(error, OSError):
         reason = str(error) or type(error).__name__
     elif isinstance(error, MemoryError):
         reason = str(error) or "not enough memory; close other programs or use a smaller model"

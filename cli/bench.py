@@ -39,6 +39,7 @@ def bench(
 ) -> None:
     """Compare speed and memory with the unpruned bundle and with Hugging Face."""
     quiet_libraries()
+    from star_export.engines import Runtime
     from star_export.measure.bench import BenchOptions
     from star_export.measure.bench import bench as run_bench
     from star_export.measure.sides import SIDES
@@ -54,9 +55,7 @@ def bench(
         repeats=repeats,
         warmup=warmup,
         new_tokens=max_new_tokens,
-        threads=threads,
-        backend=backend,
-        plugin_library=plugin_library,
+        runtime=Runtime(backend=backend, threads=threads, plugin_library=plugin_library),
     )
     with err.status("starting") as status:
         report = run_bench(options, status.update)

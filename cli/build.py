@@ -17,6 +17,7 @@ from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
+    from star_export.engines import Runtime
     from star_export.engines.tensorrt.builder import EngineOptions
     from star_export.validation.report import ParityReport
 
@@ -135,15 +136,19 @@ def _build(context: typer.Context, engines: "EngineOptions | None") -> "BuildRep
 
 def _engine_options(context: typer.Context) -> "EngineOptions | None":
     """The engine options that were given; None for a backend that runs the graphs themselves."""
-    from star_export.engines import check_backend
-    from star_export.engines.tensorrt.bindings import BACKENDS
     from star_export.engines.tensorrt.builder import EngineOptions
 
-    check_backend(context.params["backend"])
-    if context.params["backend"] not in BACKENDS:
+    if not _runtime(context).entry.builds_engines:
         refuse(context, _ENGINE_ONLY, "needs --backend tensorrt or tensorrt-rtx")
         return None
     return EngineOptions(**_fields(context, EngineOptions), targets=tuple(context.params["target"] or ()))
+
+
+def _runtime(context: typer.Context) -> "Runtime":
+    """What will run the bundle."""
+    from star_export.engines import Runtime
+
+    return Runtime(**_fields(context, Runtime))
 
 
 def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "BuildOptions":
@@ -155,7 +160,7 @@ def _build_options(context: typer.Context, engines: "EngineOptions | None") -> "
         raise SettingsError("give --model NAME, or --from-bundle DIR to add engines to a bundle")
     suffix = "-star" if given["prune"] else "-full"
     given["output"] = given["output"] or Path(Path(_without_revision(given["model"])).resolve().name + suffix)
-    given["dtype"] = given["dtype"] or ("float32" if engines is None else "float16")
+    given["dtype"] = given["dtype"] or _runtime(context).entry.dtypes[0]
     given["fp32_layers"] = tuple(given["fp32_layers"] or ())
     given["end_tokens"] = tuple(context.params["end_token"] or ())
     given["chat_template"] = _read_text(given["chat_template"])
@@ -182,27 +187,27 @@ def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
 def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> None:
     """Refuse a check that cannot run here, before minutes of building."""
     from star_export.build import require_export_extra
-    from star_export.engines import free_device_memory
 
     require_export_extra()
-    if engines is None and context.params["dtype"] == "bfloat16":
+    entry, dtype = _runtime(context).entry, context.params["dtype"]
+    if engines is None and dtype not in (None, *entry.dtypes):
         raise SettingsError(
-            "--check cannot run a bfloat16 bundle without TensorRT; give --backend tensorrt or tensorrt-rtx, "
+            f"--check cannot run a {dtype} bundle without TensorRT; give --backend tensorrt or tensorrt-rtx, "
             "or leave out --check and add engines later with --from-bundle"
         )
-    if context.params["backend"] != "onnxruntime":
-        free_device_memory()
+    entry.check_machine()
 
 
 def _check(report: "BuildReport", context: typer.Context) -> "ParityReport":
     from star_export.validation.parity import check_bundle
     from star_export.validation.probes import make_probes
 
-    options = {name: context.params[name] for name in ("backend", "plugin_library")}
-    return run_check(check_bundle, report.folder, probes=make_probes(2), **options)
+    return run_check(check_bundle, report.folder, probes=make_probes(2), runtime=_runtime(context))
 
 
 def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> None:
+    from star_export.engines.backends import BACKENDS, ONNXRUNTIME
+
     for step in report.steps:
         size = megabytes(step.bytes) if step.bytes else ""
         err.print(f"  {step.step:<28}{step.seconds:>8.1f} s  {size:>12}")
@@ -213,7 +218,7 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
         tokens = [spec.model.vision.num_patches, *(stage.tokens for stage in spec.schedule)]
         budget = f"{' -> '.join(map(str, tokens))} visual tokens"
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
-    if spec.dtype == "bfloat16" and engines is None:  # nothing but TensorRT runs it
+    if engines is None and spec.dtype not in BACKENDS[ONNXRUNTIME].dtypes:  # nothing but TensorRT runs it
         err.print(f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx")
         return
     backend = f" --backend {engines.backend}" if engines else ""

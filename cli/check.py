@@ -55,6 +55,7 @@ def check(
     """
     quiet_libraries()
     from star_export.build import require_export_extra
+    from star_export.engines import Runtime
     from star_export.preprocessing import load_image
     from star_export.validation.probes import Probe, make_probes
 
@@ -77,7 +78,7 @@ def check(
 
         _finish(run_check(check_scores, folder, **options), print_scores, json=json)
         return
-    options["plugin_library"] = plugin_library
+    options["runtime"] = Runtime(backend=backend, plugin_library=plugin_library)
     if polygraphy:
         from star_export.validation.runtimes import compare_runtimes
 
@@ -85,7 +86,7 @@ def check(
         return
     from star_export.validation.parity import check_bundle
 
-    options |= {"model": model, "backend": backend, "max_new_tokens": max_new_tokens}
+    options |= {"model": model, "max_new_tokens": max_new_tokens}
     _finish(run_check(check_bundle, folder, **options), print_parity, json=json, junit=junit)
 
 

@@ -44,6 +44,7 @@ def compare(
     """
     quiet_libraries()
     from star_export.build import require_export_extra
+    from star_export.engines import Runtime
     from star_export.evaluation.accuracy_page import require_plotting
     from star_export.evaluation.comparison import CompareOptions
     from star_export.evaluation.comparison import compare as run_compare
@@ -64,7 +65,7 @@ def compare(
         dtype=dtype,
         answers=answers,
         resume=resume,
-        threads=threads,
+        runtime=Runtime(threads=threads),
     )
     with err.status("starting") as status, question_progress(status) as progress:
         comparison = run_compare(options, progress, status.update)

@@ -4,6 +4,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from star_export.cli.app import app
+from star_export.cli.flags import flag
 from star_export.cli.options import JsonOption
 from star_export.cli.output import out, print_json, quiet_libraries
 
@@ -20,7 +21,7 @@ def doctor(json: JsonOption = False) -> None:
     quiet_libraries()
     from star_export.doctor import examine, to_dict
 
-    parts = examine()
+    parts = [part.spelled(flag) for part in examine()]
     if json:
         print_json(to_dict(parts))
         return

@@ -46,6 +46,7 @@ def evaluate(
     Exit code 0: done. 1: a score is below what `--min-...` asks for. 2: could not run.
     """
     quiet_libraries()
+    from star_export.engines import Runtime
     from star_export.evaluation.evaluate import EvalOptions, evaluate_bundle
 
     options = EvalOptions(
@@ -62,9 +63,7 @@ def evaluate(
         resume=resume,
         min_accuracy=min_accuracy,
         min_retention=min_retention,
-        backend=backend,
-        plugin_library=plugin_library,
-        threads=threads,
+        runtime=Runtime(backend=backend, threads=threads, plugin_library=plugin_library),
     )
     if answers is not None:
         check_target("--answers", answers)

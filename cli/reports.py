@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rich.markup import escape
 from rich.table import Table
 
+from star_export.cli.flags import with_flags
 from star_export.cli.output import err, out
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def print_runtimes(report: "ComparatorReport") -> None:
         table.add_row(graph, runtime, result, error, tolerance, where)
     out.print(table)
     for backend, reason in report.not_run.items():
-        out.print(f"not run: {backend}: {escape(reason)}", soft_wrap=True)
+        out.print(f"not run: {backend}: {escape(with_flags(reason))}", soft_wrap=True)
     cases = len({(output.picture, output.keep) for output in report.outputs})
     against = f"{cases} cases against Polygraphy {report.polygraphy}'s ONNX Runtime runner"
     out.print(f"{_verdict(report.passed)}: {against}", soft_wrap=True)

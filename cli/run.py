@@ -32,11 +32,13 @@ def run(
     json: opt.JsonOption = False,
 ) -> None:
     """Answer a prompt about a picture, streaming the text."""
-    from star_export.answer.pipeline import load
+    from star_export.answer.pipeline import open_pipeline
     from star_export.answer.sampling import Sampling
+    from star_export.engines import Runtime
 
     sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
-    pipeline = load(folder, backend=backend, threads=threads, plugin_library=plugin_library, verify=verify)
+    runtime = Runtime(backend=backend, threads=threads, plugin_library=plugin_library)
+    pipeline = open_pipeline(folder, runtime, verify=verify)
     generation = pipeline.generate(
         image,
         prompt,

@@ -45,8 +45,8 @@ def show(
     from star_export.show.scores import ScoreReader
 
     picture = load_image(image)
-    with err.status("loading the graphs") as status:
-        reader = ScoreReader(open_bundle(folder))
+    bundle = open_bundle(folder)
+    with err.status("loading the graphs") as status, ScoreReader(bundle) as reader:
         answers = []
         for budget in [reader.pipeline.budget(k) for k in keep or (None,)]:
             status.update(f"answering with {budget} visual tokens")

@@ -35,29 +35,25 @@ def triton(
 ) -> None:
     """Write a model repository for Triton Inference Server, and serve it if asked."""
     from star_export.bundle import open_bundle
-    from star_export.serving.triton.repository import (
-        ServeOptions,
-        default_backend,
-        server_command,
-        write_repository,
-    )
+    from star_export.engines.backends import Runtime, default_backend
+    from star_export.serving.triton.repository import ServeOptions, server_command, write_repository
 
     bundle = open_bundle(folder, verify=verify)
+    backend = backend or default_backend(bundle)
     options = ServeOptions(
-        backend=backend or default_backend(bundle),
+        runtime=Runtime(backend=backend, threads=threads, plugin_library=plugin_library),
         kv_cache_mib=kv_cache,
         max_slots=max_slots,
         queue=queue,
         timeout_s=timeout,
         feature_cache_mib=feature_cache,
-        threads=threads or 0,
     )
-    write_repository(bundle, output, options, plugin_library=plugin_library, overwrite=overwrite)
+    write_repository(bundle, output, options, overwrite=overwrite)
     if json:
-        print_json({"repository": str(output), "backend": options.backend, "command": server_command(output)})
+        print_json({"repository": str(output), "backend": backend, "command": server_command(output)})
     if serve:
         from star_export.serving.triton.tritonserver import serve as run_server
 
         run_server(output, server_options or ())
     elif not json:
-        err.print(f"{output}: {folder} on {options.backend}\nnext: {server_command(output)}", soft_wrap=True)
+        err.print(f"{output}: {folder} on {backend}\nnext: {server_command(output)}", soft_wrap=True)

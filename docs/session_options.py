@@ -16,7 +16,6 @@ from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import OnnxRuntimeSession
-from star_export.preprocessing import load_image, pixel_values
 
 DEFAULT = "default"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -35,10 +34,10 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     pipeline = Pipeline(bundle, OnnxRuntimeSession(bundle, **VARIANTS[variant]))
     loaded = time.perf_counter()
     tokens = pipeline.tokenize("What is in the picture?")
-    pixels = pixel_values(load_image(picture), pipeline.image_spec)
+    image = pipeline.prepare(picture)
     for _ in range(2):
         start = time.perf_counter()
-        vision = pipeline.steps.encode_image(pixels)
+        vision = pipeline.steps.encode_image(image)
         seen = time.perf_counter()
         state = pipeline.steps.prefill(tokens, vision, keep=pipeline.budget(None))
         prefilled = time.perf_counter()

@@ -7,13 +7,22 @@ which makes ``TensorScatter`` write in place instead of copying the cache.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, cache_pairs, contract, past_names
-from star_export.engines.session import Caches, DeviceArray, HostArray, Int64, Tensor
+from star_export.engines.session import (
+    Caches,
+    DeviceArray,
+    HostArray,
+    Int64,
+    Session,
+    Tensor,
+    refuse_closed,
+)
 from star_export.errors import BundleError, PlatformError
 
 #: Execution providers of each device; what CUDA has no kernel for runs on the CPU.
@@ -44,19 +53,6 @@ class OnnxRuntimeArray:
         rows = self.value.numpy()
         best: Int64 = rows.argmax(axis=-1, keepdims=True)
         return np.where(np.isfinite(np.take_along_axis(rows, best, -1)), best, -1)[:, 0]
-
-
-def check_dtype(bundle: Bundle) -> None:
-    """Refuse a bundle whose element type the CPU has no kernels for.
-
-    Raises:
-        BundleError: If it is bfloat16.
-    """
-    if bundle.spec.dtype == "bfloat16":
-        raise BundleError(
-            f"{bundle.folder} is bfloat16, which ONNX Runtime cannot run; "
-            "build with --dtype float32, or run it on TensorRT"
-        )
 
 
 def check_device(device: str) -> None:
@@ -101,6 +97,11 @@ class OnnxRuntimeCaches:
             if value.device_name() != "cpu":
                 value.update_inplace(host)
 
+    def close(self) -> None:
+        """Let go of the memory, and of the graphs that are bound to it."""
+        self.values.clear()
+        self.bindings.clear()
+
     def bind(self, binding: ort.IOBinding, past: str, present: str) -> None:
         """Let a graph read and write one cache in place."""
         value = self.values[past]
@@ -111,7 +112,7 @@ class OnnxRuntimeCaches:
         binding.bind_output(present, *place)
 
 
-class OnnxRuntimeSession:
+class OnnxRuntimeSession(Session):
     """The three graphs of a bundle in ONNX Runtime.
 
     Args:
@@ -123,7 +124,7 @@ class OnnxRuntimeSession:
             the cores from the next graph (`make bench-session`).
 
     Raises:
-        BundleError: If ONNX Runtime cannot load a graph, or the bundle is bfloat16.
+        BundleError: If ONNX Runtime cannot load a graph.
         PlatformError: If this ONNX Runtime, or this machine, has no such device.
     """
 
@@ -136,7 +137,6 @@ class OnnxRuntimeSession:
         prepacked: Collection[str] = PREPACKED,
         spinning: bool = False,
     ) -> None:
-        check_dtype(bundle)
         check_device(device)
         self.bundle, self.spec, self.device = bundle, bundle.spec, device
         self.max_batch: int | None = None
@@ -145,10 +145,12 @@ class OnnxRuntimeSession:
             graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
             for graph, io in contract(bundle.spec).items()
         }
+        self._caches: WeakSet[OnnxRuntimeCaches] = WeakSet()
         self._sessions = {graph: self._load(graph) for graph in GRAPHS}
 
     def allocate_caches(self, batch: int = 1) -> OnnxRuntimeCaches:
         """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
+        refuse_closed(closed=not self._sessions)
         text = self.spec.model.text
         values = {}
         for layer in range(text.num_layers):
@@ -157,13 +159,16 @@ class OnnxRuntimeSession:
                 values[name] = ort.OrtValue.ortvalue_from_numpy(
                     np.zeros(shape, self.spec.dtype), self.device, 0
                 )
-        return OnnxRuntimeCaches(values, 0, batch)
+        caches = OnnxRuntimeCaches(values, 0, batch)
+        self._caches.add(caches)
+        return caches
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
     ) -> dict[str, DeviceArray]:
         """Run one graph; see :meth:`star_export.engines.session.Session.run`."""
         assert caches is None or isinstance(caches, OnnxRuntimeCaches)
+        refuse_closed(closed=not self._sessions)
         binding = self._binding(graph, caches)
         for name, tensor in feeds.items():
             if isinstance(tensor, OnnxRuntimeArray):
@@ -185,6 +190,12 @@ class OnnxRuntimeSession:
 
     def synchronize(self) -> None:
         """Nothing is pending: every run waits for its outputs."""
+
+    def close(self) -> None:
+        """Let go of the graphs, their weights and all caches; a result that is held keeps its graph."""
+        self._sessions.clear()
+        for caches in self._caches:
+            caches.close()
 
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
@@ -241,4 +252,5 @@ class OnnxRuntimeSession:
             for past, present in cache_pairs(self.spec):
                 caches.bind(binding, past, present)
             caches.bindings[graph] = binding
+            self._caches.add(caches)  # these may be rows of others
         return binding

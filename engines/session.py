@@ -4,11 +4,12 @@ The pipeline, the parity check and the benchmark only know this interface.
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from star_export.errors import InputError
 from star_export.specs import ExportSpec
 
 HostArray = npt.NDArray[Any]
@@ -50,8 +51,21 @@ class Caches(Protocol):
         """Overwrite with zeros: NaNs of one sequence would reach the next, even where it sees nothing."""
 
 
-class Session(Protocol):
-    """The three graphs on one device.
+class Closing(Protocol):
+    """What holds memory until :meth:`close`, which the end of a ``with`` block calls."""
+
+    def close(self) -> None:
+        """Let go of it; a second time does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+
+class Session(Closing, Protocol):
+    """The three graphs on one device, until it is closed: then its caches are gone too.
 
     Attributes:
         spec: What was exported.
@@ -80,3 +94,38 @@ class Session(Protocol):
 
     def synchronize(self) -> None:
         """Wait until everything that was run is done, for those who measure."""
+
+
+class Wrapper(Session):
+    """A session around another one, which does everything that is not changed here."""
+
+    def __init__(self, session: Session) -> None:
+        self.session, self.spec, self.max_batch = session, session.spec, session.max_batch
+
+    def allocate_caches(self, batch: int = 1) -> Caches:
+        """Caches of the session inside."""
+        return self.session.allocate_caches(batch)
+
+    def run(
+        self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
+    ) -> dict[str, DeviceArray]:
+        """Run one graph in the session inside."""
+        return self.session.run(graph, feeds, caches)
+
+    def synchronize(self) -> None:
+        """Wait for the session inside."""
+        self.session.synchronize()
+
+    def close(self) -> None:
+        """Close the session inside."""
+        self.session.close()
+
+
+def refuse_closed(*, closed: bool) -> None:
+    """Refuse to use a session that is closed.
+
+    Raises:
+        InputError: If it is.
+    """
+    if closed:
+        raise InputError("this session is closed, and what it held is gone; open the bundle again")

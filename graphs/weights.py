@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.dtypes import DTYPES, DType
-from star_export.errors import CheckpointError
+from star_export.errors import CheckpointError, option
 from star_export.graphs.layers import Linear
 from star_export.specs import ExportSpec
 
@@ -239,6 +239,6 @@ def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[bytes]:
         if tensor.dtype != "float32" and not torch.isfinite(block).all():
             raise CheckpointError(
                 f"{tensor.name} has values that {tensor.dtype} cannot hold; "
-                f"give --fp32-layers {tensor.name.rpartition('.')[0]}, or another --dtype"
+                f"give {option('fp32_layers', tensor.name.rpartition('.')[0])}, or another {option('dtype')}"
             )
         yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16

@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     from star_export.answer.generation import Generation, Result
     from star_export.answer.pipeline import Pipeline, load
     from star_export.answer.sampling import Sampling
+    from star_export.engines import Runtime
 
 __version__ = "0.1.0"
-__all__ = ["Generation", "Pipeline", "Result", "Sampling", "__version__", "load"]
+__all__ = ["Generation", "Pipeline", "Result", "Runtime", "Sampling", "__version__", "load"]
 
 _HOME = {
     "Generation": "answer.generation",
     "Pipeline": "answer.pipeline",
     "Result": "answer.generation",
+    "Runtime": "engines",
     "Sampling": "answer.sampling",
     "load": "answer.pipeline",
 }

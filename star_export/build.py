@@ -21,7 +21,7 @@ from star_export.checkpoint.tensors import canonical_module
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
 from star_export.engines.tensorrt.facts import ENGINES, engine_folder
-from star_export.errors import PlatformError, SettingsError
+from star_export.errors import PlatformError, SettingsError, option
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress
@@ -135,7 +135,7 @@ def _refuse_pruning_options(options: BuildOptions) -> None:
     for name in ("keep", "keep_ratio", "max_keep", "prune_layer"):
         if getattr(options, name) is not None:
             raise SettingsError(
-                f"--{name.replace('_', '-')} has no meaning with --no-prune; leave one of them out"
+                f"{option(name)} has no meaning with {option('prune', False)}; leave one of them out"
             )
 
 
@@ -154,7 +154,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
     clear_scratch(options.output / ENGINES, ".")  # of engines that were being added
     if options.output.exists() and not options.overwrite:
-        raise SettingsError(f"{options.output} exists; give --overwrite to replace it, or another --output")
+        raise SettingsError(
+            f"{options.output} exists; "
+            f"give {option('overwrite')} to replace it, or another {option('output')}"
+        )
     if options.output.exists():
         check_replaceable(options.output)
     require_export_extra()
@@ -288,7 +291,7 @@ def _check_disk(folder: Path, needed: int) -> None:
     if free < needed:
         raise PlatformError(
             f"the bundle needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; "
-            "free space or choose another --output"
+            f"free space or choose another {option('output')}"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from star_export.contract import CONTRACT_VERSION, GRAPHS
-from star_export.errors import BundleError, SettingsError
+from star_export.errors import BundleError, SettingsError, option
 from star_export.files import sha256, write_json
 from star_export.manifest import (
     TIE_RULE,
@@ -166,14 +166,14 @@ def check_replaceable(folder: Path) -> None:
     except BundleError:
         values = {}
     if not is_manifest(values):
-        raise SettingsError(f"{folder} is not a bundle, so --overwrite will not replace it")
+        raise SettingsError(f"{folder} is not a bundle, so {option('overwrite')} will not replace it")
     entries = values["files"] if isinstance(values["files"], list) else []
     listed = {str(entry.get("path")) for entry in entries if isinstance(entry, dict)}
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
     if foreign := sorted(names - listed - {MANIFEST, PARITY}):
         raise SettingsError(
             f"{folder} also holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}, "
-            "so --overwrite will not replace it; move what is not the bundle's elsewhere"
+            f"so {option('overwrite')} will not replace it; move what is not the bundle's elsewhere"
         )
 
 

@@ -1,8 +1,12 @@
 """Errors a user can act on.
 
-Every message says what was expected, what was found and what to do. The CLI
-prints it on one line and exits with :data:`EXIT_COULD_NOT_RUN`.
+Every message says what was expected, what was found and what to do, in the words of the
+Python API. The CLI prints it on one line, with its flags in the place of options, and exits
+with :data:`EXIT_COULD_NOT_RUN`.
 """
+
+import re
+from collections.abc import Callable
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
@@ -10,8 +14,50 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_INTERRUPTED = 130
 
 
+# Noncharacters, which Unicode keeps for use inside a program, around an option's name: what stands
+# around them, such as a file's name, is never searched for options.
+_BEGIN, _END = "\ufdd0", "\ufdd1"
+_OPTION = re.compile(f"{_BEGIN}(.*?){_END}")
+
+
+def option(name: str, value: object = None) -> str:
+    """An option in an error's text, marked so that the CLI can put its flag there.
+
+    Args:
+        name: A parameter or field of the Python API; the constant that it is, never a user's text.
+        value: What it is or should be set to.
+
+    Returns:
+        What reads ``keep``, ``keep=64`` or ``prune=False``, on the command line ``--keep``,
+        ``--keep 64`` or ``--no-prune``.
+    """
+    if value is None:
+        return f"{_BEGIN}{name}{_END}"
+    if isinstance(value, bool):
+        return f"{_BEGIN}{name}={value}{_END}"
+    return f"{_BEGIN}{name}={_END}{value}"
+
+
+def spelled(marked: str, spell: Callable[[str], str] = str) -> str:
+    """A text with its marked options, ``keep``, ``keep=`` or ``prune=False``, as ``spell`` has them."""
+    return _OPTION.sub(lambda match: spell(match[1]), marked)
+
+
+def marked(error: Exception) -> str:
+    """The message of an error; of ours with its options marked."""
+    return error.marked if isinstance(error, StarExportError) else str(error)
+
+
 class StarExportError(Exception):
-    """Base of all errors that come from input, files or the environment."""
+    """Base of all errors that come from input, files or the environment.
+
+    Attributes:
+        marked: The message with its options marked, for :func:`spelled` and for messages around it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(spelled(message))
+        self.marked = message
 
 
 class CheckpointError(StarExportError):

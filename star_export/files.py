@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from star_export.errors import PlatformError
+from star_export.errors import PlatformError, option
 
 _CHUNK = 1 << 20
 _LOCK, _OLD = "lock", "old"
@@ -129,7 +129,7 @@ def staging_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
             remedy = "free space" if error.errno in _FULL else "mend that"
             raise PlatformError(
                 f"could not write {target}: {error.strerror or error}; "
-                f"nothing was left behind, {remedy} or choose another --output"
+                f"nothing was left behind, {remedy} or choose another {option('output')}"
             ) from error
 
 

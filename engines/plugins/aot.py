@@ -10,7 +10,7 @@ from typing import Any
 
 from star_export.contract import STAR_DOMAIN, TOPK_GATHER
 from star_export.engines.plugins.nvrtc import KERNEL, compile_ptx, launch_constant
-from star_export.errors import PlatformError, SettingsError
+from star_export.errors import PlatformError, SettingsError, option
 
 PLUGIN_ID = f"{STAR_DOMAIN}::{TOPK_GATHER}"
 
@@ -32,8 +32,9 @@ def register(trt: Any, *, architecture: str) -> None:
     """
     if not hasattr(trt, "QuickPluginCreationRequest"):
         raise PlatformError(
-            f"--plugins aot needs TensorRT 10.9 or newer, found {trt.__name__} {trt.__version__}; "
-            "take --plugins none (TensorRT-RTX has no plugins at all)"
+            f"{option('plugins', 'aot')} needs TensorRT 10.9 or newer, "
+            f"found {trt.__name__} {trt.__version__}; "
+            f"take {option('plugins', 'none')} (TensorRT-RTX has no plugins at all)"
         )
     ptx = compile_ptx(architecture)
     trtp = importlib.import_module(f"{trt.__name__}.plugin")
@@ -48,7 +49,7 @@ def _refuse_second_creator(trt: Any) -> None:
         if (creator.name, creator.plugin_namespace) == (TOPK_GATHER, STAR_DOMAIN):
             raise SettingsError(
                 f"{PLUGIN_ID} is registered already, by a plugin library; "
-                "use --plugins library, or do not load the library in this process"
+                f"use {option('plugins', 'library')}, or do not load the library in this process"
             )
 
 

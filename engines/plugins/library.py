@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from star_export.contract import STAR_DOMAIN, TOPK_GATHER
-from star_export.errors import PlatformError, SettingsError
+from star_export.errors import PlatformError, SettingsError, option
 
 _BUILD = "build it as docs/kernels.md says"
 
@@ -24,7 +24,7 @@ def load(trt: Any, path: Path, logger: Any) -> None:
             ``star::TopKGather``.
     """
     if not path.is_file():
-        raise SettingsError(f"no plugin library at {path}; {_BUILD}, or use --plugins aot")
+        raise SettingsError(f"no plugin library at {path}; {_BUILD}, or use {option('plugins', 'aot')}")
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:

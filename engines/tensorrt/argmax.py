@@ -5,6 +5,7 @@ not to PTX: a driver refuses PTX of a newer toolkit than its own.
 """
 
 import ctypes
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ class Argmax:
         driver = library("driver")
         self._stream = stream
         self._module = check(driver.cuModuleLoadData(compile_kernel(capability)), "loading the argmax kernel")
+        self._unload = weakref.finalize(self, driver.cuModuleUnload, self._module)
         self._kernel = check(driver.cuModuleGetFunction(self._module, KERNEL), "loading the argmax kernel")
         self._tokens = DeviceBuffer(8 * max_rows, "token ids")
         self._landing = PinnedBuffer(8 * max_rows)
@@ -61,6 +63,11 @@ class Argmax:
         self._stream.download(self._landing.pointer, self._tokens.pointer, 8 * rows)
         self._stream.synchronize()
         return self._landing.array[: 8 * rows].view(np.int64).copy()
+
+    def close(self) -> None:
+        """Free its memory and unload the kernel."""
+        for free in (self._tokens.close, self._landing.close, self._unload):
+            free()
 
 
 def compile_kernel(capability: tuple[int, int]) -> bytes:

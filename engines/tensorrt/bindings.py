@@ -7,11 +7,44 @@ from typing import Any
 
 from star_export.errors import PlatformError
 
-TENSORRT, TENSORRT_RTX = BACKENDS = ("tensorrt", "tensorrt-rtx")
+TENSORRT, TENSORRT_RTX = "tensorrt", "tensorrt-rtx"
 
-#: Oldest version whose API the code uses: ONNX opset 24 and in-place KV updates came with it.
-OLDEST = {TENSORRT: (10, 16), TENSORRT_RTX: (1, 7)}
-EXTRA = {TENSORRT: "tensorrt", TENSORRT_RTX: "rtx"}
+#: GPUs that TensorRT-RTX 1.7 builds for. Turing (sm75) is not among them: it has no float32
+#: matrix multiplication there, which the stage scores need.
+RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Product:
+    """What tells one TensorRT from the other.
+
+    Attributes:
+        module: Its Python module.
+        extra: The extra of this package that installs it.
+        oldest: Oldest version whose API the code uses: ONNX opset 24 and in-place KV updates came with it.
+        targets: GPUs that it builds for without having one; empty: it builds for the one that is here.
+        plugins: Where ``TopKGather`` comes from by default, ``none`` where there are no plugins.
+    """
+
+    module: str
+    extra: str
+    oldest: tuple[int, int]
+    targets: tuple[str, ...]
+    plugins: str
+
+    @property
+    def install(self) -> str:
+        """What to type to have it."""
+        return f"pip install 'star-export[{self.extra}]'"
+
+
+#: By the name of the backend.
+PRODUCTS = {
+    TENSORRT: Product(module="tensorrt", extra="tensorrt", oldest=(10, 16), targets=(), plugins="aot"),
+    TENSORRT_RTX: Product(
+        module="tensorrt_rtx", extra="rtx", oldest=(1, 7), targets=RTX_TARGETS, plugins="none"
+    ),
+}
 
 log = logging.getLogger("star_export.tensorrt")
 
@@ -57,15 +90,18 @@ def load_bindings(backend: str) -> Bindings:
     Raises:
         PlatformError: If it is not installed, broken, or too old.
     """
-    install = f"pip install 'star-export[{EXTRA[backend]}]'"
+    product = PRODUCTS[backend]
     try:
-        trt = importlib.import_module(backend.replace("-", "_"))
+        trt = importlib.import_module(product.module)
     except ImportError as error:
-        raise PlatformError(f"backend {backend} is not installed ({error}); run: {install}") from error
-    oldest = OLDEST[backend]
-    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < oldest:
-        wanted = ".".join(str(part) for part in oldest)
-        raise PlatformError(f"{backend} {trt.__version__} is too old, {wanted} is needed; run: {install}")
+        raise PlatformError(
+            f"backend {backend} is not installed ({error}); run: {product.install}"
+        ) from error
+    if tuple(int(part) for part in trt.__version__.split(".")[:2]) < product.oldest:
+        wanted = "{}.{}".format(*product.oldest)
+        raise PlatformError(
+            f"{backend} {trt.__version__} is too old, {wanted} is needed; run: {product.install}"
+        )
     messages: list[Message] = []
     return Bindings(backend, trt, _make_logger(trt, messages), messages)
 

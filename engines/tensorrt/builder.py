@@ -15,12 +15,19 @@ from typing import Any
 
 from star_export.contract import GRAPHS, is_slots
 from star_export.engines.plugins import PLUGIN_CHOICES
-from star_export.engines.tensorrt.bindings import EXTRA, TENSORRT_RTX, Bindings, load_bindings, log
+from star_export.engines.tensorrt.bindings import (
+    PRODUCTS,
+    TENSORRT,
+    TENSORRT_RTX,
+    Bindings,
+    load_bindings,
+    log,
+)
 from star_export.engines.tensorrt.cuda import require_device
-from star_export.engines.tensorrt.facts import AMPERE_PLUS, RTX_TARGETS, EngineFacts, engine_path
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
-from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.errors import BundleError, PlatformError, SettingsError, option
 from star_export.specs import ExportSpec
 
 _UNUSED_TENSOR = re.compile(r"Tensor (\S+) is unused")
@@ -40,6 +47,19 @@ class EngineOptions:
     version_compatible: bool = False
     weight_streaming: bool = False
     workspace: int | None = None
+
+
+def options_like(facts: EngineFacts) -> EngineOptions:
+    """What builds the same engines from the graphs of another bundle, without a plugin."""
+    return EngineOptions(
+        backend=facts.backend,
+        targets=facts.targets if PRODUCTS[facts.backend].targets else (),
+        max_batch=facts.max_batch,
+        plugins="none",
+        hardware_compatible=AMPERE_PLUS in facts.targets,
+        version_compatible=facts.version_compatible,
+        weight_streaming=facts.weight_streaming,
+    )
 
 
 def build_engines(
@@ -70,7 +90,7 @@ def build_engines(
             graph=str(folder / "graphs" / f"{graph}.onnx"),
             output=str(output / Path(files[graph]).name),
             profiles=profiles[graph],
-            targets=facts.targets if bindings.is_rtx else (),
+            targets=facts.targets if PRODUCTS[options.backend].targets else (),
             plugins=facts.plugins,
             plugin_library=str(options.plugin_library) if options.plugin_library else None,
             timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
@@ -91,7 +111,7 @@ def load_builder(backend: str) -> Bindings:
         PlatformError: If it, or onnx, is not installed.
     """
     if importlib.util.find_spec("onnx") is None:
-        raise PlatformError(f"building engines needs onnx; run: pip install 'star-export[{EXTRA[backend]}]'")
+        raise PlatformError(f"building engines needs onnx; run: {PRODUCTS[backend].install}")
     return load_bindings(backend)
 
 
@@ -104,57 +124,58 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
     if spec.dtype == "float32":
         raise SettingsError(
             "TensorRT has no float32 attention kernel, and this bundle is float32; "
-            "build it with --dtype float16"
+            f"build it with {option('dtype', 'float16')}"
         )
-    if options.backend == TENSORRT_RTX:
-        _check_rtx_options(options)
+    if targets := PRODUCTS[options.backend].targets:
+        _check_rtx_options(options, targets)
     elif options.targets:
         raise SettingsError(
-            "--target is for --backend tensorrt-rtx; tensorrt builds for the GPU of this machine "
-            "(--hardware-compatible: for every one from sm80)"
+            f"{option('targets')} is for {option('backend', TENSORRT_RTX)}; tensorrt builds for the GPU of "
+            f"this machine ({option('hardware_compatible', True)}: for every one from sm80)"
         )
     if options.plugins == "library" and options.plugin_library is None:
         raise SettingsError(
-            "--plugins library needs --plugin-library PATH; docs/kernels.md says how to make it"
+            f"{option('plugins', 'library')} needs {option('plugin_library', 'PATH')}; "
+            "docs/kernels.md says how to make it"
         )
     if options.plugin_library is not None and not options.plugin_library.is_file():
-        raise SettingsError(f"--plugin-library {options.plugin_library} does not exist; see docs/kernels.md")
+        raise SettingsError(
+            f"{option('plugin_library', options.plugin_library)} does not exist; see docs/kernels.md"
+        )
     if options.plugins not in (None, *PLUGIN_CHOICES):
-        raise SettingsError(f"--plugins must be {', '.join(PLUGIN_CHOICES)}, got {options.plugins}")
+        raise SettingsError(f"{option('plugins')} must be {', '.join(PLUGIN_CHOICES)}, got {options.plugins}")
     if plugins_of(options) == "none":
         check_topk(spec)
 
 
-def _check_rtx_options(options: EngineOptions) -> None:
+def _check_rtx_options(options: EngineOptions, targets: tuple[str, ...]) -> None:
     for target in options.targets:
-        if target not in RTX_TARGETS:
-            near = difflib.get_close_matches(target, RTX_TARGETS, n=1)
+        if target not in targets:
+            near = difflib.get_close_matches(target, targets, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            raise SettingsError(f"unknown target {target}; {hint}targets are {', '.join(RTX_TARGETS)}")
+            raise SettingsError(f"unknown target {target}; {hint}targets are {', '.join(targets)}")
     refused = {
-        "--plugins": options.plugins not in (None, "none"),
-        "--timing-cache": options.timing_cache is not None,
-        "--hardware-compatible": options.hardware_compatible,
-        "--version-compatible": options.version_compatible,
+        "plugins": options.plugins not in (None, "none"),
+        "timing_cache": options.timing_cache is not None,
+        "hardware_compatible": options.hardware_compatible,
+        "version_compatible": options.version_compatible,
     }
-    if names := [name for name, given in refused.items() if given]:
+    if names := [option(name) for name, given in refused.items() if given]:
         raise SettingsError(
-            f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use --backend tensorrt"
+            f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use {option('backend', TENSORRT)}"
         )
 
 
 def plugins_of(options: EngineOptions) -> str:
     """Where ``TopKGather`` comes from: baked in by default, the function body for TensorRT-RTX."""
-    if options.plugins is not None:
-        return options.plugins
-    return "none" if options.backend == TENSORRT_RTX else "aot"
+    return PRODUCTS[options.backend].plugins if options.plugins is None else options.plugins
 
 
 def _facts(
     bindings: Bindings, options: EngineOptions, *, files: dict[str, str], profiles: Any
 ) -> EngineFacts:
-    driver, targets = None, options.targets or RTX_TARGETS
-    if not bindings.is_rtx:
+    driver, targets = None, options.targets or PRODUCTS[options.backend].targets
+    if not targets:
         device = require_device()
         driver = device.driver
         targets = (AMPERE_PLUS,) if options.hardware_compatible else ("sm{}{}".format(*device.capability),)
@@ -195,7 +216,7 @@ def build_apart(request: EngineRequest, graph: str) -> None:
         reason = (complaints or ["no message"])[-1].strip()
         raise PlatformError(
             f"the {request.backend} builder died on the {graph} graph (exit {process.returncode}: {reason}); "
-            "nothing was kept: free memory or lower --max-text-tokens, and report it if it goes on"
+            f"nothing was kept: free memory or lower {option('max_text_tokens')}, and report it if it goes on"
         )
     if "error" in outcome:
         kinds = {error.__name__: error for error in (BundleError, SettingsError)}

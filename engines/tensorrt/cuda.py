@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from star_export.errors import DeviceError, PlatformError
+from star_export.errors import DeviceError, PlatformError, option
 
 #: Tensors that share an allocation start at multiples of this, as separate ones would.
 ALIGNMENT = 256
@@ -105,7 +105,9 @@ def require_device() -> DeviceFacts:
     cudart = library("runtime")
     version = check(cudart.cudaDriverGetVersion(), "asking for the CUDA driver")
     if version == 0:
-        raise PlatformError("this machine has no NVIDIA driver; install one, or use --backend onnxruntime")
+        raise PlatformError(
+            f"this machine has no NVIDIA driver; install one, or use {option('backend', 'onnxruntime')}"
+        )
     error, count = cudart.cudaGetDeviceCount()
     if error == cudart.cudaError_t.cudaErrorInsufficientDriver:
         needed = check(cudart.cudaRuntimeGetVersion(), "asking for the CUDA version")
@@ -132,8 +134,9 @@ def out_of_memory(what: str, size: int, free: int) -> str:
     """The message of an allocation of ``size`` bytes that failed with ``free`` bytes left."""
     return (
         f"the GPU has no room for {what}: {size / 1e9:.2f} GB asked for, {free / 1e9:.2f} GB free; "
-        "close what else uses it, or build the bundle again with a smaller --max-text-tokens or "
-        "--max-new-tokens, or with --weight-streaming"
+        "close what else uses it, or build the bundle again with "
+        f"a smaller {option('max_text_tokens')} or {option('max_new_tokens')}, "
+        f"or with {option('weight_streaming', True)}"
     )
 
 

@@ -192,6 +192,12 @@ class Execution:
             self._enqueue()
         self._ran = True
 
+    def close(self) -> None:
+        """Free the context and its CUDA graph; nothing of it may be running."""
+        if self._graph is not None:
+            self._graph.close()
+        del self._graph, self._context, self._loaded
+
     def _bind(
         self, shapes: Mapping[str, Shape], outputs: Mapping[str, Shape], addresses: Mapping[str, int]
     ) -> None:

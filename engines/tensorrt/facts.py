@@ -13,15 +13,12 @@ from msgspec import Meta
 
 from star_export.bundle import Bundle
 from star_export.contract import GRAPHS, Dim, contract
-from star_export.errors import BundleError
+from star_export.engines.tensorrt.bindings import PRODUCTS, TENSORRT
+from star_export.errors import BundleError, SettingsError, option
 from star_export.typed import convert
 
 #: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
 AMPERE_PLUS = "sm80+"
-
-#: GPUs that TensorRT-RTX 1.7 builds for. Turing (sm75) is not among them: it has no float32
-#: matrix multiplication there, which the stage scores need.
-RTX_TARGETS = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 Shape = tuple[Annotated[int, Meta(ge=0)], ...]
 
@@ -65,6 +62,17 @@ class EngineFacts:
     def max_batch(self) -> int:
         """Sequences that one decode step may have."""
         return max(profile.max[0] for profile in self.profiles["decode"].values())
+
+    def check_library(self, library: Path | None) -> None:
+        """Refuse to go without the plugin library that they call; compiled-in kernels need none.
+
+        Raises:
+            SettingsError: If it is not given.
+        """
+        if self.plugins == "library" and library is None:
+            raise SettingsError(
+                f"these engines call a plugin library; give its path with {option('plugin_library')}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :func:`star_export.typed.convert` reads them back."""
@@ -163,11 +171,12 @@ def check_runnable(bundle: Bundle, facts: EngineFacts, *, version: str, capabili
 
 
 def _remedy(bundle: Bundle, facts: EngineFacts, target: str) -> str:
-    if facts.backend == "tensorrt":
-        return f"build them here: {rebuild_command(bundle.folder, facts.backend)}"
-    if target in RTX_TARGETS:
-        return f"build them again: {rebuild_command(bundle.folder, facts.backend)} --target {target}"
-    return f"tensorrt-rtx does not build for it: {rebuild_command(bundle.folder, 'tensorrt')}"
+    command, targets = rebuild_command(bundle.folder, facts.backend), PRODUCTS[facts.backend].targets
+    if not targets:
+        return f"build them here: {command}"
+    if target in targets:
+        return f"build them again: {command} --target {target}"
+    return f"{facts.backend} does not build for it: {rebuild_command(bundle.folder, TENSORRT)}"
 
 
 def _version_fits(facts: EngineFacts, version: str) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 
 from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.review import op_counts, review
-from star_export.errors import BundleError
+from star_export.errors import BundleError, option
 
 #: Operators that become exactly one layer of a kind that nothing else becomes.
 LAYER_OF = {
@@ -50,7 +50,7 @@ def _refusal(parser: Any, bindings: Bindings) -> str:
     node = f"node {error.node_name() or error.node()} ({error.node_operator()})"
     return (
         f"{bindings.backend} {bindings.version} does not accept {node}: {reason}; "
-        "build the bundle again, or run it with --backend onnxruntime"
+        f"build the bundle again, or run it with {option('backend', 'onnxruntime')}"
     )
 
 
@@ -67,5 +67,5 @@ def _compare_layers(path: Path, counts: dict[str, int], network: Any) -> None:
             raise BundleError(
                 f"{path}: the graph has {expected} {operator} nodes, TensorRT's parser made "
                 f"{found[layer]} {layer} layers of them, so the engine would compute something else; "
-                "use another TensorRT version, or --backend onnxruntime"
+                f"use another TensorRT version, or {option('backend', 'onnxruntime')}"
             )

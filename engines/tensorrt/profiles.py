@@ -6,8 +6,9 @@ there are), so that TensorRT never plans for a request that cannot exist.
 """
 
 from star_export.contract import TensorSpec, contract
+from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.specs import ExportSpec
 
 #: Text tokens of the request that TensorRT tunes for: a short question in its template.
@@ -42,7 +43,7 @@ def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, 
         SettingsError: If ``max_batch`` is below 1.
     """
     if max_batch < 1:
-        raise SettingsError(f"--max-batch must be at least 1, got {max_batch}")
+        raise SettingsError(f"{option('max_batch')} must be at least 1, got {max_batch}")
     ranges = size_ranges(spec, max_batch)
     return {
         graph: {tensor.name: _profile(tensor, ranges) for tensor in io.inputs if _is_dynamic(tensor)}
@@ -59,12 +60,12 @@ def check_topk(spec: ExportSpec) -> None:
     inside = max((stage.max_tokens + spec.max_text_tokens for stage in spec.decoder_stages), default=0)
     for what, kept in (
         ("stage 1 keeps", spec.stage1.max_tokens if spec.stage1 else 0),
-        ("--max-keep and --max-text-tokens make", inside),
+        (f"{option('max_keep')} and {option('max_text_tokens')} make", inside),
     ):
         if kept > MAX_TOPK:
             raise SettingsError(
                 f"{what} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
-                "lower it, or use --backend tensorrt with the plugin"
+                f"lower it, or use {option('backend', TENSORRT)} with the plugin"
             )
 
 

@@ -8,9 +8,10 @@ for it but reading a result: the next token in greedy decoding, else the logits.
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 import numpy.typing as npt
@@ -19,26 +20,14 @@ from star_export.arrays import to_float32
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, TensorSpec, cache_pairs, contract
 from star_export.dtypes import DTYPES
-from star_export.engines.session import Caches, DeviceArray, HostArray, Tensor
+from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, refuse_closed
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
-from star_export.engines.tensorrt.bindings import Bindings, load_bindings
-from star_export.engines.tensorrt.engine import (
-    Execution,
-    LoadedEngine,
-    create_runtime,
-    describe,
-    deserialize,
-)
-from star_export.engines.tensorrt.facts import (
-    EngineFacts,
-    Shape,
-    check_runnable,
-    read_facts,
-    rebuild_command,
-)
-from star_export.engines.tensorrt.shapes import ShapeRules, check_engine
-from star_export.errors import InputError, SettingsError
+from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.engine import Execution, LoadedEngine
+from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
+from star_export.engines.tensorrt.loading import load_engines, load_plugins, set_weight_budgets
+from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
 
 log = logging.getLogger("star_export.tensorrt")
 
@@ -66,8 +55,9 @@ class TensorRTArray:
         """Where it lies on the GPU.
 
         Raises:
-            InputError: If a later run has overwritten it.
+            InputError: If a later run has overwritten it, or the session is closed.
         """
+        self.session.refuse_closed()
         if self._owner.runs != self._run:
             raise InputError(
                 f"{self._spec.name} was overwritten by a later run of {self._owner.name}; "
@@ -108,11 +98,11 @@ class TensorRTCaches:
         }
         self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
         if whole is None:
-            self._memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
-            self._places = {name: self._memory.address(name) for name in self._sizes}
+            self.memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
+            self._places = {name: self.memory.address(name) for name in self._sizes}
             self.zero()
         else:
-            self._memory = whole._memory
+            self.memory = whole.memory
             self._places = {
                 name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
             }
@@ -138,17 +128,19 @@ class TensorRTCaches:
             if size // self.batch % cuda.ALIGNMENT:
                 raise SettingsError(
                     f"{name} takes {size // self.batch} bytes a sequence, no multiple of {cuda.ALIGNMENT}: "
-                    "TensorRT cannot use each alone; build with another --max-new-tokens, or serve one slot"
+                    "TensorRT cannot use each alone; "
+                    f"build with another {option('max_new_tokens')}, or serve one slot"
                 )
         return TensorRTCaches(self._session, stop - start, whole=self, start=start)
 
     def zero(self) -> None:
         """Overwrite with zeros."""
+        self._session.refuse_closed()
         for name, size in self._sizes.items():
             self._session.stream.zero(self._places[name], size)
 
 
-class TensorRTSession:
+class TensorRTSession(Session):
     """The three engines of a bundle on the first visible GPU.
 
     Args:
@@ -179,16 +171,18 @@ class TensorRTSession:
         self.max_batch: int | None = self.facts.max_batch
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
-        _load_plugins(bindings, self.facts, plugin_library)
+        load_plugins(bindings, self.facts, plugin_library)
         self.stream = cuda.Stream()
         self._landing = cuda.PinnedBuffer(LANDING_BYTES)
         self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
-        engines = _load_engines(bundle, self.facts, bindings)
+        engines = load_engines(bundle, self.facts, bindings)
         if self.facts.weight_streaming:
-            _set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
+            set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
         scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
-        self._cuda_graph = cuda_graph
+        self._cuda_graph, self._closed = cuda_graph, False
+        self._cache_memory: WeakSet[cuda.DeviceBuffer] = WeakSet()
+        self._decoding: WeakSet[Execution] = WeakSet()
         self._graphs = {graph: _Graph(self, loaded) for graph, loaded in engines.items()}
         self._executions = {graph: self._execution(graph) for graph in GRAPHS if graph != DECODE}
         log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
@@ -200,12 +194,15 @@ class TensorRTSession:
             SettingsError: If the engines take fewer sequences.
             PlatformError: If the GPU has no room.
         """
+        self.refuse_closed()
         if not 1 <= batch <= self.facts.max_batch:
             raise SettingsError(
                 f"the decode engine takes 1 to {self.facts.max_batch} sequences, got {batch}; for more, "
                 f"build the engines again: {rebuild_command(self.bundle.folder, self.facts.backend)}"
             )
-        return TensorRTCaches(self, batch)
+        caches = TensorRTCaches(self, batch)
+        self._cache_memory.add(caches.memory.buffer)
+        return caches
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -214,8 +211,10 @@ class TensorRTSession:
 
         Raises:
             SettingsError: If a shape is outside the engine's profile.
-            InputError: If an output of an earlier run was overwritten before it is used here.
+            InputError: If an output of an earlier run was overwritten before it is used here, or
+                the session is closed.
         """
+        self.refuse_closed()
         assert caches is None or isinstance(caches, TensorRTCaches)
         own = self._graphs[graph]
         local = {name: self._localise(tensor) for name, tensor in feeds.items()}
@@ -233,10 +232,37 @@ class TensorRTSession:
 
     def synchronize(self) -> None:
         """Wait for the stream."""
+        self.refuse_closed()
         self.stream.synchronize()
+
+    def close(self) -> None:
+        """Free all of its GPU memory, in the order in which things use each other."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self.stream.synchronize()  # the GPU may still be using what is freed
+        except (DeviceError, PlatformError) as error:  # of work whose result nobody has read
+            log.warning("closing a session: %s", error)
+        for execution in (*self._executions.values(), *self._decoding):
+            execution.close()
+        frees: list[Callable[[], object]] = [part.close for part in self._graphs.values()]
+        frees += [memory.close for memory in self._cache_memory]
+        frees += [self._scratch.close, self._landing.close, self.argmax.close, self.stream.close]
+        for free in frees:
+            free()
+
+    def refuse_closed(self) -> None:
+        """Refuse to go on after :meth:`close`.
+
+        Raises:
+            InputError: If it is closed.
+        """
+        refuse_closed(closed=self._closed)
 
     def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
         """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
+        self.refuse_closed()
         raw = np.empty(_bytes(dtype, shape), np.uint8)
         for start in range(0, raw.size, self._landing.size):
             size = min(self._landing.size, raw.size - start)
@@ -248,7 +274,9 @@ class TensorRTSession:
 
     def decode_execution(self) -> Execution:
         """A new context for decode steps."""
-        return self._execution(DECODE)
+        execution = self._execution(DECODE)
+        self._decoding.add(execution)
+        return execution
 
     def _localise(self, tensor: Tensor) -> "HostArray | TensorRTArray":
         """A tensor of this session as it is, anything else in host memory."""
@@ -281,6 +309,12 @@ class _Graph:
         self._copied = cuda.Event()
         self._on_host = {name for name in inputs if loaded.tensors[name].on_host}
         self._checked: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
+
+    def close(self) -> None:
+        """Free its memory and let go of the engine."""
+        for part in (self.outputs.buffer, self._inputs.buffer, self._staging, self._copied):
+            part.close()
+        del self.loaded
 
     def output_shapes(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
         """Shape of every output; refuses input shapes outside the profile.
@@ -326,62 +360,6 @@ class _Tensors:
 
     def address(self, name: str) -> int:
         return self.buffer.pointer + self.offsets[name]
-
-
-def share_budget(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of weights that each engine may keep on the GPU.
-
-    Decode comes first: it reads all of its weights for every token, the others once per request.
-    """
-    budgets, left = {}, max(0, total)
-    for graph in reversed(GRAPHS):
-        budgets[graph] = min(sizes[graph], left)
-        left -= budgets[graph]
-    return budgets
-
-
-def _load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) -> None:
-    """Engines built with a plugin library need it to load; those with compiled-in kernels do not."""
-    if facts.plugins != "library":
-        return
-    if library is None:
-        raise SettingsError("these engines call a plugin library; give its path with --plugin-library")
-    from star_export.engines.plugins import library as plugins
-
-    plugins.load(bindings.trt, library, bindings.logger)
-
-
-def _load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
-    """Deserialise every engine and compare it with the contract."""
-    trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
-    runtime = create_runtime(bindings, facts.version)
-    aliases = {present: past for past, present in cache_pairs(bundle.spec)}
-    loaded = {}
-    for graph, io in contract(bundle.spec).items():
-        path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
-        engine = deserialize(bindings, runtime, path, command=command)
-        tensors = describe(engine, trt)
-        written = {tensor.name: aliases.get(tensor.name) for tensor in io.outputs}
-        check_engine(tensors, io, written, engine=str(path), command=command)
-        rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
-        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules)
-        after = cuda.memory()[0]
-        log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
-    return loaded
-
-
-def _set_weight_budgets(engines: Mapping[str, LoadedEngine], total: int | None, *, reserve: int) -> None:
-    """Divide the GPU's memory among the weights of all engines.
-
-    TensorRT's automatic budget sees one engine: the first would take what the others need.
-    """
-    for loaded in engines.values():
-        loaded.engine.weight_streaming_budget_v2 = 0
-    sizes = {graph: int(loaded.engine.streamable_weights_size) for graph, loaded in engines.items()}
-    room = cuda.memory()[0] - reserve if total is None else total
-    for graph, budget in share_budget(room, sizes).items():
-        engines[graph].engine.weight_streaming_budget_v2 = budget
-        log.info("%s: %.2f of %.2f GB of weights on the GPU", graph, budget / 1e9, sizes[graph] / 1e9)
 
 
 def _bytes(dtype: str, shape: Shape) -> int:

@@ -19,7 +19,7 @@ from star_export.engines.tensorrt.bindings import Bindings, errors, first_error,
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.network import parse
 from star_export.engines.tensorrt.request import EngineRequest
-from star_export.errors import BundleError, PlatformError, StarExportError
+from star_export.errors import BundleError, PlatformError, StarExportError, marked
 from star_export.files import atomic_open
 from star_export.memory import resident_bytes
 
@@ -168,7 +168,7 @@ def _main(text: str) -> None:
     try:
         build_engine(EngineRequest.from_json(text))
     except (StarExportError, OSError, MemoryError) as error:
-        _say({"error": type(error).__name__, "reason": str(error)})
+        _say({"error": type(error).__name__, "reason": marked(error)})
     else:
         _say({"peak_memory": resident_bytes("peak")})
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 from star_export.answer.sampling import Sampler
 from star_export.engines.session import DeviceArray
+from star_export.errors import option
 
 #: Why there is no next token, and what to do.
 NOT_FINITE = (
     "the model's logits are not finite: an overflow, if the bundle is float16 (build it with "
-    "--dtype bfloat16 or --fp32-layers), else damaged weights or a damaged picture; "
+    f"{option('dtype', 'bfloat16')} or {option('fp32_layers')}), else damaged weights or a damaged picture; "
     "star-export check names the first tensor that is not finite"
 )
 

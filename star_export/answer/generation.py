@@ -107,8 +107,9 @@ def _pieces(
 
 def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     sampler, clock = Sampler(request.sampling), _Clock()
+    (image,) = request.images
     with steps.claimed_caches() as caches:
-        vision = steps.encode_image(request.pixels)
+        vision = steps.encode_image(image)
         vision_ms = clock.lap()
         state = steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
         token = state.next_token(sampler)

@@ -9,30 +9,32 @@ from star_export.answer.sampling import Sampling
 from star_export.answer.steps import Steps
 from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle, open_bundle
-from star_export.engines import open_session
-from star_export.engines.session import Session
-from star_export.errors import BundleError, InputError, SettingsError
+from star_export.engines import Runtime, open_session
+from star_export.engines.session import Closing, Session
+from star_export.errors import BundleError, InputError, SettingsError, option
 from star_export.preprocessing import (
+    PreparedImage,
     TokenizedPrompt,
     load_image,
-    pixel_values,
+    prepare,
     read_preprocessing,
     read_tokenizer,
     render,
     tokenize,
 )
+from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.specs import ExportSpec, check_keep
 
 
-class Pipeline:
-    """A loaded bundle.
+class Pipeline(Closing):
+    """A loaded bundle, until it is closed.
 
     Example:
-        >>> pipeline = star_export.load("bundle")
-        >>> for piece in pipeline.generate("dog.png", "What is this?"):
-        ...     print(piece, end="", flush=True)
+        >>> with star_export.load("bundle") as pipeline:
+        ...     for piece in pipeline.generate("dog.png", "What is this?"):
+        ...         print(piece, end="", flush=True)
 
     Args:
         bundle: An opened bundle.
@@ -51,7 +53,11 @@ class Pipeline:
         try:
             self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
         except SettingsError as error:
-            raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error}") from error
+            raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error.marked}") from error
+
+    def close(self) -> None:
+        """Close the session: graphs, weights and KV caches are let go, a GPU's memory is freed."""
+        self.session.close()
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -61,7 +67,7 @@ class Pipeline:
     def generate(
         self,
         image: ImageInput | Sequence[ImageInput],
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: int | None = None,
         max_new_tokens: int | None = None,
@@ -69,11 +75,13 @@ class Pipeline:
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
     ) -> Generation:
-        """Answer a prompt about a picture.
+        """Answer a question about a picture.
 
         Args:
             image: A path, encoded bytes or a PIL image (a list may hold one).
-            prompt: The question, or a whole prompt that contains ``<image>``.
+            prompt: The question; or a whole prompt that contains ``<image>``; or a conversation that ends
+                with the question: messages as transformers' chat templates take them. The picture
+                opens its first question, if no part ``{"type": "image"}`` says where it stands.
             keep: Visual tokens after stage 2; the bundle's own by default.
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
@@ -104,7 +112,7 @@ class Pipeline:
     def request(
         self,
         image: ImageInput | Sequence[ImageInput],
-        prompt: str,
+        prompt: Prompt,
         *,
         keep: int | None = None,
         max_new_tokens: int | None = None,
@@ -116,13 +124,13 @@ class Pipeline:
         limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= limit <= self.spec.max_new_tokens:
             raise SettingsError(
-                f"--max-new-tokens must be from 1 to {self.spec.max_new_tokens}, got {limit}; "
-                "for more, build the bundle with a larger --max-new-tokens"
+                f"{option('max_new_tokens')} must be from 1 to {self.spec.max_new_tokens}, got {limit}; "
+                f"for more, build the bundle with a larger {option('max_new_tokens')}"
             )
         return Request(
             keep=self.budget(keep),
             tokens=self.tokenize(prompt),
-            pixels=pixel_values(load_image(_only(image)), self.image_spec),
+            images=(self.prepare(_only(image)),),
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
@@ -150,17 +158,28 @@ class Pipeline:
         """
         if not self.spec.decoder_stages:
             if keep is not None:
-                raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
+                raise SettingsError(
+                    f"this bundle was built with {option('prune', False)}; "
+                    f"{option('keep')} has no meaning for it"
+                )
             return self.spec.image_tokens
         budget = self.spec.keep if keep is None else keep
         check_keep(self.spec.schedule, budget)
         return budget
 
-    def tokenize(self, prompt: str, *, image_tokens: int | None = None) -> TokenizedPrompt:
+    def prepare(self, image: ImageInput) -> PreparedImage:
+        """A picture as the vision graph takes it. Any thread may.
+
+        Raises:
+            InputError: If it cannot be read.
+        """
+        return prepare(load_image(image), self.image_spec, patch_size=self.spec.model.vision.patch_size)
+
+    def tokenize(self, prompt: Prompt, *, image_tokens: int | None = None) -> TokenizedPrompt:
         """Token ids and positions of a prompt with one image.
 
         Args:
-            prompt: As the user typed it.
+            prompt: As :meth:`generate` takes it.
             image_tokens: Visual tokens to make room for; what stage 1 keeps by default.
 
         Raises:
@@ -178,7 +197,7 @@ class Pipeline:
             raise InputError(
                 f"the prompt has {tokens.text_tokens} text tokens, "
                 f"this bundle has room for {self.spec.max_text_tokens}; "
-                f"shorten it or rebuild with --max-text-tokens {tokens.text_tokens}"
+                f"shorten it or rebuild with {option('max_text_tokens', tokens.text_tokens)}"
             )
         return tokens
 
@@ -195,19 +214,29 @@ def load(
 
     Args:
         folder: A bundle made by ``star-export build``.
-        backend: What runs the graphs.
+        backend: What runs the graphs; see :class:`star_export.engines.Runtime` for this and the next two.
         threads: CPU threads; all cores by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
         verify: Hash every file first, the weights too.
 
     Raises:
-        BundleError: If the bundle is missing, damaged, unsafe or too new.
-        SettingsError: If the backend is unknown.
+        SettingsError: If the backend is unknown, or its engines need a plugin library.
+        BundleError, PlatformError: As :func:`open_pipeline`.
+    """
+    runtime = Runtime(backend=backend, threads=threads, plugin_library=plugin_library)
+    return open_pipeline(folder, runtime, verify=verify)
+
+
+def open_pipeline(folder: str | Path, runtime: Runtime, *, verify: bool = False) -> Pipeline:
+    """:func:`load` for those who were given a runtime.
+
+    Raises:
+        BundleError: If the bundle is missing, damaged, unsafe or too new, or the backend cannot run it.
+        SettingsError: If its engines need a plugin library that is not given.
         PlatformError: If this machine lacks what the backend needs.
     """
     bundle = open_bundle(folder, verify=verify)
-    session = open_session(bundle, backend, threads=threads, plugin_library=plugin_library)
-    return Pipeline(bundle, session)
+    return Pipeline(bundle, open_session(bundle, runtime))
 
 
 def _only(image: ImageInput | Sequence[ImageInput]) -> ImageInput:

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
 from star_export.answer.sampling import Sampling
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +11,7 @@ class Request:
     """A checked request, ready to run.
 
     Attributes:
-        pixels: float32 ``[1, 3, H, W]``.
+        images: The pictures, in the order of their places in the prompt; today one.
         tokens: The prompt.
         keep: Visual tokens after stage 2.
         max_new_tokens: Tokens to generate at most.
@@ -23,7 +20,7 @@ class Request:
         end_token_ids: Tokens that end it, besides the bundle's own.
     """
 
-    pixels: npt.NDArray[np.float32]
+    images: tuple[PreparedImage, ...]
     tokens: TokenizedPrompt
     keep: int
     max_new_tokens: int

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 
 Probabilities = npt.NDArray[np.float64]
 
@@ -30,12 +30,12 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (self.temperature == 0.0 or 1e-3 <= self.temperature < float("inf")):
             raise SettingsError(
-                f"--temperature must be 0 (greedy) or a number from 0.001, got {self.temperature:g}"
+                f"{option('temperature')} must be 0 (greedy) or a number from 0.001, got {self.temperature:g}"
             )
         if not 0.0 < self.top_p <= 1.0:
-            raise SettingsError(f"--top-p must be above 0 and at most 1, got {self.top_p:g}")
+            raise SettingsError(f"{option('top_p')} must be above 0 and at most 1, got {self.top_p:g}")
         if self.seed is not None and self.seed < 0:
-            raise SettingsError(f"--seed must not be negative, got {self.seed}")
+            raise SettingsError(f"{option('seed')} must not be negative, got {self.seed}")
 
 
 class Sampler:

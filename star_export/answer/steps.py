@@ -21,7 +21,7 @@ from star_export.arrays import to_device_dtype
 from star_export.contract import DECODE, PREFILL, VISION
 from star_export.engines.session import Caches, DeviceArray, Int64, Session, Tensor, on_host
 from star_export.errors import InputError, NonFiniteError
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
 from star_export.specs import DType
 
 _GREEDY = Sampler(Sampling())
@@ -149,16 +149,14 @@ class Steps:
             if self._claim is claim:
                 self._claim = None
 
-    def encode_image(
-        self, pixels: npt.NDArray[np.float32], *, stage1_keep: int | None = None
-    ) -> VisionOutput:
+    def encode_image(self, image: PreparedImage, *, stage1_keep: int | None = None) -> VisionOutput:
         """Run the vision graph, without waiting for a GPU.
 
         Args:
-            pixels: float32 ``[1, 3, H, W]``.
+            image: A picture of one tile.
             stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
         """
-        feeds = {names.PIXEL_VALUES: to_device_dtype(pixels, self.spec.dtype)}
+        feeds = {names.PIXEL_VALUES: to_device_dtype(image.pixels, self.spec.dtype)}
         if self.spec.stage1 is None:
             output = self.session.run(VISION, feeds)
             return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 
@@ -20,7 +20,7 @@ def check_stop(stop: Sequence[str]) -> tuple[str, ...]:
     """
     if len(stop) > MAX_STOPS or not all(0 < len(text) <= MAX_STOP_LENGTH for text in stop):
         raise SettingsError(
-            f"--stop takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters, "
+            f"{option('stop')} takes at most {MAX_STOPS} strings of 1 to {MAX_STOP_LENGTH} characters, "
             f"got {list(stop)!r}"
         )
     return tuple(stop)

@@ -6,7 +6,6 @@ from typing import Any
 
 from star_export.checkpoint.families import FAMILIES
 from star_export.checkpoint.folder import read_config
-from star_export.checkpoint.generation_config import eos_token_ids
 from star_export.checkpoint.supported import require_supported
 from star_export.errors import CheckpointError
 from star_export.specs import ModelSpec
@@ -23,7 +22,7 @@ def read_model(folder: Path) -> ModelSpec:
     config = _with_defaults(folder)
     if getattr(config, "quantization_config", None):
         raise CheckpointError("quantized checkpoints are not supported; give the original float weights")
-    model = FAMILIES[config.model_type].model_spec(config, eos_token_ids(folder, config.text_config))
+    model = FAMILIES[config.model_type].model_spec(config, folder)
     try:
         return convert(asdict(model), ModelSpec)
     except ValueError as error:

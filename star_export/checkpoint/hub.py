@@ -7,7 +7,7 @@ from typing import Any
 
 from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.folder import no_weights
-from star_export.errors import CheckpointError, PlatformError
+from star_export.errors import CheckpointError, PlatformError, option
 from star_export.progress import Progress
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -66,7 +66,8 @@ def download(hub_id: str, revision: str | None, progress: Progress) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise PlatformError(
             f"could not get {hub_id} from the Hugging Face hub ({reason}); try again, what came is kept; "
-            "without network, copy the checkpoint here and give its folder: --model PATH/TO/FOLDER"
+            f"without network, copy the checkpoint here and give its folder: "
+            f"{option('model', 'PATH/TO/FOLDER')}"
         ) from error
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.hub import download, is_hub_id, split_revision
-from star_export.errors import CheckpointError, SettingsError
+from star_export.errors import CheckpointError, SettingsError, option
 from star_export.progress import Progress
 
 _WEB = re.compile(r"https?://(?:[^/]*/([\w.-]+/[\w.-]+))?")
@@ -43,19 +43,19 @@ def locate(model: str, revision: str | None, progress: Progress) -> Location:
     """
     if web := _WEB.match(model):
         raise CheckpointError(
-            f"{model} is a web address; give the model's id: --model {web[1] or 'ORGANISATION/NAME'}"
+            f"{model} is a web address; give the model's id: {option('model', web[1] or 'ORGANISATION/NAME')}"
         )
     name, tagged = split_revision(model)
     path = Path(model).expanduser()
     if name not in ALIASES and path.is_dir():
         if revision is not None:
-            raise SettingsError(f"--revision belongs to a model of the hub; {model} is a folder")
+            raise SettingsError(f"{option('revision')} belongs to a model of the hub; {model} is a folder")
         return Location(folder=path, source=str(path.resolve()), revision=None)
     if name not in ALIASES and path.exists():
         kind = "a GGUF file, made for llama.cpp" if path.suffix == ".gguf" else "a file"
         raise CheckpointError(f"{model} is {kind}; give the checkpoint's folder")
     if revision is not None and tagged is not None:
-        raise SettingsError(f"give a revision once: --revision {revision}, or {model}")
+        raise SettingsError(f"give a revision once: {option('revision', revision)}, or {model}")
     hub_id = ALIASES[name].hub_id if name in ALIASES else name
     if not is_hub_id(hub_id):
         raise CheckpointError(f"no folder, alias or hub id is called {model}; {_hint(name)}")

@@ -43,7 +43,7 @@ def index_tensors(folder: Path, model_type: str) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint folder by its canonical name; reads headers only.
 
     Raises:
-        CheckpointError: If a file is missing or damaged, a dtype is no float's, or a tensor is there twice.
+        CheckpointError: If a file is missing or damaged, or a tensor is there twice or of no float type.
     """
     tensors: dict[str, StoredTensor] = {}
     for path in find_shards(folder):

@@ -8,7 +8,7 @@ from star_export.answer.steps import VisionOutput
 from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
-from star_export.preprocessing import TokenizedPrompt, load_image, pixel_values
+from star_export.preprocessing import TokenizedPrompt
 
 
 class Variant(Protocol):
@@ -23,16 +23,16 @@ class Looker:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
-        self._example: Example | None = None
+        self._key = b""
         self._seen: dict[int | None, HostArray] = {}
 
     def look(self, example: Example, stage1_keep: int | None = None) -> HostArray:
         """Visual tokens ``[1, N1, C]`` of the example's picture; ``N1`` is the bundle's by default."""
-        if self._example is not example:
-            self._example, self._seen = example, {}
+        image = self.pipeline.prepare(example.image)
+        if image.key != self._key:
+            self._key, self._seen = image.key, {}
         if stage1_keep not in self._seen:
-            pixels = pixel_values(load_image(example.image), self.pipeline.image_spec)
-            vision = self.pipeline.steps.encode_image(pixels, stage1_keep=stage1_keep)
+            vision = self.pipeline.steps.encode_image(image, stage1_keep=stage1_keep)
             self._seen[stage1_keep] = on_host(vision.features)
         return self._seen[stage1_keep]
 

@@ -1,14 +1,15 @@
 """STAR against its own stages, FastV and blind choices, on one model and one task."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from star_export.answer.pipeline import load
+from star_export.answer.pipeline import open_pipeline
 from star_export.build import BuildOptions, build
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from star_export.engines import Runtime
 from star_export.evaluation.answering import Looker
 from star_export.evaluation.evaluate import ask_all, check_limit
 from star_export.evaluation.methods import STAR, Bundles, Method, Pruned, all_methods, fastv_layer
@@ -49,7 +50,7 @@ class CompareOptions:
     dtype: DType = "float32"
     answers: Path
     resume: bool = False
-    threads: int | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,9 @@ def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
 @contextmanager
 def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], None]) -> Iterator[Bundles]:
     """What all methods run on, gone afterwards."""
-    with scratch_folder(options.answers.parent, f".{options.answers.name}.compare-") as scratch:
+    with ExitStack() as stack:
+        parent, prefix = options.answers.parent, f".{options.answers.name}.compare-"
+        scratch = stack.enter_context(scratch_folder(parent, prefix))
 
         def make(name: str, **settings: Any) -> Looker:
             say(f"building {name}")
@@ -205,7 +208,7 @@ def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], Non
                 max_new_tokens=MAX_NEW_TOKENS,
                 **settings,
             )
-            return Looker(load(build(building).folder, threads=options.threads))
+            return Looker(stack.enter_context(open_pipeline(build(building).folder, options.runtime)))
 
         # In these, stage 1 drops nothing unless a method asks for it.
         room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.model.vision.num_patches - 1}

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from star_export.answer.pipeline import load
+from star_export.answer.pipeline import open_pipeline
 from star_export.bundle import MANIFEST, Bundle, open_bundle
-from star_export.errors import SettingsError
+from star_export.engines import Runtime
+from star_export.errors import SettingsError, option
 from star_export.evaluation.answering import Bundled, Looker, Variant
 from star_export.evaluation.record import Record, Row
 from star_export.evaluation.statistics import Score, ScoreTable, kinds_table
@@ -38,9 +39,7 @@ class EvalOptions:
     resume: bool = False
     min_accuracy: float | None = None
     min_retention: float | None = None
-    backend: str = "onnxruntime"
-    plugin_library: Path | None = None
-    threads: int | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def evaluate_bundle(
         baseline = None
         if bundle.spec.schedule and not options.alone:
             baseline = stack.enter_context(_baseline(options, bundle, say))
-        variants = _variants(options, baseline)
+        variants = _variants(options, baseline, stack)
         path = options.answers or answers_path(options)
         record = Record(path, _settings(options, bundle, baseline, variants), resume=options.resume)
         rows = ask_all(
@@ -128,7 +127,9 @@ def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
     """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
     task = open_task(options.task, split=options.split)
     if options.min_retention is not None and (not spec.schedule or options.alone):
-        raise SettingsError("--min-retention compares a pruned bundle with its baseline; here is none")
+        raise SettingsError(
+            f"{option('min_retention')} compares a pruned bundle with its baseline; here is none"
+        )
     if spec.schedule:
         for keep in options.keep:
             check_keep(spec.schedule, keep)
@@ -141,7 +142,7 @@ def _baseline(options: EvalOptions, bundle: Bundle, say: Callable[[str], None]) 
 
     source = options.model or bundle.manifest["source"]["model"]
     with unpruned_baseline(
-        bundle, options.baseline, source=source, backend=options.backend, progress=say
+        bundle, options.baseline, source=source, runtime=options.runtime, progress=say
     ) as folder:
         yield folder
 
@@ -155,7 +156,7 @@ def _settings(
         "task": options.task,
         "split": options.split,
         "seed": options.seed,
-        "backend": options.backend,
+        "backend": options.runtime.backend,
         "bundle": sha256(bundle.path(MANIFEST)),
         "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
         "variants": list(variants),
@@ -208,25 +209,25 @@ def check_limit(task: Task, split: str, limit: int | None) -> int:
     size = task.size(split)
     wanted = size if limit is None else limit
     if not 1 <= wanted <= size:
-        raise SettingsError(f"--limit must be from 1 to the {size} questions of {split}, got {wanted}")
+        raise SettingsError(
+            f"{option('limit')} must be from 1 to the {size} questions of {split}, got {wanted}"
+        )
     return wanted
 
 
-def _variants(options: EvalOptions, baseline: Path | None) -> dict[str, Variant]:
-    """The unpruned baseline, if there is one, and the bundle at every budget."""
-    looker = _open(options, options.bundle)
+def _variants(options: EvalOptions, baseline: Path | None, stack: ExitStack) -> dict[str, Variant]:
+    """The unpruned baseline, if there is one, and the bundle at every budget; ``stack`` closes them."""
+
+    def look(folder: Path) -> Looker:
+        return Looker(stack.enter_context(open_pipeline(folder, options.runtime)))
+
+    looker = look(options.bundle)
     variants: dict[str, Variant] = {}
     if baseline is not None:
-        variants[UNPRUNED] = Bundled(_open(options, baseline), None)
+        variants[UNPRUNED] = Bundled(look(baseline), None)
     if not looker.pipeline.spec.schedule:
-        looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses --keep
+        looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
         return {UNPRUNED: Bundled(looker, None)}
     for keep in dict.fromkeys(looker.pipeline.budget(k) for k in options.keep or (None,)):
         variants[f"keep {keep}"] = Bundled(looker, keep)
     return variants
-
-
-def _open(options: EvalOptions, folder: Path) -> Looker:
-    return Looker(
-        load(folder, backend=options.backend, threads=options.threads, plugin_library=options.plugin_library)
-    )

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.files import atomic_open
 from star_export.typed import convert, parse
 
@@ -56,7 +56,7 @@ class Record:
             different = [key for key in settings | found if settings.get(key) != found.get(key)]
             raise SettingsError(
                 f"{path} belongs to a run with another {', '.join(different)}; "
-                "repeat that run's options, or leave out --resume to begin anew"
+                f"repeat that run's options, or leave out {option('resume')} to begin anew"
             )
         self.rows = {row.index: row for row in rows}
         with atomic_open(path) as file:  # without a line that was cut off
@@ -83,4 +83,6 @@ def _read(path: Path) -> tuple[dict[str, Any], list[Row]] | None:
         settings, *rows = map(parse, whole)
         return convert(settings, dict[str, Any]), [convert(row, Row) for row in rows]
     except ValueError as error:
-        raise SettingsError(f"{path} holds no answers ({error}); remove it, or leave out --resume") from error
+        raise SettingsError(
+            f"{path} holds no answers ({error}); remove it, or leave out {option('resume')}"
+        ) from error

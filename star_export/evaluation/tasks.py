@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Callable
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.evaluation.shapes import Shapes
 from star_export.evaluation.task import Task
 
@@ -19,8 +19,10 @@ def open_task(name: str, *, split: str) -> Task:
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise SettingsError(f"--task {name} does not exist; {hint}tasks are {', '.join(TASKS)}")
+        raise SettingsError(f"{option('task', name)} does not exist; {hint}tasks are {', '.join(TASKS)}")
     task = TASKS[name]()
     if split not in task.splits:
-        raise SettingsError(f"--split must be one of {', '.join(task.splits)} for {name}, got {split}")
+        raise SettingsError(
+            f"{option('split')} must be one of {', '.join(task.splits)} for {name}, got {split}"
+        )
     return task

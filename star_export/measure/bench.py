@@ -7,20 +7,21 @@ are reported with their extremes.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from star_export.answer.pipeline import load
-from star_export.baseline import check_runs, unpruned_baseline
+from star_export.answer.pipeline import open_pipeline
+from star_export.baseline import unpruned_baseline
 from star_export.build import require_export_extra
 from star_export.bundle import open_bundle
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.checkpoint.hub import with_revision
 from star_export.contract import group_names
-from star_export.errors import SettingsError
+from star_export.engines import Runtime
+from star_export.errors import SettingsError, option
 from star_export.flops import PrefillFlops, prefill_flops
 from star_export.measure.sides import (
     SIDES,
@@ -31,7 +32,7 @@ from star_export.measure.sides import (
     peak_memory,
     side_device,
 )
-from star_export.measure.workload import Sample, Workload
+from star_export.measure.workload import Sample, Side, Workload
 from star_export.preprocessing import load_image, render
 from star_export.specs import ExportSpec
 
@@ -104,9 +105,7 @@ class BenchOptions:
     repeats: int = 5
     warmup: int = 1
     new_tokens: int = 16
-    threads: int | None = None
-    backend: str = "onnxruntime"
-    plugin_library: Path | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -130,7 +129,8 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     bundle = open_bundle(options.bundle)
     if not bundle.spec.schedule:
         raise SettingsError(
-            "bench compares a pruned bundle with its baseline; this one was built with --no-prune"
+            f"bench compares a pruned bundle with its baseline; "
+            f"this one was built with {option('prune', False)}"
         )
     if unknown := set(options.sides) - set(SIDES):
         raise SettingsError(f"unknown side {', '.join(sorted(unknown))}; sides are {', '.join(SIDES)}")
@@ -141,12 +141,12 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
     if options.needs_checkpoint:
         require_export_extra()
         checkpoint = open_checkpoint(source).folder
-    check_runs(bundle, options.backend)
+    options.runtime.check(bundle)
     with ExitStack() as stack:
         baseline = options.baseline
         if baseline is not None or UNPRUNED in options.sides:
             baseline = stack.enter_context(
-                unpruned_baseline(bundle, baseline, source=source, backend=options.backend, progress=progress)
+                unpruned_baseline(bundle, baseline, source=source, runtime=options.runtime, progress=progress)
             )
         return _bench(options, bundle.spec, baseline or Path(), checkpoint, progress)
 
@@ -154,39 +154,36 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
 def _bench(
     options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
 ) -> BenchReport:
-    pipeline = load(
-        options.bundle,
-        backend=options.backend,
-        threads=options.threads,
-        plugin_library=options.plugin_library,
-    )
-    keep = pipeline.budget(options.keep)
+    with open_pipeline(options.bundle, options.runtime) as pipeline:
+        keep, text = pipeline.budget(options.keep), render(options.prompt, pipeline.prompt_spec)
+        tokens = pipeline.tokenize(text)
+    text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
     workload = Workload(
         bundle=options.bundle,
         baseline=baseline,
         checkpoint=checkpoint,
         picture=options.image,
-        text=render(options.prompt, pipeline.prompt_spec),
+        text=text,
         keep=keep,
         new_tokens=min(options.new_tokens, spec.max_new_tokens),
-        threads=options.threads,
-        backend=options.backend,
-        plugin_library=options.plugin_library,
+        runtime=options.runtime,
     )
-    tokens = pipeline.tokenize(workload.text)
-    text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
-    del pipeline
     memory = {}
     for name in options.sides:  # before this process holds every side itself
         progress(f"peak memory of {name}")
         memory[name] = peak_memory(name, workload)
-    samples = _measure(options, workload, progress)
+    with ExitStack() as stack:
+        sides = {}
+        for name in options.sides:
+            progress(f"loading {name}")
+            sides[name] = stack.enter_context(open_side(name, workload))
+        samples = _measure(options, workload, sides, progress)
     return BenchReport(
         bundle=str(options.bundle),
         keep=keep,
         text_tokens=text_tokens,
         repeats=options.repeats,
-        sides=tuple(_side_report(name, samples, memory[name], options.backend) for name in options.sides),
+        sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in options.sides),
         kv_bytes=_kv_bytes(spec, text_tokens, keep),
         flops={
             name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
@@ -196,13 +193,9 @@ def _bench(
 
 
 def _measure(
-    options: BenchOptions, workload: Workload, progress: Callable[[str], None]
+    options: BenchOptions, workload: Workload, sides: Mapping[str, Side], progress: Callable[[str], None]
 ) -> dict[str, list[Sample]]:
     """Samples of every side; the sides take turns within each round."""
-    sides = {}
-    for name in options.sides:
-        progress(f"loading {name}")
-        sides[name] = open_side(name, workload)
     samples: dict[str, list[Sample]] = {name: [] for name in sides}
     for round_ in range(options.warmup + options.repeats):
         warm = round_ >= options.warmup
@@ -215,7 +208,7 @@ def _measure(
     return samples
 
 
-def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, backend: str) -> SideReport:
+def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, runtime: Runtime) -> SideReport:
     times = {m: [getattr(s, m) for s in samples[name]] for m in MEASURES}
     star = {m: [getattr(s, m) for s in samples[STAR]] for m in MEASURES if STAR in samples}
     ratios = {m: [a / b for a, b in zip(times[m], star[m], strict=True)] for m in star}
@@ -225,7 +218,7 @@ def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, ba
         range_ms={m: (min(values), max(values)) for m, values in times.items()},
         speedup={m: statistics.median(values) for m, values in ratios.items()},
         speedup_range={m: (min(values), max(values)) for m, values in ratios.items()},
-        device=side_device(name, backend),
+        device=side_device(name, runtime),
         peak_memory=memory.resident,
         device_memory=memory.device,
     )

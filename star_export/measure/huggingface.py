@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import DynamicCache
 
-from star_export.measure.workload import Sample, Workload, make_sample
+from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.preprocessing import load_image
 from star_export.preprocessing.processor import read_processor
 from star_export.specs import DType
@@ -14,7 +14,7 @@ from star_export.validation.expected import processor_inputs
 from star_export.validation.reference import cache_argument, load_model
 
 
-class HuggingFaceSide:
+class HuggingFaceSide(Side):
     """The checkpoint in transformers, with its KV cache.
 
     Args:
@@ -55,6 +55,10 @@ class HuggingFaceSide:
             token = output.logits[:, -1].argmax(-1, keepdim=True)
         self._now()
         return make_sample(start, ready, seen, first, workload.new_tokens)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self.model = None
 
     def _now(self) -> float:
         """Seconds, when all work that was given to the device is done."""

@@ -8,38 +8,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.answer.pipeline import Pipeline, load
+from star_export.answer.pipeline import open_pipeline
 from star_export.bundle import open_bundle
-from star_export.engines import free_device_memory
+from star_export.engines import Runtime, free_device_memory
 from star_export.errors import PlatformError
 from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.memory import resident_bytes
-from star_export.preprocessing import load_image, pixel_values
 
 STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
 
 _PATHS = ("bundle", "baseline", "checkpoint", "picture", "plugin_library")
 
 
-class BundleSide:
+class BundleSide(Side):
     """A bundle, through the pipeline users run."""
 
     def __init__(self, folder: Path, workload: Workload, *, keep: int | None) -> None:
-        self.pipeline: Pipeline = load(
-            folder,
-            backend=workload.backend,
-            threads=workload.threads,
-            plugin_library=workload.plugin_library,
-        )
+        self.pipeline = open_pipeline(folder, workload.runtime)
         self.keep = self.pipeline.budget(keep)
 
     def measure(self, workload: Workload) -> Sample:
         """Answer once and take the time."""
         start = time.perf_counter()
         tokens = self.pipeline.tokenize(workload.text)
-        pixels = pixel_values(load_image(workload.picture), self.pipeline.image_spec)
+        image = self.pipeline.prepare(workload.picture)
         ready = time.perf_counter()
-        vision = self.pipeline.steps.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(image)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
         state = self.pipeline.steps.prefill(tokens, vision, keep=self.keep)
@@ -50,13 +44,16 @@ class BundleSide:
             token = state.best_token()
         return make_sample(start, ready, seen, first, workload.new_tokens)
 
+    def close(self) -> None:
+        """Let go of the bundle."""
+        self.pipeline.close()
 
-def side_device(name: str, backend: str) -> str:
+
+def side_device(name: str, runtime: Runtime) -> str:
     """``cpu`` or ``cuda``: Hugging Face runs where the bundle does, if torch finds the GPU too."""
-    if backend == "onnxruntime":
-        return "cpu"
-    if name in (STAR, UNPRUNED):
-        return "cuda"
+    device = runtime.entry.device
+    if device == "cpu" or name in (STAR, UNPRUNED):
+        return device
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -70,11 +67,11 @@ def open_side(name: str, workload: Workload) -> Side:
     # Only here: a process that measures a bundle's memory must not carry torch.
     from star_export.measure.huggingface import HuggingFaceSide
 
-    device = side_device(name, workload.backend)
+    device = side_device(name, workload.runtime)
     return HuggingFaceSide(
         workload.checkpoint,
         attention=name.removeprefix("hf-"),
-        threads=workload.threads,
+        threads=workload.runtime.threads,
         device=device,
         dtype="float32" if device == "cpu" else open_bundle(workload.bundle).spec.dtype,
     )
@@ -111,15 +108,20 @@ def peak_memory(name: str, workload: Workload) -> Memory:
 def _main(request: str) -> None:
     fields: dict[str, Any] = json.loads(request)
     name = fields.pop("name")
-    for field in _PATHS:
-        fields[field] = Path(fields[field]) if fields[field] is not None else None
-    workload = Workload(**fields)
-    on_gpu = side_device(name, workload.backend) == "cuda"
+    runtime = Runtime(**_with_paths(fields.pop("runtime")))
+    workload = Workload(**_with_paths(fields), runtime=runtime)
+    on_gpu = side_device(name, runtime) == "cuda"
     before = free_device_memory() if on_gpu else 0
-    side = open_side(name, workload)
-    side.measure(workload)
-    device = before - free_device_memory() if on_gpu else None
+    with open_side(name, workload) as side:
+        side.measure(workload)
+        device = before - free_device_memory() if on_gpu else None
     print(json.dumps(asdict(Memory(resident_bytes("peak"), device))))
+
+
+def _with_paths(fields: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: Path(value) if name in _PATHS and value is not None else value for name, value in fields.items()
+    }
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from star_export.engines import Runtime
+from star_export.engines.session import Closing
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -18,9 +21,7 @@ class Workload:
         text: The prompt, rendered, with its image token.
         keep: Budget of the pruned bundle; its own when None.
         new_tokens: Tokens to decode after the first.
-        threads: CPU threads; all cores when None.
-        backend: What runs the bundles.
-        plugin_library: The plugin library of TensorRT engines that were built with one.
+        runtime: What runs the bundles; Hugging Face takes its threads.
     """
 
     bundle: Path
@@ -30,9 +31,7 @@ class Workload:
     text: str
     keep: int | None
     new_tokens: int
-    threads: int | None
-    backend: str = "onnxruntime"
-    plugin_library: Path | None = None
+    runtime: Runtime
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Sample:
     ttft: float
 
 
-class Side(Protocol):
+class Side(Closing, Protocol):
     """One system under test."""
 
     def measure(self, workload: Workload) -> Sample:

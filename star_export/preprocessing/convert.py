@@ -8,11 +8,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from star_export.errors import CheckpointError, InputError, SettingsError
+from star_export.errors import CheckpointError, InputError, SettingsError, option
 from star_export.files import atomic_open
+from star_export.preprocessing.conversation import IMAGE, Turn
 from star_export.preprocessing.images import ImageSpec
 from star_export.preprocessing.prompts import (
-    DEFAULT_PROMPT,
     PromptSpec,
     TokenizedPrompt,
     render,
@@ -106,7 +106,7 @@ def stored_template(processor: Any) -> str | None:
             if "default" not in template:
                 raise CheckpointError(
                     f"the checkpoint has the chat templates {', '.join(sorted(template))} and none is called "
-                    "default; give one with --chat-template FILE"
+                    f"default; give one with {option('chat_template', 'FILE')}"
                 )
             return str(template["default"])
         if template is not None:
@@ -122,26 +122,27 @@ def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int)
         SettingsError: If even a short prompt has more than ``max_text_tokens``.
     """
     if spec.chat_template is None:
-        form = DEFAULT_PROMPT.format(image_token=spec.image_token, prompt="...")
         log.warning(
-            "no chat template: prompts take LLaVA-1.5's form %r, or that of --chat-template FILE", form
+            "no chat template: prompts take LLaVA-1.5's form %r, "
+            "or that of star-export build --chat-template FILE",
+            render("...", spec),
         )
     reasons: dict[str, None] = {}  # in order, each once
     for tried in (replace(spec, content="parts"), replace(spec, content="string")):
         try:
             count = _ask(tried, tokenizer).text_tokens
         except InputError as error:
-            reasons[str(error)] = None
+            reasons[error.marked] = None
             continue
         if count > max_text_tokens:
             raise SettingsError(
-                f"a short question has {count} text tokens with this model's template, so --max-text-tokens "
-                f"{max_text_tokens} has no room for any"
+                f"a short question has {count} text tokens with this model's template, so "
+                f"{option('max_text_tokens', max_text_tokens)} has no room for any"
             )
         return tried
     raise CheckpointError(
         f"no prompt can be made of this checkpoint: {'; '.join(reasons)}; "
-        "give a chat template that works with --chat-template FILE"
+        f"give a chat template that works with {option('chat_template', 'FILE')}"
     )
 
 
@@ -153,7 +154,7 @@ def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
     """
     text = render(_QUESTION, spec)
     if spec.chat_template is not None:
-        message = spec.message(_QUESTION)
+        message = spec.message(Turn("user", (IMAGE, _QUESTION)))
         if spec.content == "parts":
             parts = [{**part, _UNREAD: _UNREAD} for part in message["content"]]
             if _UNREAD in render_messages([{**message, "content": parts}], spec):

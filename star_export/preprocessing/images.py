@@ -1,13 +1,15 @@
-"""Pictures to ``pixel_values``, bit for bit as transformers' CLIP image processor.
+"""Pictures to what the vision graph takes, bit for bit as transformers' CLIP image processor.
 
 Grey pictures of more than 8 bits are the exception: there they turn white, here they are scaled.
 The steps are resize, centre crop, rescale, normalise; their parameters are read
 from the source model's processor and stored in the bundle.
 """
 
+import hashlib
 import io
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +56,37 @@ class ImageSpec:
     rescale_factor: Annotated[float, Meta(gt=0, le=1)]
     mean: tuple[Channel, Channel, Channel]
     std: tuple[Spread, Spread, Spread]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packing:
+    """How the patches of a picture's tiles become visual tokens: all of them, tile by tile, row by row.
+
+    Attributes:
+        tokens: Visual tokens, before any is pruned.
+    """
+
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreparedImage:
+    """A picture, ready for the vision graph.
+
+    Attributes:
+        pixels: float32 ``[tiles, 3, H, W]``.
+        packing: How its patches become visual tokens.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    packing: Packing
+
+    @cached_property
+    def key(self) -> bytes:
+        """SHA-256 of all that decides the features: two pictures with one key have the same."""
+        found = hashlib.sha256(repr((self.pixels.shape, self.packing)).encode())
+        found.update(np.ascontiguousarray(self.pixels).data)
+        return found.digest()
 
 
 def load_image(source: ImageInput) -> Image.Image:
@@ -139,18 +172,27 @@ def visible_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]
     return pixels if spec.crop is None else _center_crop(pixels, spec.crop)
 
 
-def pixel_values(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.float32]:
-    """Normalised pixels of one RGB picture.
+def prepare(image: Image.Image, spec: ImageSpec, *, patch_size: int) -> PreparedImage:
+    """One RGB picture as one tile.
 
-    Returns:
-        float32 ``[1, 3, H, W]``.
+    Args:
+        image: RGB.
+        spec: The model's image parameters.
+        patch_size: Side of the model's patches in pixels.
     """
-    pixels = visible_pixels(image, spec)
+    pixels = _normalised(visible_pixels(image, spec), spec)
+    height, width = pixels.shape[1:]
+    return PreparedImage(
+        pixels=pixels[None], packing=Packing(tokens=(height // patch_size) * (width // patch_size))
+    )
+
+
+def _normalised(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.float32]:
+    """Pixels ``[H, W, 3]`` as the model takes them, ``[3, H, W]``."""
     # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
     scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    normalised = (scaled - mean) / std
-    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None])
+    return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:

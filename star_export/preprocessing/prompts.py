@@ -10,12 +10,20 @@ import numpy.typing as npt
 from msgspec import Meta
 from tokenizers import Tokenizer
 
-from star_export.errors import InputError, SettingsError
+from star_export.errors import InputError, SettingsError, option
+from star_export.preprocessing.conversation import (
+    Conversation,
+    Prompt,
+    Role,
+    Turn,
+    check_unicode,
+    read_conversation,
+)
 from star_export.preprocessing.templates import compile_template
 from star_export.specs import TokenId
 
-#: LLaVA-1.5's prompt, for checkpoints without a chat template.
-DEFAULT_PROMPT = "USER: {image_token}\n{prompt} ASSISTANT:"
+#: What stands before a turn in LLaVA-1.5's prompt, for checkpoints without a chat template.
+_LABELS: dict[Role, str] = {"system": "", "user": "USER: ", "assistant": "ASSISTANT: "}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +49,14 @@ class PromptSpec:
     given_template: bool = False
     end_tokens: tuple[str, ...] = ()
 
-    def message(self, prompt: str) -> dict[str, Any]:
-        """A user's question about one picture, as the chat template takes it."""
-        if self.content == "string":  # as LLaVA-1.5 writes it
-            return {"role": "user", "content": f"{self.image_token}\n{prompt}"}
-        return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+    def message(self, turn: Turn) -> dict[str, Any]:
+        """A turn as the chat template takes it."""
+        if self.content == "string":
+            return {"role": turn.role, "content": turn.joined(self.image_token)}
+        parts = [
+            {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.content
+        ]
+        return {"role": turn.role, "content": parts}
 
 
 @dataclass(frozen=True)
@@ -68,27 +79,45 @@ class TokenizedPrompt:
         return int(self.input_ids.shape[1] - self.image_positions.shape[1])
 
 
-def render(prompt: str, spec: PromptSpec) -> str:
-    """Put the model's template around a prompt.
+def render(prompt: Prompt, spec: PromptSpec) -> str:
+    """Put the model's template around a question or a conversation.
 
-    A prompt that contains the image token is taken as it is.
+    A text that contains the image token is taken as it is.
 
     Raises:
-        InputError: If the prompt is empty or the template refuses it.
+        InputError: If the prompt is empty or cannot be read, or the template refuses it.
     """
-    if not prompt.strip():
-        raise InputError("the prompt is empty; ask something about the picture")
-    if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-        raise InputError("the prompt is not valid Unicode: it holds half of a surrogate pair; leave it out")
-    if spec.image_token in prompt:
+    if isinstance(prompt, str) and spec.image_token in prompt:
+        check_unicode(prompt)
         return prompt
+    return render_conversation(read_conversation(prompt, spec.image_token), spec)
+
+
+def render_conversation(
+    conversation: Conversation, spec: PromptSpec, *, add_generation_prompt: bool = True
+) -> str:
+    """A conversation as the model's template writes it, or LLaVA-1.5's if there is none.
+
+    Args:
+        conversation: Its turns.
+        spec: The model's prompt parameters.
+        add_generation_prompt: Whether the model's answer follows.
+
+    Raises:
+        InputError: If the template refuses.
+    """
     if spec.chat_template is None:
-        return DEFAULT_PROMPT.format(image_token=spec.image_token, prompt=prompt)
-    return render_messages([spec.message(prompt)], spec)
+        said = [f"{_LABELS[turn.role]}{turn.joined(spec.image_token)} " for turn in conversation]
+        return "".join([*said, "ASSISTANT:" if add_generation_prompt else ""])
+    return render_messages(
+        [spec.message(turn) for turn in conversation], spec, add_generation_prompt=add_generation_prompt
+    )
 
 
-def render_messages(messages: list[dict[str, Any]], spec: PromptSpec) -> str:
-    """The model's chat template on a conversation, ready for the answer.
+def render_messages(
+    messages: list[dict[str, Any]], spec: PromptSpec, *, add_generation_prompt: bool = True
+) -> str:
+    """The model's chat template on messages; see :func:`render_conversation`.
 
     Raises:
         InputError: If there is no template or it refuses.
@@ -96,7 +125,7 @@ def render_messages(messages: list[dict[str, Any]], spec: PromptSpec) -> str:
     try:
         return compile_template(spec.chat_template or "").render(
             messages=messages,
-            add_generation_prompt=True,
+            add_generation_prompt=add_generation_prompt,
             tools=None,
             documents=None,
             **spec.special_tokens,
@@ -171,8 +200,9 @@ def end_token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]
         if token is None:
             count = len(tokenizer.encode(text, add_special_tokens=False).ids)
             raise SettingsError(
-                f"--end-token {text!r} is no token of this model, which reads it as {count} tokens; give one "
-                "that its tokenizer.json lists, or end answers with --stop"
+                f"{option('end_tokens', repr(text))} is no token of this model, "
+                f"which reads it as {count} tokens; give one that its tokenizer.json lists, "
+                f"or end answers with {option('stop')}"
             )
         found.append(token)
     return tuple(found)

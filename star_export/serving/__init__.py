@@ -1,1 +1,1 @@
-"""Bundles behind Triton Inference Server: the model repository, the model in it, a client."""
+"""Bundles that serve many clients: the scheduler, the service around it, and front doors to that."""

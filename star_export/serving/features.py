@@ -1,15 +1,12 @@
 """Features of pictures that were seen before."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 
 import numpy as np
-import numpy.typing as npt
 
 from star_export.answer.steps import VisionOutput
-
-Pixels = npt.NDArray[np.float32]
+from star_export.preprocessing import PreparedImage
 
 
 class FeatureCache:
@@ -24,16 +21,14 @@ class FeatureCache:
         self.hits, self.misses = 0, 0
         self._held: OrderedDict[bytes, VisionOutput] = OrderedDict()
 
-    def get(self, pixels: Pixels, see: Callable[[Pixels], VisionOutput]) -> VisionOutput:
-        """The features of ``pixels [1, 3, H, W]``: held, or made by ``see``, on the host."""
-        key = hashlib.sha256(pixels.tobytes()).digest()
-        if key in self._held:
+    def get(self, image: PreparedImage, see: Callable[[PreparedImage], VisionOutput]) -> VisionOutput:
+        """The features of a picture: held, or made by ``see``, on the host."""
+        if image.key in self._held:
             self.hits += 1
-            self._held.move_to_end(key)
-            return self._held[key]
+            self._held.move_to_end(image.key)
+            return self._held[image.key]
         self.misses += 1
-        vision = see(pixels)
-        self._held[key] = vision
+        vision = self._held[image.key] = see(image)
         self.bytes += _size(vision)
         while self.bytes > self.limit:
             _, old = self._held.popitem(last=False)

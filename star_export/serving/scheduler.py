@@ -26,9 +26,13 @@ from star_export.errors import (
     NonFiniteError,
     SettingsError,
     StarExportError,
+    option,
 )
-from star_export.serving.features import FeatureCache, Pixels
-from star_export.serving.ticket import Stats, Ticket, Usage
+from star_export.preprocessing import PreparedImage
+from star_export.serving.admission import CLOSING, Admission, Place
+from star_export.serving.features import FeatureCache
+from star_export.serving.stats import Counts
+from star_export.serving.ticket import Ticket, Usage
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -43,7 +47,7 @@ def count_slots(pipeline: Pipeline, kv_bytes: int, *, most: int) -> int:
     if kv_bytes < size:
         raise SettingsError(
             f"the KV caches of one sequence take {size} bytes, {kv_bytes} are allowed; allow more, "
-            "or build the bundle with a smaller --max-text-tokens or --max-new-tokens"
+            f"or build the bundle with a smaller {option('max_text_tokens')} or {option('max_new_tokens')}"
         )
     return min(kv_bytes // size, pipeline.session.max_batch or most, most)
 
@@ -56,7 +60,7 @@ class Scheduler:
     Args:
         pipeline: A loaded bundle, used by nobody else meanwhile.
         slots: Sequences that are decoded at once.
-        queue: Requests that may wait for a slot.
+        queue: Requests that may wait for a slot; as many as slots and these may be present at once.
         feature_bytes: Memory for the features of pictures seen before.
         on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
 
@@ -75,8 +79,8 @@ class Scheduler:
         feature_bytes: int = 256 << 20,
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
-        self.pipeline, self.slots, self.queue = pipeline, slots, queue
-        self.stats = Stats(slots=slots)
+        self.pipeline, self.slots = pipeline, slots
+        self.stats, self.admission = Counts(slots=slots), Admission(slots + queue)
         self._on_lost = on_lost
         self._features = FeatureCache(feature_bytes)
         self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
@@ -99,39 +103,39 @@ class Scheduler:
 
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
-        vision = self._see(request.pixels)
+        (image,) = request.images
+        vision = self._see(image)
         for slot in range(self.slots):
             self.pipeline.steps.prefill(
                 request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
             )
         self.pipeline.session.synchronize()
 
-    def submit(self, request: Request, *, timeout: float | None = None) -> Ticket:
+    def submit(self, request: Request, *, timeout: float | None = None, place: Place | None = None) -> Ticket:
         """Queue a request.
 
         Args:
             request: From :meth:`star_export.answer.pipeline.Pipeline.request` of this pipeline.
-            timeout: Seconds that it may take, waiting included.
+            timeout: Seconds that it may take since it arrived, waiting included.
+            place: From ``admission``, where the request arrived earlier; it is given back when this fails.
 
         Raises:
-            BusyError: If the queue is full or the scheduler is closing.
+            BusyError: If there is no place or the scheduler is closing.
         """
-        ticket = Ticket(request, self.pipeline.transcript(request), timeout=timeout)
-        with self._changed:
-            if self._closing:
-                raise BusyError("the server is shutting down; try again at another one")
-            if len(self._waiting) >= self.queue:
-                self.stats.refused += 1
-                raise BusyError(
-                    f"{len(self._running)} requests are running and {self.queue} are waiting; try again later"
-                )
-            self.stats.accepted += 1
-            self._waiting.append(ticket)
-            self._changed.notify()
+        with place or self.admission.enter() as place:
+            ticket = Ticket(request, self.pipeline.transcript(request), timeout=timeout, place=place)
+            with self._changed:
+                if self._closing:
+                    raise BusyError(CLOSING)
+                place.held = True
+                self.stats.accepted += 1
+                self._waiting.append(ticket)
+                self._changed.notify()
         return ticket
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
+        self.admission.close()
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -172,6 +176,7 @@ class Scheduler:
 
     def _give_up(self, error: DeviceError) -> None:
         """Nothing will run any more: fail every request, accept no others."""
+        self.admission.close()
         with self._changed:
             self._closing = True
             everyone = [*self._waiting, *self._running.values()]
@@ -215,11 +220,12 @@ class Scheduler:
     def _look(self, ticket: Ticket) -> None:
         """Features of the picture, from the vision graph or from memory."""
         ticket.progress.reach("queue")
-        self._arriving = ticket, self._features.get(ticket.request.pixels, self._see)
+        (image,) = ticket.request.images
+        self._arriving = ticket, self._features.get(image, self._see)
         ticket.progress.reach("vision")
 
-    def _see(self, pixels: Pixels) -> VisionOutput:
-        return self.pipeline.steps.encode_image(pixels).copied(self.pipeline.spec.dtype)
+    def _see(self, image: PreparedImage) -> VisionOutput:
+        return self.pipeline.steps.encode_image(image).copied(self.pipeline.spec.dtype)
 
     def _prefill(self, ticket: Ticket, vision: VisionOutput, slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""

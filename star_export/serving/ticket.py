@@ -2,9 +2,8 @@
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
 from star_export.answer.transcript import Transcript
+from star_export.serving.admission import Place
 from star_export.specs import ExportSpec
 
 
@@ -39,14 +39,14 @@ class Usage:
     def of(cls, spec: ExportSpec, request: Request) -> "Usage":
         """From a bundle's spec and a request."""
         text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
-        patches, layers = spec.model.vision.num_patches, spec.model.text.num_layers
+        patches = sum(image.packing.tokens for image in request.images)
         return cls(
             prompt_tokens=text + visual,
             patches=patches,
             stage1_tokens=visual,
             stage2_tokens=request.keep,
             kv_bytes=spec.sequence_bytes(spec.lengths(text, visual, request.keep)),
-            kv_bytes_unpruned=spec.kv_bytes(text + patches, layers),
+            kv_bytes_unpruned=spec.kv_bytes(text + patches, spec.model.text.num_layers),
         )
 
 
@@ -104,19 +104,23 @@ class Stopwatch:
 class Ticket:
     """One request: iterate for its text, or ask :meth:`answer` for the whole.
 
+    A ``with`` block is for who reads it: leaving it before the end cancels the request.
     Each piece is handed out once. After the end there are no more pieces; the answer, or the error
     of a request that failed, is there as often as it is asked for. Any thread may ask.
 
     Args:
         request: What is to be done.
         transcript: Its answer, still empty.
-        timeout: Seconds that it may take.
+        place: Its room, given back at its end, before anyone hears of that.
+        timeout: Seconds that it may take since it arrived.
 
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
     """
 
-    def __init__(self, request: Request, transcript: Transcript, *, timeout: float | None) -> None:
+    def __init__(
+        self, request: Request, transcript: Transcript, *, place: Place, timeout: float | None
+    ) -> None:
         self.request, self.timeout = request, timeout
         self.sampler, self.transcript = Sampler(request.sampling), transcript
         self.progress = Stopwatch()
@@ -124,12 +128,19 @@ class Ticket:
         self.rest = Piece("", ())
         self.cancelled = False
         self.slot, self.lengths = -1, np.zeros(0, np.int64)
-        self._deadline = None if timeout is None else time.monotonic() + timeout
+        self._place, self._deadline = place, None if timeout is None else place.arrived + timeout
         self._shown = 0  # tokens that pieces were made of
         self._changed = threading.Condition()
         self._pieces: list[Piece] = []  # not yet handed out
         self._end: Answer | Exception | None = None
         self._untold = ""  # text of the rest that no iterator has given
+
+    def __enter__(self) -> "Ticket":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._end is None:
+            self.cancel()
 
     def cancel(self) -> None:
         """Let the request go before the next step; what it has so far becomes its answer."""
@@ -200,6 +211,7 @@ class Ticket:
         self._finish(error)
 
     def _finish(self, end: Answer | Exception) -> None:
+        self._place.leave()
         with self._changed:
             self._end = end
             self._changed.notify_all()
@@ -209,44 +221,3 @@ class Ticket:
         ids = tuple(self.transcript.token_ids[self._shown :])
         self._shown += len(ids)
         return ids
-
-
-@dataclass
-class Stats:
-    """What a scheduler has done since it began, and what it is doing.
-
-    Attributes:
-        slots: Sequences that can run at once.
-        running: Slots in use.
-        waiting: Requests in the queue.
-        kv_bytes: Bytes of KV cache that the running sequences fill.
-        accepted: Requests that were queued.
-        refused: Requests that found the queue full.
-        finished: Requests that are done, by finish reason, ``error`` among them.
-        tokens: Tokens that were generated.
-        kv_bytes_saved: Bytes of KV cache that pruning spared the prompts of all requests.
-        queue_ms: Milliseconds that requests waited, all together.
-        ttft_ms: Milliseconds to their first tokens, all together.
-        first_tokens: Requests that had a first token.
-    """
-
-    slots: int
-    running: int = 0
-    waiting: int = 0
-    kv_bytes: int = 0
-    accepted: int = 0
-    refused: int = 0
-    finished: Counter[str] = field(default_factory=Counter)
-    tokens: int = 0
-    kv_bytes_saved: int = 0
-    queue_ms: float = 0.0
-    ttft_ms: float = 0.0
-    first_tokens: int = 0
-
-    def began(self, ticket: Ticket) -> None:
-        """A request has its first token."""
-        assert ticket.usage is not None
-        self.first_tokens += 1
-        self.queue_ms += ticket.progress.timings["queue"]
-        self.ttft_ms += ticket.progress.timings["ttft"]
-        self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes

@@ -19,9 +19,10 @@ from star_export.answer.pipeline import Pipeline
 from star_export.arrays import Float32
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, IMAGE_POSITIONS, PREFILL, STAR_DOMAIN, TOPK_GATHER, VISION
+from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
-from star_export.engines.session import Caches, DeviceArray, Int64, Tensor
-from star_export.errors import BundleError, SettingsError
+from star_export.engines.session import Caches, Closing, DeviceArray, Int64, Tensor
+from star_export.errors import BundleError, SettingsError, option
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
@@ -148,11 +149,14 @@ class ScoringSession(OnnxRuntimeSession):
 
     def __init__(self, bundle: Bundle) -> None:
         if not bundle.spec.schedule:
-            raise SettingsError("this bundle was built with --no-prune: it ranks no tokens, so has no scores")
+            raise SettingsError(
+                f"this bundle was built with {option('prune', False)}: it ranks no tokens, so has no scores"
+            )
         if bundle.spec.stage1 is None or len(bundle.spec.schedule) != 2:
             raise SettingsError(
                 "scores are read from bundles with one stage before the decoder and one inside it"
             )
+        Runtime().check(bundle)
         self.scores: dict[str, Float32] = {}
         self._names: dict[str, str] = {}
         super().__init__(bundle)
@@ -181,7 +185,7 @@ class ScoringSession(OnnxRuntimeSession):
         return bytes(model.SerializeToString())
 
 
-class ScoreReader:
+class ScoreReader(Closing):
     """Answers prompts about pictures, and says by which scores the tokens were kept.
 
     Args:
@@ -194,6 +198,10 @@ class ScoreReader:
     def __init__(self, bundle: Bundle) -> None:
         self._session = ScoringSession(bundle)
         self.pipeline = Pipeline(bundle, self._session)
+
+    def close(self) -> None:
+        """Let go of the graphs."""
+        self.pipeline.close()
 
     def read(
         self, image: ImageInput, prompt: str, *, keep: int | None = None, max_new_tokens: int | None = None
@@ -232,16 +240,16 @@ def check_scores(
     Raises:
         BundleError, SettingsError, InputError: If it cannot run.
     """
-    reader = ScoreReader(open_bundle(folder, verify=True))
-    budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
     stages: list[ScoreStatistics] = []
-    for index, probe in enumerate(probes):
-        for number, budget in enumerate(budgets):
-            progress(index * len(budgets) + number, len(probes) * len(budgets))
-            found = reader.read(probe.picture, probe.prompt, keep=budget, max_new_tokens=1)
-            if number == 0:  # stage 1 knows no budget
-                stages.append(statistics(found.stage1, probe, 1))
-            stages.append(statistics(found.stage2, probe, 2))
+    with ScoreReader(open_bundle(folder, verify=True)) as reader:
+        budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
+        for index, probe in enumerate(probes):
+            for number, budget in enumerate(budgets):
+                progress(index * len(budgets) + number, len(probes) * len(budgets))
+                found = reader.read(probe.picture, probe.prompt, keep=budget, max_new_tokens=1)
+                if number == 0:  # stage 1 knows no budget
+                    stages.append(statistics(found.stage1, probe, 1))
+                stages.append(statistics(found.stage2, probe, 2))
     return ScoreReport(str(folder), tuple(stages))
 
 

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from star_export.dtypes import DTYPES, DType
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.specs.model import ModelSpec
 from star_export.specs.pruning import Schedule, Stage
 from star_export.specs.values import Count
@@ -151,7 +151,9 @@ def check_fp32_layers(spec: ExportSpec, modules: Iterable[str]) -> None:
         SettingsError: With the nearest name, or if the whole bundle is float32.
     """
     if spec.fp32_layers and spec.dtype == "float32":
-        raise SettingsError("--fp32-layers has no meaning with --dtype float32; leave one of them out")
+        raise SettingsError(
+            f"{option('fp32_layers')} has no meaning with {option('dtype', 'float32')}; leave one of them out"
+        )
     names = sorted({".".join(m.split(".")[: n + 1]) for m in modules for n in range(m.count(".") + 1)})
     for pattern in spec.fp32_layers:
         if not any(fnmatchcase(name, pattern) for name in names):
@@ -159,7 +161,7 @@ def check_fp32_layers(spec: ExportSpec, modules: Iterable[str]) -> None:
             hint = f"did you mean {near[0]}? " if near else ""
             tops = ", ".join(name for name in names if "." not in name)
             raise SettingsError(
-                f"--fp32-layers {pattern} names nothing in this bundle; {hint}"
+                f"{option('fp32_layers', pattern)} names nothing in this bundle; {hint}"
                 f"names are those of the checkpoint's modules and begin with {tops}"
             )
 
@@ -170,17 +172,17 @@ def check_capacities(spec: ExportSpec) -> None:
     Raises:
         SettingsError: If a count is below 1 or the sum is over ``max_position_embeddings``.
     """
-    for option, value in (
-        ("--max-text-tokens", spec.max_text_tokens),
-        ("--max-new-tokens", spec.max_new_tokens),
+    for name, value in (
+        ("max_text_tokens", spec.max_text_tokens),
+        ("max_new_tokens", spec.max_new_tokens),
     ):
         if value < 1:
-            raise SettingsError(f"{option} must be at least 1, got {value}")
+            raise SettingsError(f"{option(name)} must be at least 1, got {value}")
     limit = spec.model.text.max_position_embeddings
     longest = spec.groups[0].capacity
     if longest > limit:
         raise SettingsError(
             f"{spec.image_tokens} image + {spec.max_text_tokens} text + {spec.max_new_tokens} new "
             f"tokens are {longest}, over the model's {limit} positions; "
-            "lower --max-text-tokens or --max-new-tokens"
+            f"lower {option('max_text_tokens')} or {option('max_new_tokens')}"
         )

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from star_export.errors import SettingsError
+from star_export.errors import SettingsError, option
 from star_export.specs.model import ModelSpec
 from star_export.specs.values import Count
 
@@ -56,7 +56,7 @@ def stage1_count(*, patches: int, drop_ratio: float) -> int:
     """
     if not 0.0 <= drop_ratio < 1.0:
         raise SettingsError(
-            f"--drop-ratio must be at least 0 and below 1, got {drop_ratio:g}; "
+            f"{option('drop_ratio')} must be at least 0 and below 1, got {drop_ratio:g}; "
             f"the paper's value is {DEFAULT_DROP_RATIO}"
         )
     return math.floor((1.0 - drop_ratio) * patches + 0.5)
@@ -93,7 +93,9 @@ def resolve_star(
     wanted = _wanted(patches, keep, keep_ratio)
     stage1 = stage1_count(patches=patches, drop_ratio=drop_ratio)
     if stage1 < 2:
-        raise SettingsError(f"--drop-ratio {drop_ratio:g} leaves {stage1} of {patches} patches; lower it")
+        raise SettingsError(
+            f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {stage1} of {patches} patches; lower it"
+        )
     ceiling = wanted if max_keep is None else max_keep
     schedule = (
         Stage(after_layer=0, score=RECEIVED, tokens=stage1, max_tokens=stage1),
@@ -104,7 +106,7 @@ def resolve_star(
             max_tokens=ceiling,
         ),
     )
-    check_keep(schedule, ceiling, option="--max-keep" if max_keep is not None else "--keep")
+    check_keep(schedule, ceiling, name="max_keep" if max_keep is not None else "keep")
     check_keep(schedule, wanted)
     return schedule
 
@@ -113,24 +115,25 @@ def _wanted(patches: int, keep: int | None, keep_ratio: float | None) -> int:
     if keep_ratio is None:
         return DEFAULT_KEEP if keep is None else keep
     if keep is not None:
-        raise SettingsError("give either --keep or --keep-ratio, not both")
+        raise SettingsError(f"give either {option('keep')} or {option('keep_ratio')}, not both")
     if not 0.0 < keep_ratio < 1.0:
-        raise SettingsError(f"--keep-ratio must be between 0 and 1, got {keep_ratio:g}")
+        raise SettingsError(f"{option('keep_ratio')} must be between 0 and 1, got {keep_ratio:g}")
     return math.floor(keep_ratio * patches + 0.5)
 
 
 def _prune_layer(layers: int, given: int | None) -> int:
     layer = default_prune_layer(layers) if given is None else given
     if layers < 2:
-        raise SettingsError("a decoder of one layer cannot be pruned inside; use --no-prune")
+        raise SettingsError(f"a decoder of one layer cannot be pruned inside; use {option('prune', False)}")
     if not 1 <= layer < layers:
         raise SettingsError(
-            f"--prune-layer must be from 1 to {layers - 1} for this {layers}-layer decoder, got {layer}"
+            f"{option('prune_layer')} must be from 1 to {layers - 1} for this {layers}-layer decoder, "
+            f"got {layer}"
         )
     return layer
 
 
-def check_keep(schedule: Schedule, keep: int, *, option: str = "--keep") -> None:
+def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
     """Refuse a budget of the last stage that the method or the bundle's caches cannot serve.
 
     Raises:
@@ -138,17 +141,18 @@ def check_keep(schedule: Schedule, keep: int, *, option: str = "--keep") -> None
     """
     *before, last = schedule
     if keep < 1:
-        raise SettingsError(f"{option} must be at least 1 visual token, got {keep}")
+        raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
     if before and keep >= before[-1].tokens:
         number = stage_number(schedule, len(before) - 1)
         raise SettingsError(
-            f"{option} {keep} is not below the {before[-1].tokens} tokens that stage {number} keeps; "
-            f"choose at most {before[-1].tokens - 1}, lower --drop-ratio, or use --no-prune"
+            f"{option(name, keep)} is not below the {before[-1].tokens} tokens that stage {number} keeps; "
+            f"choose at most {before[-1].tokens - 1}, lower {option('drop_ratio')}, "
+            f"or use {option('prune', False)}"
         )
     if keep > last.max_tokens:
         raise SettingsError(
-            f"{option} {keep} is over this bundle's maximum of {last.max_tokens}; "
-            f"build it again with --max-keep {keep}"
+            f"{option(name, keep)} is over this bundle's maximum of {last.max_tokens}; "
+            f"build it again with {option('max_keep', keep)}"
         )
 
 

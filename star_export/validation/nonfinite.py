@@ -19,7 +19,7 @@ from onnx import helper
 
 from star_export.bundle import Bundle
 from star_export.contract import GRAPHS, PREFILL, cache_pairs
-from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor
+from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper
 from star_export.specs import ExportSpec
 from star_export.validation.report import NonFinite
 
@@ -30,7 +30,7 @@ SEGMENT_NODES = 16
 _ATTENTION = ("Attention", "RotaryEmbedding", "TensorScatter")
 
 
-class WatchedSession:
+class WatchedSession(Wrapper):
     """Another session that remembers where inf or NaN first came up.
 
     Args:
@@ -42,14 +42,10 @@ class WatchedSession:
     """
 
     def __init__(self, session: Session, bundle: Bundle) -> None:
-        self.session, self.bundle, self.spec = session, bundle, session.spec
-        self.max_batch = session.max_batch
+        super().__init__(session)
+        self.bundle = bundle
         self.found: NonFinite | None = None
         self._unseen = set(GRAPHS) if self.spec.dtype == "float16" else set()
-
-    def allocate_caches(self, batch: int = 1) -> Caches:
-        """Caches of the session itself."""
-        return self.session.allocate_caches(batch)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -62,10 +58,6 @@ class WatchedSession:
                 self._unseen.discard(graph)
                 self.found = first_nonfinite(self.bundle, graph, self._arrays(feeds, caches), hidden=finite)
         return outputs
-
-    def synchronize(self) -> None:
-        """Wait for the session itself."""
-        self.session.synchronize()
 
     def _arrays(self, feeds: Mapping[str, Tensor], caches: Caches | None) -> dict[str, HostArray]:
         """Every input of a graph. The caches were written since, with what this run writes again."""

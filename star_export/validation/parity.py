@@ -20,13 +20,11 @@ from star_export.bundle import PARITY, Bundle, open_bundle
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.hub import with_revision
 from star_export.contract import group_names, past_names
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.session import on_host
-from star_export.engines.tensorrt.bindings import BACKENDS as TENSORRT_BACKENDS
-from star_export.engines.tensorrt.facts import read_facts
-from star_export.errors import CheckpointError, NonFiniteError, SettingsError
+from star_export.errors import CheckpointError, NonFiniteError, SettingsError, option
 from star_export.files import write_json
-from star_export.preprocessing import TokenizedPrompt, pixel_values
+from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
 from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
@@ -95,10 +93,10 @@ class ParityCheck:
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
             return
-        pixels = pixel_values(probe.picture, self.pipeline.image_spec)
-        yield compare_arrays("preprocessing", pixels, expected.pixel_values.numpy(), 0.0)
+        image = self.pipeline.prepare(probe.picture)
+        yield compare_arrays("preprocessing", image.pixels, expected.pixel_values.numpy(), 0.0)
 
-        vision = self.pipeline.steps.encode_image(pixels)
+        vision = self.pipeline.steps.encode_image(image)
         seen = self.reference.encode_image(expected.pixel_values)
         stage1 = compare_sets(
             "stage1_set", vision.indices, seen.scores.numpy(), spec.image_tokens, self.tolerances.score
@@ -218,8 +216,7 @@ def check_bundle(
     folder: Path,
     *,
     model: str | None = None,
-    backend: str = "onnxruntime",
-    plugin_library: Path | None = None,
+    runtime: Runtime | None = None,
     keep: Sequence[int] = (),
     probes: Sequence[Probe],
     max_new_tokens: int = 8,
@@ -230,8 +227,7 @@ def check_bundle(
     Args:
         folder: The bundle; every file is hashed first.
         model: Where the checkpoint is now; by default where the manifest says it was.
-        backend: What runs the graphs.
-        plugin_library: The plugin library of TensorRT engines that were built with one.
+        runtime: What runs the graphs.
         keep: Budgets to check; the bundle's own by default.
         probes: Pictures and prompts to check with.
         max_new_tokens: Tokens to decode.
@@ -240,41 +236,51 @@ def check_bundle(
     Raises:
         BundleError, CheckpointError, SettingsError: If it cannot run.
     """
-    bundle = open_bundle(folder, verify=True)
+    bundle, runtime = open_bundle(folder, verify=True), runtime or Runtime()
     if not probes:
         raise SettingsError("a check needs at least one picture")
     if not bundle.spec.schedule and keep:
-        raise SettingsError("this bundle was built with --no-prune; --keep has no meaning for it")
-    session = WatchedSession(open_session(bundle, backend, plugin_library=plugin_library), bundle)
-    pipeline = Pipeline(bundle, session)
-    budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.schedule else [None]
-    checkpoint = _source_checkpoint(bundle, model)
-    reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
-    check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
-    wanted = [(probe, budget) for probe in probes for budget in budgets]
-    agreements: list[dict[str, float] | None] = [None] * len(wanted)
-    if bundle.spec.dtype != "float32":
-        if bundle.spec.schedule:
-            agreements = [check.agreement(*case) for case in wanted]
-        reference.round_weights(bundle.spec.weight_dtype)
-    cases: list[CaseReport] = []
-    for case, agreement in zip(wanted, agreements, strict=True):
-        progress(len(cases), len(wanted))
-        cases.append(check.run(*case, agreement))
+        raise SettingsError(
+            f"this bundle was built with {option('prune', False)}; {option('keep')} has no meaning for it"
+        )
+    with WatchedSession(open_session(bundle, runtime), bundle) as session:
+        pipeline = Pipeline(bundle, session)
+        budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.schedule else [None]
+        checkpoint = _source_checkpoint(bundle, model)
+        reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
+        check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
+        cases = _run(check, [(probe, budget) for probe in probes for budget in budgets], progress)
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
-    if backend in TENSORRT_BACKENDS:
-        versions[backend] = read_facts(bundle, backend).version
+    if (facts := runtime.entry.facts(bundle)) is not None:
+        versions[facts.backend] = facts.version
     report = ParityReport(
         bundle=str(folder),
-        backend=backend,
+        backend=runtime.backend,
         reference=str(checkpoint.folder),
         dtype=bundle.spec.dtype,
-        cases=tuple(cases),
+        cases=cases,
         versions=versions,
         nonfinite=session.found,
     )
     write_json(bundle.path(PARITY), report.to_dict())
     return report
+
+
+def _run(
+    check: ParityCheck, wanted: Sequence[tuple[Probe, int | None]], progress: CaseProgress
+) -> tuple[CaseReport, ...]:
+    """Every probe at every budget; agreement is measured before the reference's weights are rounded."""
+    spec = check.pipeline.spec
+    agreements: list[dict[str, float] | None] = [None] * len(wanted)
+    if spec.dtype != "float32":
+        if spec.schedule:
+            agreements = [check.agreement(*case) for case in wanted]
+        check.reference.round_weights(spec.weight_dtype)
+    cases: list[CaseReport] = []
+    for case, agreement in zip(wanted, agreements, strict=True):
+        progress(len(cases), len(wanted))
+        cases.append(check.run(*case, agreement))
+    return tuple(cases)
 
 
 def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
@@ -284,7 +290,9 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     try:
         checkpoint = open_checkpoint(source)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} (check needs the source checkpoint; give it with --model)") from error
+        raise CheckpointError(
+            f"{error.marked} (check needs the source checkpoint; give it with {option('model')})"
+        ) from error
     if checkpoint.model != bundle.spec.model:
         raise CheckpointError(f"{source} has another architecture than the model this bundle was made from")
     return checkpoint

@@ -7,7 +7,8 @@ for each set of engines in the bundle.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ import onnxruntime
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs
-from star_export.engines import open_session
-from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor
+from star_export.engines import Runtime, open_session
+from star_export.engines.backends import ONNXRUNTIME
+from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper, on_host
 from star_export.errors import PlatformError, SettingsError, StarExportError
-from star_export.preprocessing import pixel_values
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
 from star_export.validation.report import JUnitTest, case_name, to_junit
@@ -75,7 +76,7 @@ class ComparatorReport:
     bundle: str
     polygraphy: str
     outputs: tuple[OutputComparison, ...]
-    not_run: dict[str, str]
+    not_run: dict[str, StarExportError]
 
     @property
     def passed(self) -> bool:
@@ -84,7 +85,8 @@ class ComparatorReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {"passed": self.passed, **asdict(self)}
+        reasons = {backend: str(reason) for backend, reason in self.not_run.items()}
+        return {"passed": self.passed, **asdict(replace(self, not_run={})), "not_run": reasons}
 
     def to_junit(self) -> bytes:
         """JUnit XML: a test suite per case, a test case per output; runtimes not run are skipped."""
@@ -99,7 +101,7 @@ class ComparatorReport:
                 text=f"error {found.error:.3g}, tolerance {found.tolerance:.3g}",
             )
         for backend, reason in self.not_run.items():
-            yield JUnitTest(suite="runtimes", name=backend, passed=None, text=reason)
+            yield JUnitTest(suite="runtimes", name=backend, passed=None, text=str(reason))
 
 
 def compare_runtimes(
@@ -107,7 +109,7 @@ def compare_runtimes(
     *,
     probes: Sequence[Probe],
     keep: Sequence[int] = (),
-    plugin_library: Path | None = None,
+    runtime: Runtime | None = None,
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ComparatorReport:
     """Run requests through every runtime that works here, and compare every output.
@@ -116,7 +118,7 @@ def compare_runtimes(
         folder: A float32 or float16 bundle; every file is hashed first.
         probes: Pictures and prompts.
         keep: Budgets of stage 2; the bundle's own by default.
-        plugin_library: The plugin library of TensorRT engines that were built with one.
+        runtime: How they run; its backend is each of them in turn.
         progress: Called with cases done and cases in all.
 
     Raises:
@@ -131,61 +133,66 @@ def compare_runtimes(
             "check --polygraphy needs Polygraphy; run: pip install 'star-export[polygraphy]'"
         ) from error
     bundle = open_bundle(folder, verify=True)
-    if bundle.spec.dtype not in ("float32", "float16"):
+    if bundle.spec.dtype not in Runtime().entry.dtypes:
         raise SettingsError(
             f"ONNX Runtime cannot run {bundle.spec.dtype} on a CPU, so there is nothing to compare with; "
             "build a float16 bundle of the same model"
         )
-    recorder = Recorder(open_session(bundle))
-    pipeline = Pipeline(bundle, recorder)
-    budgets = [pipeline.budget(k) if bundle.spec.schedule or k is not None else None for k in keep or (None,)]
-    sessions: dict[str, Session] = {"onnxruntime": recorder.session}
-    not_run: dict[str, str] = {}
-    for backend in bundle.manifest.get("engines", {}):
-        try:
-            sessions[backend] = open_session(bundle, backend, plugin_library=plugin_library)
-        except StarExportError as error:
-            not_run[backend] = str(error)
     outputs: list[OutputComparison] = []
-    cases = [(probe, budget) for probe in probes for budget in budgets]
-    for index, (probe, budget) in enumerate(cases):
-        progress(index, len(cases))
-        calls = _record(pipeline, recorder, probe, budget)
-        for last in range(1, len(calls) + 1):
-            outputs += _compare(bundle, (probe.name, budget), calls[:last], sessions)
+    with ExitStack() as stack:
+        recorder = stack.enter_context(Recorder(open_session(bundle)))
+        pipeline = Pipeline(bundle, recorder)
+        given = keep or ((None,) if bundle.spec.schedule else ())
+        budgets = [pipeline.budget(k) for k in given] or [None]
+        engines, not_run = _open_engines(bundle, runtime or Runtime(), stack)
+        sessions = {ONNXRUNTIME: recorder.session, **engines}
+        cases = [(probe, budget) for probe in probes for budget in budgets]
+        for index, (probe, budget) in enumerate(cases):
+            progress(index, len(cases))
+            calls = _record(pipeline, recorder, probe, budget)
+            for last in range(1, len(calls) + 1):
+                outputs += _compare(bundle, (probe.name, budget), calls[:last], sessions)
     return ComparatorReport(str(folder), polygraphy.__version__, tuple(outputs), not_run)
 
 
-class Recorder:
+def _open_engines(
+    bundle: Bundle, runtime: Runtime, stack: ExitStack
+) -> tuple[dict[str, Session], dict[str, StarExportError]]:
+    """A session for each set of engines, or why it does not run here; ``stack`` closes them."""
+    sessions: dict[str, Session] = {}
+    not_run: dict[str, StarExportError] = {}
+    for backend in bundle.manifest.get("engines", {}):
+        try:
+            session = open_session(bundle, replace(runtime, backend=backend))
+        except StarExportError as error:
+            not_run[backend] = error
+        else:
+            sessions[backend] = stack.enter_context(session)
+    return sessions, not_run
+
+
+class Recorder(Wrapper):
     """A session that notes everything it is fed, and otherwise is the one inside."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.spec, self.max_batch = session, session.spec, session.max_batch
+        super().__init__(session)
         self.calls: list[Call] = []
-
-    def allocate_caches(self, batch: int = 1) -> Caches:
-        """See `star_export.engines.session.Session`."""
-        return self.session.allocate_caches(batch)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
     ) -> dict[str, DeviceArray]:
-        """See `star_export.engines.session.Session`."""
-        host = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}
+        """Note what one graph is fed, and run it."""
+        host = {name: on_host(tensor) for name, tensor in feeds.items()}
         names = [past for past, _ in cache_pairs(self.spec)] if caches is not None else []
         past = {name: caches.numpy(name) for name in names} if caches is not None else {}
         self.calls.append(Call(graph, host, past))
         return self.session.run(graph, feeds, caches)
 
-    def synchronize(self) -> None:
-        """See `star_export.engines.session.Session`."""
-        self.session.synchronize()
-
 
 def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
     """Vision, prefill and one decode step of a request."""
     recorder.calls = []
-    vision = pipeline.steps.encode_image(pixel_values(probe.picture, pipeline.image_spec))
+    vision = pipeline.steps.encode_image(pipeline.prepare(probe.picture))
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
     state = pipeline.steps.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
     pipeline.steps.decode(state, int(state.logits.argmax()))

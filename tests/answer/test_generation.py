@@ -47,12 +47,13 @@ def tokens(pipeline: Pipeline, request: Request) -> tuple[int, ...]:
 
 def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -> Request:
     """NaN, further into the KV caches than the request itself would reach."""
-    nan, tokens = np.full_like(request.pixels, np.nan), pipeline.tokenize(LONGER)
-    return replace(request, pixels=nan, tokens=tokens, keep=288, sampling=sampling)
+    (image,) = request.images
+    nan, tokens = replace(image, pixels=np.full_like(image.pixels, np.nan)), pipeline.tokenize(LONGER)
+    return replace(request, images=(nan,), tokens=tokens, keep=288, sampling=sampling)
 
 
 def prefilled(pipeline: Pipeline, request: Request, **options: Any) -> DecodeState:
-    return pipeline.steps.prefill(request.tokens, pipeline.steps.encode_image(request.pixels), **options)
+    return pipeline.steps.prefill(request.tokens, pipeline.steps.encode_image(*request.images), **options)
 
 
 # Logits that are not finite.
@@ -65,7 +66,7 @@ def test_nan_is_told_and_does_not_reach_the_next_answer(
     bad = mha.answer(spoiled(mha, good, sampling))
     for ask in (lambda: list(bad), bad.result, bad.result):
         with pytest.raises(
-            NonFiniteError, match=r"logits are not finite: an overflow, .* --fp32-layers"
+            NonFiniteError, match=r"logits are not finite: an overflow, .* dtype=bfloat16 or fp32_layers"
         ) as error:
             ask()
     assert isinstance(error.value, StarExportError)
@@ -99,10 +100,10 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 
 
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
-    bad = mha.steps.encode_image(spoiled(mha, good).pixels).features
+    bad = mha.steps.encode_image(*spoiled(mha, good).images).features
     with pytest.raises(NonFiniteError):
         respond(mha, mha.tokenize(LONGER), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
-    fine = mha.steps.encode_image(good.pixels).features
+    fine = mha.steps.encode_image(*good.images).features
     answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()
 
@@ -217,7 +218,7 @@ def test_a_request_takes_its_defaults_from_the_bundle(mha: Pipeline, picture: Pa
     assert (request.sampling, request.stop) == (Sampling(), ())
     asked = mha.request(picture, PROMPT, keep=3, max_new_tokens=32, sampling=WARM, stop=["x"])
     assert (asked.keep, asked.max_new_tokens, asked.sampling, asked.stop) == (3, 32, WARM, ("x",))
-    with pytest.raises(SettingsError, match="--stop takes"):
+    with pytest.raises(SettingsError, match="stop takes"):
         mha.request(picture, PROMPT, stop=[""])
 
 

@@ -67,7 +67,7 @@ def test_unpruned_result_fields(fresh: Load, picture: Path) -> None:
     result = answer(pipeline, picture, max_new_tokens=3)
     assert result.stage1_indices == result.stage2_indices == tuple(range(576))
     assert result.prompt_tokens == 576 + pipeline.tokenize(SHORT).text_tokens
-    with pytest.raises(SettingsError, match="built with --no-prune; --keep has no meaning"):
+    with pytest.raises(SettingsError, match="built with prune=False; keep has no meaning"):
         pipeline.generate(picture, SHORT, keep=64)
 
 
@@ -104,11 +104,11 @@ def test_larger_keep_up_to_the_maximum(mha: Pipeline, picture: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 289}, "--keep 289 is over this bundle's maximum of 288; .* --max-keep 289"),
-        ({"keep": 518}, "--keep 518 is not below the 518 tokens"),
-        ({"keep": 0}, "--keep must be at least 1"),
-        ({"max_new_tokens": 0}, "--max-new-tokens must be from 1 to 32, got 0"),
-        ({"max_new_tokens": 33}, "--max-new-tokens must be from 1 to 32, got 33"),
+        ({"keep": 289}, "^keep=289 is over this bundle's maximum of 288; .* max_keep=289"),
+        ({"keep": 518}, "^keep=518 is not below the 518 tokens"),
+        ({"keep": 0}, "^keep must be at least 1"),
+        ({"max_new_tokens": 0}, "^max_new_tokens must be from 1 to 32, got 0"),
+        ({"max_new_tokens": 33}, "^max_new_tokens must be from 1 to 32, got 33"),
     ],
 )
 def test_numbers_out_of_range(mha: Pipeline, picture: Path, options: dict[str, Any], message: str) -> None:
@@ -189,7 +189,7 @@ def test_a_prompt_that_just_fits_fills_the_caches(mha: Pipeline, picture: Path) 
 
 def test_a_prompt_that_is_too_long(mha: Pipeline, picture: Path) -> None:
     with pytest.raises(
-        InputError, match=r"has 129 text tokens, this bundle has room for 128; .* --max-text-tokens 129"
+        InputError, match=r"has 129 text tokens, this bundle has room for 128; .* max_text_tokens=129"
     ):
         mha.generate(picture, words_of(mha, 129))
 

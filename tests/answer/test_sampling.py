@@ -209,16 +209,16 @@ def test_settings_at_their_limits(options: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "--temperature must be 0 .greedy. or a number from 0.001, got -0.1"),
-        ({"temperature": float("nan")}, "--temperature must be .* got nan"),
-        ({"temperature": float("inf")}, "--temperature must be .* got inf"),
-        ({"temperature": 9e-4}, "--temperature must be .* got 0.0009"),
-        ({"temperature": 1e-310}, "--temperature must be .* got 1e-310"),
-        ({"top_p": 0.0}, "--top-p must be above 0 and at most 1, got 0"),
-        ({"top_p": -0.5}, "--top-p must be above 0 and at most 1, got -0.5"),
-        ({"top_p": 1.01}, "--top-p must be above 0 and at most 1, got 1.01"),
-        ({"top_p": float("nan")}, "--top-p must be above 0 and at most 1, got nan"),
-        ({"seed": -1}, "--seed must not be negative, got -1"),
+        ({"temperature": -0.1}, "^temperature must be 0 .greedy. or a number from 0.001, got -0.1"),
+        ({"temperature": float("nan")}, "^temperature must be .* got nan"),
+        ({"temperature": float("inf")}, "^temperature must be .* got inf"),
+        ({"temperature": 9e-4}, "^temperature must be .* got 0.0009"),
+        ({"temperature": 1e-310}, "^temperature must be .* got 1e-310"),
+        ({"top_p": 0.0}, "^top_p must be above 0 and at most 1, got 0"),
+        ({"top_p": -0.5}, "^top_p must be above 0 and at most 1, got -0.5"),
+        ({"top_p": 1.01}, "^top_p must be above 0 and at most 1, got 1.01"),
+        ({"top_p": float("nan")}, "^top_p must be above 0 and at most 1, got nan"),
+        ({"seed": -1}, "^seed must not be negative, got -1"),
     ],
 )
 def test_settings_out_of_range(options: dict[str, float], message: str) -> None:

@@ -148,7 +148,7 @@ def test_end_tokens_are_exactly_one_token() -> None:
     tokenizer = TOKENIZERS["llama-3"]()
     assert end_token_ids(["<|eot_id|>", "<|end_of_text|>"], tokenizer) == (2, 1)
     for text in ("<|nothing|>", "What is", ""):
-        with pytest.raises(SettingsError, match=r"--end-token .* is no token of this model"):
+        with pytest.raises(SettingsError, match=r"end_tokens=.* is no token of this model"):
             end_token_ids([text], tokenizer)
 
 
@@ -198,5 +198,5 @@ def test_a_stop_string_ends_the_answer_and_is_never_shown(tokenizer: Tokenizer) 
 
 @pytest.mark.parametrize("stop", [[""], ["x" * 257], ["a"] * 17])
 def test_stop_strings_are_checked(stop: list[str]) -> None:
-    with pytest.raises(SettingsError, match="--stop takes at most 16 strings of 1 to 256"):
+    with pytest.raises(SettingsError, match=r"^stop takes at most 16 strings of 1 to 256"):
         check_stop(stop)

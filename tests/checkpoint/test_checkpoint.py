@@ -279,7 +279,7 @@ def test_index_that_names_a_file_outside(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (None, "--revision belongs to a model of the hub; .*checkpoint is a folder"),
+        (None, "revision belongs to a model of the hub; .*checkpoint is a folder"),
         ("someone/model@v2", "give a revision once: --revision v1, or someone/model@v2"),
         ("llava-1.5-7b@v2", "give a revision once: --revision v1, or llava-1.5-7b@v2"),
     ],

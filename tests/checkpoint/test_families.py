@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import LlavaConfig
+from transformers import CONFIG_MAPPING, LlavaConfig
 
 from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import open_checkpoint
@@ -199,9 +199,21 @@ def test_end_tokens_of_another_type(tmp_path: Path, ids: object) -> None:
 
 
 def test_keys_are_what_transformers_calls_them() -> None:
-    from transformers import CONFIG_MAPPING
-
     assert set(CONFIG_MAPPING) >= {*FAMILIES, *TOWERS, *DECODERS}
+
+
+@pytest.mark.parametrize("name", ["qwen2", "mistral", "gpt2", "qwen2_vl", "sam"])
+def test_other_decoders_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    """Also those whose configs lack keys that are read."""
+    with pytest.raises(CheckpointError, match=f"decoder '{name}' is not supported; supported: llama$"):
+        model_of(tmp_path, PUBLISHED | {"text_config": {"model_type": name}})
+
+
+@pytest.mark.parametrize("name", ["siglip_vision_model", "pixtral", "clip", "sam", "llama"])
+def test_other_towers_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    message = f"vision tower '{name}' is not supported; supported: clip_vision_model$"
+    with pytest.raises(CheckpointError, match=message):
+        model_of(tmp_path, PUBLISHED | {"vision_config": {"model_type": name}})
 
 
 def test_what_is_read_can_be_exported() -> None:

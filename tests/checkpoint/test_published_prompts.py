@@ -16,6 +16,7 @@ from star_export.baseline import baseline_options
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle, write_manifest
 from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.engines import Runtime
 from star_export.errors import CheckpointError, SettingsError
 from star_export.preprocessing import PromptSpec, render, tokenize
 from star_export.preprocessing.convert import fit_content, prompt_spec
@@ -149,7 +150,7 @@ def test_only_a_checkpoint_without_template_gets_a_notice(
     with caplog.at_level(logging.WARNING, logger="star_export"):
         prepared(folder)
         assert "no chat template: prompts take LLaVA-1.5's form 'USER: <image>" in caplog.text
-        assert "--chat-template FILE" in caplog.text
+        assert "chat_template=FILE" in caplog.text
         caplog.clear()
         write("chat_template.jinja", PARTS)(folder)
         prepared(folder)
@@ -185,7 +186,7 @@ def test_what_cannot_work_is_refused_before_any_graph(
 
     output = tmp_path / "out" / "bundle"
     output.parent.mkdir()
-    with pytest.raises(CheckpointError, match=rf"{message}.*--chat-template FILE"):
+    with pytest.raises(CheckpointError, match=rf"{message}.*chat_template=FILE"):
         build(BuildOptions(model=str(folder), output=output, keep=8), Steps())
     assert steps == ["read checkpoint", "tokenizer and preprocessing"]
     assert not list(output.parent.iterdir())
@@ -198,7 +199,7 @@ def test_a_prompt_that_never_fits_is_refused(published: Callable[..., Path], tmp
         keep=8,
         max_text_tokens=64,
     )
-    with pytest.raises(SettingsError, match="--max-text-tokens 64 has no room for any"):
+    with pytest.raises(SettingsError, match="max_text_tokens=64 has no room for any"):
         build(options)
 
 
@@ -258,7 +259,7 @@ def test_end_tokens_of_build_run_and_check(built: Path, picture: Path, tmp_path:
     asked = pipeline.generate(probe.picture, probe.prompt, max_new_tokens=8, end_tokens=[text]).result()
     assert (asked.token_ids, asked.finish_reason) == (ended, "stop")
     with pytest.raises(
-        SettingsError, match="--end-token '<|eot_id|>' is no token of this model".replace("|", r"\|")
+        SettingsError, match="end_tokens='<|eot_id|>' is no token of this model".replace("|", r"\|")
     ):
         pipeline.request(picture, QUESTION, end_tokens=["<|eot_id|>"])
 
@@ -272,16 +273,13 @@ def test_end_tokens_of_build_run_and_check(built: Path, picture: Path, tmp_path:
 
 def test_an_unknown_end_token_is_refused_at_build(published: Callable[..., Path], tmp_path: Path) -> None:
     options = BuildOptions(model=str(published()), output=tmp_path / "b", keep=8, end_tokens=("<|eot_id|>",))
-    with pytest.raises(SettingsError, match=r"--end-token '<\|eot_id\|>' is no token"):
+    with pytest.raises(SettingsError, match=r"end_tokens='<\|eot_id\|>' is no token"):
         build(options)
     assert not (tmp_path / "b").exists()
 
 
 def test_the_baseline_has_the_bundles_template_and_ends(built: Path, tmp_path: Path) -> None:
-    options = baseline_options(open_bundle(built), tmp_path, source="any", backend="onnxruntime")
+    options = baseline_options(open_bundle(built), tmp_path, source="any", runtime=Runtime())
     assert (options.prune, options.chat_template, options.end_tokens) == (False, HUB, ("<pad>",))
     own = with_prompt(built, tmp_path / "bundle", given_template=False)
-    assert (
-        baseline_options(open_bundle(own), tmp_path, source="any", backend="onnxruntime").chat_template
-        is None
-    )
+    assert baseline_options(open_bundle(own), tmp_path, source="any", runtime=Runtime()).chat_template is None

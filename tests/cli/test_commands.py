@@ -161,7 +161,8 @@ def test_doctor(cli: Any) -> None:
     lines = [line.strip() for line in outcome.out.splitlines()]
     parts = {part["name"]: part for part in json.loads(cli("doctor", "--json").out)["parts"]}
     missing = {name for name, part in parts.items() if not part["works"]}
-    gpu = {"GPU", "backend tensorrt", "backend tensorrt-rtx", "build tensorrt engines"}
+    gpu = {"GPU", "build tensorrt engines"}
+    gpu |= {f"backend {name}" for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")}
     assert missing <= gpu | {"compile the plugin library"}
     assert "sm80, sm86, sm89, sm120, sm121" in parts["build tensorrt-rtx engines"]["found"]
     assert "pip install 'star-export[tensorrt]'" in parts["build tensorrt engines"]["remedy"] or not missing

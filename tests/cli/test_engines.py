@@ -11,6 +11,7 @@ import pytest
 
 from star_export.build import BuildReport
 from star_export.bundle import open_bundle
+from star_export.engines import Runtime
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.validation.report import ParityReport
 
@@ -133,18 +134,19 @@ def test_the_check_after_a_build_gets_its_options(
 
     def check_bundle(folder: Path, **options: Any) -> ParityReport:
         told.update(options, folder=folder)
-        return ParityReport(str(folder), options["backend"], "checkpoint", "float16", ())
+        return ParityReport(str(folder), options["runtime"].backend, "checkpoint", "float16", ())
 
     library = tmp_path / "libstar_export_plugins.so"
     spec = open_bundle(engines).spec
     monkeypatch.setattr("star_export.build.add_engines", lambda *_: BuildReport(engines, spec, ()))
-    monkeypatch.setattr("star_export.engines.free_device_memory", lambda: 1)
+    monkeypatch.setattr("star_export.engines.backends.require_device", lambda: None)
     monkeypatch.setattr("star_export.validation.parity.check_bundle", check_bundle)
     request = ("build", "--from-bundle", engines, "--backend", "tensorrt", "--plugins", "library", "--check")
     outcome = cli(*request, "--plugin-library", library, "--json")
     assert outcome.code == 1  # nothing was compared, which is no pass
     assert json.loads(outcome.out)["parity"]["passed"] is False
-    assert (told["folder"], told["backend"], told["plugin_library"]) == (engines, "tensorrt", library)
+    assert told["folder"] == engines
+    assert told["runtime"] == Runtime(backend="tensorrt", plugin_library=library)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ from star_export import contract as names
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState
 from star_export.bundle import open_bundle
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray
 from star_export.errors import BundleError, PlatformError, SettingsError
-from star_export.preprocessing import load_image, pixel_values
 
 BundleOf = Callable[..., Path]
 PROMPTS = ("What is in the picture?", "Where is the dog, and what is written on the sign?")
@@ -27,7 +26,7 @@ def folder(request: pytest.FixtureRequest, bundle: BundleOf) -> Path:
 
 
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str) -> DecodeState:
-    vision = pipeline.steps.encode_image(pixel_values(load_image(picture), pipeline.image_spec))
+    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
     return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=64)
 
 
@@ -84,12 +83,12 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
 
 def test_results_outlive_the_next_run(folder: Path, picture: Path) -> None:
     pipeline = star_export.load(folder)
-    pixels = pixel_values(load_image(picture), pipeline.image_spec)
-    first = pipeline.steps.encode_image(pixels)
+    image = pipeline.prepare(picture)
+    first = pipeline.steps.encode_image(image)
     kept = first.features.numpy()
     assert kept.flags.owndata
     assert pipeline.steps.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
-    pipeline.steps.encode_image(-pixels)
+    pipeline.steps.encode_image(dataclasses.replace(image, pixels=-image.pixels))
     assert np.array_equal(first.features.numpy(), kept)
 
 
@@ -139,7 +138,7 @@ def test_unknown_backend(folder: Path) -> None:
 
 def test_without_cuda_the_package_that_has_it_is_named(folder: Path) -> None:
     with pytest.raises(PlatformError, match=r"has no CUDAExecutionProvider; run: .*onnxruntime-gpu"):
-        open_session(open_bundle(folder), "onnxruntime-cuda")
+        open_session(open_bundle(folder), Runtime(backend="onnxruntime-cuda"))
 
 
 def test_a_graph_in_the_place_of_another(bundle: BundleOf, tmp_path: Path) -> None:

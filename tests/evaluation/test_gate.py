@@ -17,7 +17,7 @@ from onnx import helper
 from star_export.answer.pipeline import Pipeline
 from star_export.build import BuildOptions, build
 from star_export.bundle import GRAPH_FOLDER, open_bundle
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.evaluation.answering import Bundled, Looker
 from star_export.evaluation.evaluate import EvalOptions, evaluate_bundle
 from star_export.evaluation.shapes import Shapes
@@ -40,7 +40,7 @@ def test_the_gate(bundle: Callable[..., Path], tmp_path: Path, dtype: str) -> No
             limit=QUESTIONS,
             answers=tmp_path / "answers.jsonl",
             min_retention=RETENTION,
-            threads=1,
+            runtime=Runtime(threads=1),
         )
     )
     assert list(found.scores) == ["unpruned", *(f"keep {keep}" for keep in KEEPS)]
@@ -65,7 +65,7 @@ def early(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], 
 def share_right(folder: Path, whole: Path) -> float:
     """Share of the gate's questions that a changed copy of ``whole`` answers right."""
     opened = replace(open_bundle(whole), folder=folder)  # open_bundle refuses changed files
-    variant = Bundled(Looker(Pipeline(opened, open_session(opened, threads=1))), KEEPS[-1])
+    variant = Bundled(Looker(Pipeline(opened, open_session(opened, Runtime(threads=1)))), KEEPS[-1])
     task = Shapes()
     scores = [variant.answer(task.example("test", 0, i), task).score for i in range(QUESTIONS)]
     return sum(scores) / QUESTIONS

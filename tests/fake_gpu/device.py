@@ -1,4 +1,8 @@
-"""The fake GPU: streams of work on host memory, done at once or as late as CUDA allows."""
+"""The fake GPU: streams of work on host memory, done at once or as late as CUDA allows.
+
+It shows what the package asks of a GPU: addresses, sizes, order, waiting. It is no model of NVIDIA's
+software, of which only the calls are here that the package makes: one device, no default stream.
+"""
 
 import threading
 from collections import deque

@@ -81,8 +81,6 @@ def fake_engine_bundle(
     bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Bundle]:
     """The same with engine files of the fake GPU, which any bundle can have."""
-    pytest.importorskip("tensorrt_rtx")
-    pytest.importorskip("cuda.bindings.runtime")
     from tests.fake_gpu.install import fake_engines
 
     root = tmp_path_factory.mktemp("fake engines")
@@ -108,6 +106,16 @@ def machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
 
     with installed(FakeGpu(lazy=request.param == "fake-lazy")) as gpu:
         yield _fake(make, gpu)
+
+
+@pytest.fixture
+def lazy_gpu() -> "Iterator[FakeGpu]":
+    """A fake GPU for one test, which may break it; work begins late."""
+    from tests.fake_gpu.device import FakeGpu
+    from tests.fake_gpu.install import installed
+
+    with installed(FakeGpu(lazy=True)) as gpu:
+        yield gpu
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import tensorrt_rtx
+import pytest
 
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
@@ -21,6 +21,8 @@ from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.memory import POISON
+
+tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
 
 VERSIONS = {"tensorrt": "10.16.0.0", TENSORRT_RTX: tensorrt_rtx.__version__}
 #: TensorRT takes tensors at multiples of this only.
@@ -82,8 +84,7 @@ class FakeEngine:
     """``ICudaEngine``."""
 
     device_memory_size_v2 = SCRATCH
-    streamable_weights_size = 1000
-    weight_streaming_budget_v2 = 0
+    streamable_weights_size = 0
 
     def __init__(self, gpu: FakeGpu, logger: Any, session: ort.InferenceSession) -> None:
         self.gpu, self.logger, self.session = gpu, logger, session
@@ -91,6 +92,19 @@ class FakeEngine:
         self.outputs = {value.name: value for value in session.get_outputs()}
         self.tensors = self.inputs | self.outputs
         self.num_io_tensors = len(self.tensors)
+        self._weights: tuple[int, int] | None = None
+        self.weight_streaming_budget_v2 = min(self.streamable_weights_size, gpu.memory.free_bytes)
+
+    @property
+    def weight_streaming_budget_v2(self) -> int:
+        """Bytes of streamed weights that lie on the device; at first as many as fit, as in TensorRT."""
+        return self._weights[1] if self._weights else 0
+
+    @weight_streaming_budget_v2.setter
+    def weight_streaming_budget_v2(self, size: int) -> None:
+        if self._weights:
+            self.gpu.memory.free(self._weights[0])
+        self._weights = (self.gpu.memory.allocate(size), size) if size else None
 
     def get_tensor_name(self, index: int) -> str:
         return list(self.tensors)[index]

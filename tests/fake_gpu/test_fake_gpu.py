@@ -17,13 +17,13 @@ from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize
 from star_export.errors import BundleError, DeviceError, PlatformError, SettingsError
+from tests.fake_gpu import tensorrt as fake_tensorrt
 from tests.fake_gpu.bindings import FakeDriver, FakeRuntime
 from tests.fake_gpu.device import FakeEvent, FakeGpu, FakeStream
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.memory import POISON
 
-trt = pytest.importorskip("tensorrt_rtx")
-from tests.fake_gpu import tensorrt as fake_tensorrt  # noqa: E402
+trt = fake_tensorrt.tensorrt_rtx
 
 
 @pytest.fixture

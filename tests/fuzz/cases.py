@@ -12,11 +12,11 @@ from typing import Any
 
 from PIL import Image
 
-from star_export.answer.pipeline import Pipeline
+from star_export.answer.pipeline import Pipeline, open_pipeline
 from star_export.answer.sampling import Sampling
 from star_export.bundle import MANIFEST, PREPROCESSOR, TOKENIZER, open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.session import Session
 
 from .damage import damaged_bytes, damaged_json, damaged_text, flipped_bytes, random_text
@@ -55,7 +55,7 @@ def make_world(bundle: Path, place: Path) -> World:
         path.write_bytes(b"")
         _rehash(folder, path.relative_to(folder).as_posix())
     picture = Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 20).convert("RGB")
-    return World(folder, whole, Pipeline(open_bundle(bundle), open_session(open_bundle(bundle), threads=1)),
+    return World(folder, whole, open_pipeline(bundle, Runtime(threads=1)),
                  _encoded(picture, "PNG"))  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def graph(world: World, rng: random.Random) -> None:
 
     def use() -> None:
         bundle = open_bundle(world.whole)
-        _answer(Pipeline(bundle, open_session(bundle, threads=1)), world.picture, PROMPT)
+        _answer(Pipeline(bundle, open_session(bundle, Runtime(threads=1))), world.picture, PROMPT)
 
     damage = flipped_bytes if rng.random() < 0.8 else damaged_bytes
     damaged = damage((world.whole / name).read_bytes(), rng)
@@ -155,7 +155,20 @@ def prompt(world: World, rng: random.Random) -> None:
     _answer(world.pipeline, world.picture, text, stop=stop, sampling=sampling)
 
 
+def conversation(world: World, rng: random.Random) -> None:
+    """Messages in which something is wrong, or nothing."""
+    image, said = {"type": "image"}, {"type": "text", "text": random_text(rng)}
+    messages = [
+        {"role": "user", "content": [image, said]},
+        {"role": "assistant", "content": random_text(rng)},
+        {"role": "user", "content": [said]},
+    ]
+    damaged = damaged_json(messages, rng) if rng.random() < 0.9 else json.dumps(messages)
+    world.pipeline.tokenize(json.loads(damaged))
+
+
 #: Each kind with its share of the cases; graphs take longest.
 CASES: dict[Callable[[World, random.Random], None], int] = {
     manifest: 38, preprocessor: 20, tokenizer: 15, graph: 2, picture: 15, prompt: 10,
+    conversation: 10,
 }  # fmt: skip

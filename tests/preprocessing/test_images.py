@@ -6,7 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from transformers import AutoProcessor
 
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.errors import InputError
-from star_export.preprocessing import ImageSpec, convert, load_image, pixel_values
+from star_export.preprocessing import ImageSpec, PreparedImage, convert, load_image, prepare
+from star_export.preprocessing.images import Packing
 
 SIDE = 96  # the "mha" checkpoint's image size
 
@@ -54,6 +55,10 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
+def pixels_of(image: Image.Image, spec: ImageSpec) -> np.ndarray:
+    return prepare(image, spec, patch_size=4).pixels
+
+
 def transformers_pixels(processor: Any, image: Image.Image) -> np.ndarray:
     return np.asarray(processor.image_processor(image, return_tensors="np")["pixel_values"])
 
@@ -81,7 +86,7 @@ def assert_same_bits(ours: np.ndarray, theirs: np.ndarray) -> None:
     ids=str,
 )
 def test_sizes_match_transformers(processor: Any, spec: ImageSpec, size: tuple[int, int]) -> None:
-    ours = pixel_values(load_image(noise(*size)), spec)
+    ours = pixels_of(load_image(noise(*size)), spec)
     assert ours.shape == (1, 3, SIDE, SIDE)
     assert_same_bits(ours, transformers_pixels(processor, noise(*size)))
 
@@ -89,7 +94,7 @@ def test_sizes_match_transformers(processor: Any, spec: ImageSpec, size: tuple[i
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr"])
 def test_modes_match_transformers(processor: Any, spec: ImageSpec, mode: str) -> None:
     image = noise(150, 131, mode)
-    assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
+    assert_same_bits(pixels_of(load_image(image), spec), transformers_pixels(processor, image))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -97,7 +102,7 @@ def test_transparency_matches_transformers(processor: Any, spec: ImageSpec, mode
     image = noise(150, 131)
     image.putalpha(noise(150, 131, "L"))
     image = image.quantize(16) if mode == "P" else image.convert(mode)
-    assert_same_bits(pixel_values(load_image(image), spec), transformers_pixels(processor, image))
+    assert_same_bits(pixels_of(load_image(image), spec), transformers_pixels(processor, image))
 
 
 GREY = np.array([[0, 1, 128, 257, 25_700, 32_896, 65_406, 65_535]] * 3)  # 128 and 65406 lie nearly between
@@ -193,13 +198,13 @@ def test_other_processors_match_transformers(
     processor = AutoProcessor.from_pretrained(checkpoint("mha"), **settings)
     spec = convert.image_spec(processor, open_checkpoint(str(checkpoint("mha"))).model)
     image = noise(211, 158)
-    assert_same_bits(pixel_values(image, spec), transformers_pixels(processor, image))
+    assert_same_bits(pixels_of(image, spec), transformers_pixels(processor, image))
 
 
 def test_spec_survives_json(spec: ImageSpec) -> None:
     lists = ImageSpec(**json.loads(json.dumps(asdict(spec))))
     image = noise(50, 60)
-    assert_same_bits(pixel_values(image, lists), pixel_values(image, spec))
+    assert_same_bits(pixels_of(image, lists), pixels_of(image, spec))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -295,3 +300,24 @@ def test_white_is_the_least_usual_one_that_no_value_exceeds(mode: str, top: floa
     values = np.array([[0, top]], np.int32 if mode == "I" else np.float32)
     pixels = np.asarray(load_image(Image.fromarray(values, mode)))
     assert pixels[0].tolist() == [[0] * 3, [expected] * 3]
+
+
+def test_a_prepared_picture_says_how_many_visual_tokens_it_gives(spec: ImageSpec) -> None:
+    image = prepare(noise(50, 40), spec, patch_size=4)
+    assert (image.pixels.shape, image.pixels.dtype) == ((1, 3, SIDE, SIDE), np.float32)
+    assert image.packing == Packing(tokens=576)
+
+
+def test_the_key_tells_pictures_apart_by_every_pixel_shape_and_packing() -> None:
+    image = PreparedImage(pixels=np.zeros((1, 3, 4, 4), np.float32), packing=Packing(tokens=4))
+    others = [
+        replace(image, pixels=image.pixels.reshape(3, 1, 4, 4)),
+        replace(image, packing=Packing(tokens=1)),
+    ]
+    for place in ((0, 0, 0, 0), (0, 2, 3, 3), (0, 1, 2, 1)):
+        pixels = image.pixels.copy()
+        pixels[place] = 1e-7
+        others.append(replace(image, pixels=pixels))
+    assert len({image.key, *(other.key for other in others)}) == 6
+    assert replace(image, pixels=image.pixels.copy()).key == image.key
+    assert replace(image, pixels=image.pixels[:, :, ::-1]).key == image.key  # not contiguous

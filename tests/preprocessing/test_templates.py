@@ -67,6 +67,17 @@ TEMPLATES = {
     "{{ '<|user|>\n' ~ m['content'] ~ '<|end|>\n' }}{% elif m['role'] == 'assistant' %}"
     "{{ '<|assistant|>\n' ~ m['content'] ~ '<|end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}",
+    "onevision": "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' }}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + part['text'] }}"
+    "{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "next-mistral": "{% for m in messages %}{% if m['role'] == 'system' %}"
+    "{{ '<<SYS>>\n' + m['content'][0]['text'] + '\n<</SYS>>\n\n' }}"
+    "{% elif m['role'] == 'user' %}{{ '[INST] ' }}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] }}{% endfor %}"
+    "{{ ' [/INST]' }}{% else %}{{ ' ' + m['content'][0]['text'] + '</s> ' }}{% endif %}{% endfor %}",
     "macro": "{%- macro shown(content) -%}{%- if content is string -%}{{ content }}{%- else -%}"
     "{%- for part in content -%}{{ '<image>' if part.type == 'image' else part.text }}{%- endfor -%}"
     "{%- endif -%}{%- endmacro -%}{%- for m in messages -%}"
@@ -98,6 +109,17 @@ TEMPLATES = {
     "{{ 'a b'.split(' ')[-1] }}{{ 'ab'.startswith('a') }}{{ {'k': 1}.get('z', 'none') }}",
     "autoescape stays off": "{{ '<b>&amp;</b>' }}{{ '<' ~ messages[0].role }}",
 }
+#: As LLaVA-1.5's processors on the hub have it.
+HUB = (
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ m['role'].upper() + ': ' }}{% endif %}"
+    "{# Render all images first #}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>\n' }}{% endfor %}"
+    "{# Render all text next #}{% if m['role'] != 'assistant' %}"
+    "{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}{{ part['text'] + ' ' }}"
+    "{% endfor %}{% else %}{% for part in m['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ part['text'] + ' ' }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 REFUSED = {
     "exception": "{{ raise_exception('only assistants may ask') }}",
     "tojson of what has no JSON": "{{ namespace | tojson }}",

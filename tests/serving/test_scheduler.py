@@ -9,19 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
-from star_export.answer.steps import VisionOutput
-from star_export.contract import DECODE, INPUT_IDS, POSITION_IDS, PREFILL, VISION, cache_pairs
+from star_export.contract import DECODE, INPUT_IDS, POSITION_IDS, PREFILL, VISION
 from star_export.errors import BusyError, DeadlineError, NonFiniteError, SettingsError
+from star_export.serving import admission as admission_module
 from star_export.serving import ticket as ticket_module
-from star_export.serving.features import FeatureCache
-from star_export.serving.scheduler import Scheduler, _Slots, count_slots
+from star_export.serving.scheduler import Scheduler, count_slots
 from star_export.serving.ticket import Piece
+from tests.serving.gate import Gate
 
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 LONG = 32  # the mha bundle's max_new_tokens
@@ -144,11 +145,11 @@ def test_a_full_queue_refuses_and_goes_on(mha: Pipeline) -> None:
         first = scheduler.submit(asked)
         first.next()  # it runs: the queue is empty
         waiting = [scheduler.submit(asked) for _ in range(2)]
-        with pytest.raises(BusyError, match="1 requests are running and 2 are waiting; try again"):
+        with pytest.raises(BusyError, match=r"^3 requests are here already; try again later$"):
             scheduler.submit(asked)
         texts = {ticket.answer().text for ticket in (first, *waiting)}
         assert len(texts) == 1
-        assert scheduler.stats.refused == 1
+        assert (scheduler.admission.present, scheduler.admission.refused) == (0, 1)
 
 
 def test_a_cancelled_request_frees_its_slot(mha: Pipeline) -> None:
@@ -167,35 +168,13 @@ def test_a_cancelled_request_frees_its_slot(mha: Pipeline) -> None:
         assert (never.finish_reason, never.token_ids, never.usage) == ("cancelled", (), None)
 
 
-class Gate:
-    """Stops a session before every run of one graph, and lets it through run by run."""
-
-    def __init__(self, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch, graph: str) -> None:
-        self._before, self._permits = threading.Semaphore(0), threading.Semaphore(0)
-        run = pipeline.session.run
-
-        def gated(name: str, feeds: Any, caches: Any = None) -> Any:
-            if name == graph:
-                self._before.release()
-                assert self._permits.acquire(timeout=60)
-            return run(name, feeds, caches)
-
-        monkeypatch.setattr(pipeline.session, "run", gated)
-
-    def wait(self) -> None:
-        """Until the graph is about to run."""
-        assert self._before.acquire(timeout=60)
-
-    def go(self, runs: int = 1) -> None:
-        self._permits.release(runs)
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds that tickets go by."""
     now = [1000.0]
     fake = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(ticket_module, "time", fake)
+    for module in (admission_module, ticket_module):
+        monkeypatch.setattr(module, "time", fake)
     return now
 
 
@@ -236,14 +215,12 @@ def test_requests_are_let_go_in_every_state(
 
 
 def test_stats_tell_what_runs_and_what_waits(uneven: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler, spec = Scheduler(uneven, slots=2, queue=3), uneven.spec
+    scheduler, spec = Scheduler(uneven, slots=2, queue=2), uneven.spec
     gate = Gate(uneven, monkeypatch, DECODE)
     sent = [uneven.request(PICTURE, "Hm?" * (i + 1), keep=9 + i, max_new_tokens=LONG) for i in range(4)]
     tickets = [scheduler.submit(request) for request in sent[:3]]
     gate.wait()  # the first alone
     tickets.append(scheduler.submit(sent[3]))
-    with pytest.raises(BusyError, match="1 requests are running and 3 are waiting"):
-        scheduler.submit(sent[3])
     gate.go()  # vision of the second
     gate.wait()
     gate.go()  # prefill of the second
@@ -252,7 +229,7 @@ def test_stats_tell_what_runs_and_what_waits(uneven: Pipeline, monkeypatch: pyte
     gate.go()
     gate.wait()
     stats = scheduler.stats
-    assert (stats.running, stats.accepted, stats.refused) == (2, len(tickets), 1)
+    assert (stats.running, stats.accepted) == (2, len(tickets))
     assert stats.waiting == len(tickets) - 2
     lengths = [request.tokens.input_ids.shape[1] for request in sent[:2]]
     early, late = sum(lengths) + 3 + 1, sum(lengths) - 2 * spec.image_tokens + 9 + 10 + 3 + 1
@@ -270,23 +247,9 @@ def test_stats_tell_what_runs_and_what_waits(uneven: Pipeline, monkeypatch: pyte
     assert stats.kv_bytes_saved == sum(saved)
 
 
-def test_usage_counts_both_groups(uneven: Pipeline) -> None:
-    asked, spec = uneven.request(PICTURE, "What number is written?", keep=29, max_new_tokens=1), uneven.spec
-    with Scheduler(uneven, slots=1) as scheduler:
-        usage = scheduler.submit(asked).answer().usage
-    text = asked.tokens.text_tokens
-    assert usage is not None
-    assert (usage.patches, usage.stage1_tokens) == (spec.model.vision.num_patches, spec.image_tokens)
-    early, layers = spec.groups[1].first, spec.model.text.num_layers
-    assert (early, layers) == (1, 6)
-    one = spec.kv_bytes(1, 1)
-    assert usage.kv_bytes == one * (early * (text + spec.image_tokens) + (layers - early) * (text + 29))
-    assert usage.kv_bytes_unpruned == one * layers * (text + usage.patches)
-
-
 def test_a_request_that_fails_hurts_no_neighbour(mini: Pipeline, scheduler: Scheduler) -> None:
     good = requests(mini)[:6]
-    bad = dataclasses.replace(good[0], pixels=np.zeros((1, 3, 5, 5), np.float32))
+    bad = with_pixels(good[0], np.zeros((1, 3, 5, 5), np.float32))
     tickets = [scheduler.submit(one) for one in (good[0], bad, *good[1:])]
     with pytest.raises(Exception, match="pixel_values"):
         tickets.pop(1).answer()
@@ -302,7 +265,7 @@ def test_nans_are_told_and_stay_with_their_request(mini: Pipeline, place: int, s
     """In whichever slot; the slot is clean for the next one, and neighbours never notice."""
     good = [dataclasses.replace(one, stop=(), max_new_tokens=9) for one in requests(mini)[:3]]
     bad = mini.request(PICTURE, "What number is written? " * 3, keep=288, sampling=sampling)
-    bad = dataclasses.replace(bad, pixels=np.full_like(bad.pixels, np.nan))
+    bad = with_pixels(bad, np.full_like(bad.images[0].pixels, np.nan))
     with Scheduler(mini, slots=3) as scheduler:
         sent = [*good[:place], bad, *good[place:], *good]
         tickets = [scheduler.submit(one) for one in sent]
@@ -360,53 +323,6 @@ def test_after_any_failure_slots_are_cleaned(mha: Pipeline, monkeypatch: pytest.
             assert scheduler.submit(asked).answer().token_ids == right
 
 
-def test_slots_batches_and_cleaning(mha: Pipeline) -> None:
-    names = [name for pair in cache_pairs(mha.spec) for name in pair[:1]]
-    for count, sizes in {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 4], 9: [1, 2, 4, 8, 9]}.items():
-        slots = _Slots(mha.session.allocate_caches(count), count)
-        assert [rows for _, rows in slots.batches()] == sizes
-        for wanted in range(1, count + 1):
-            caches, rows = slots.batch(wanted)
-            assert rows == min(size for size in sizes if size >= wanted)
-            assert caches.numpy(names[0]).shape[0] == rows
-    whole = mha.session.allocate_caches(4)
-    slots = _Slots(whole, 4)
-    for value in whole.values.values():
-        value.numpy()[:] = 1
-    taken: dict[int, Any] = {}
-    for slot in range(4):
-        assert slots.lowest_free(taken) == slot
-        taken[slot] = None
-    assert slots.lowest_free(taken) is None
-    del taken[1], taken[2]
-    assert slots.lowest_free(taken) == 1
-    slots.spoil(2)
-    slots.clean(1)
-    assert all((whole.numpy(name) == 1).all() for name in names)
-    slots.clean(2)
-    for name in names:
-        assert [set(np.unique(row)) for row in whole.numpy(name)] == [{1}, {1}, {0}, {1}]
-    whole.values[names[0]].numpy()[2] = 5
-    slots.clean(2)
-    assert (whole.numpy(names[0])[2] == 5).all()  # once
-
-
-def test_nans_left_in_a_slot_would_reach_the_next_request(mini: Pipeline) -> None:
-    """Why spoiled slots are cleaned."""
-    good = requests(mini)[2]
-    caches = mini.session.allocate_caches(2)
-    slot = caches.rows(1, 2)
-    for value in slot.values.values():
-        value.numpy()[1] = np.nan
-    _fill(mini, good, slot)
-    assert np.isnan(_next_logits(mini, good, slot)).all()
-    slot.zero()
-    state = _fill(mini, good, slot)
-    assert np.isfinite(_next_logits(mini, good, slot)).all()
-    assert state.position == good.tokens.input_ids.shape[1]
-    assert not caches.rows(0, 1).numpy("past_key_values.0.key").any()  # the neighbour's
-
-
 def test_closing_finishes_what_was_accepted(mha: Pipeline) -> None:
     asked = mha.request(PICTURE, "What is this?", max_new_tokens=LONG)
     scheduler = Scheduler(mha, slots=1)
@@ -432,49 +348,15 @@ def test_a_pruned_bundle_has_more_slots(bundle) -> None:
         count_slots(pruned, pruned.spec.slot_bytes - 1, most=99)
 
 
-def test_features_are_held_within_a_limit() -> None:
-    seen = []
-
-    def see(pixels):
-        seen.append(float(pixels[0]))
-        return VisionOutput(np.full(25, pixels[0]), None, 1)  # 100 bytes
-
-    cache = FeatureCache(limit=200)
-    for value in (1, 2, 1, 3, 1, 2):  # 3 pushes out 2, which was used longest ago
-        features = cache.get(np.array([value], np.float32), see).features
-        assert set(features) == {value}
-    assert seen == [1, 2, 3, 2]
-    assert (cache.hits, cache.misses, cache.bytes) == (2, 4, 200)
-    nothing = FeatureCache(limit=99)
-    assert [set(nothing.get(np.array([4], np.float32), see).features) for _ in range(2)] == [{4}] * 2
-    assert (nothing.hits, nothing.misses, nothing.bytes) == (0, 2, 0)
+def with_pixels(request: Request, pixels: npt.NDArray[np.float32]) -> Request:
+    return dataclasses.replace(request, images=(dataclasses.replace(request.images[0], pixels=pixels),))
 
 
-def test_features_are_found_by_every_pixel() -> None:
-    pixels = np.zeros((1, 3, 4, 4), np.float32)
-    cache, seen = FeatureCache(limit=1 << 20), []
-
-    def see(pixels):
-        seen.append(pixels)
-        return VisionOutput(np.zeros(1, np.float32), None, 1)
-
-    for place in ((0, 0, 0, 0), (0, 2, 3, 3), (0, 1, 2, 1)):
-        other = pixels.copy()
-        other[place] = 1e-7
-        cache.get(other, see)
-        cache.get(other.copy(), see)
-    assert (len(seen), cache.hits) == (3, 3)
+def test_pictures_that_were_prepared_twice_are_seen_once(mini: Pipeline, scheduler: Scheduler) -> None:
+    for prompt in ("What number is written?", "What color is it?"):
+        scheduler.submit(mini.request(PICTURE, prompt, max_new_tokens=2)).answer()
+    assert (scheduler._features.hits, scheduler._features.misses) == (1, 1)
 
 
 def _alone(pipeline: Pipeline, request: Request):
     return pipeline.answer(request).result()
-
-
-def _fill(pipeline: Pipeline, request: Request, caches):
-    vision = pipeline.steps.encode_image(request.pixels)
-    return pipeline.steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
-
-
-def _next_logits(pipeline: Pipeline, request: Request, caches):
-    state = _fill(pipeline, request, caches)
-    return pipeline.steps.decode_batch(caches, np.array([5]), state.lengths[:, None]).numpy()

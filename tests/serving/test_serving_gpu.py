@@ -25,8 +25,6 @@ from star_export.errors import BusyError, DeviceError, NonFiniteError
 from star_export.preprocessing import load_image
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.triton.repository import ServeOptions, write_repository
-from tests.fake_gpu.device import FakeGpu
-from tests.fake_gpu.install import installed
 from tests.fake_gpu.machine import LATE, Machine
 from tests.serving.triton import fake_triton
 
@@ -89,7 +87,8 @@ def test_answers_are_those_of_one_at_a_time(machine: Machine, gpu: Pipeline, alo
 def test_nans_stay_with_their_request(machine: Machine, gpu: Pipeline, alone: Pipeline, place: int) -> None:
     """The slot is clean for the next request, and the neighbour never notices."""
     good = [replace(one, max_new_tokens=9) for one in requests(gpu, machine)[:2]]
-    bad = replace(good[0], pixels=np.full_like(good[0].pixels, np.nan))
+    nan = replace(good[0].images[0], pixels=np.full_like(good[0].images[0].pixels, np.nan))
+    bad = replace(good[0], images=(nan,))
     sent = [*good[:place], bad, *good[place:], *good]
     with Scheduler(gpu, slots=2) as scheduler:
         tickets = [scheduler.submit(one) for one in sent]
@@ -142,29 +141,29 @@ def test_triton_answers(bundle_: Bundle, backend: str, alone: Pipeline, start: C
 
 
 def test_a_lost_gpu_ends_everything(
+    lazy_gpu: Any,
     fake_engine_bundle: Callable[..., Bundle],
     start: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An engine that leaves its memory in the middle of an answer: the caches are gone."""
+    """The caches are gone in the middle of an answer: an engine leaves its memory."""
     bundle, killed = fake_engine_bundle("tensorrt", "mini", "sm89", dtype="float32"), []
     monkeypatch.setattr(os, "kill", lambda *what: killed.append(what))
-    with installed(FakeGpu(lazy=True)) as fake:
-        model = start(bundle, "tensorrt")
-        run, stats = model._pipeline.session.run, model._scheduler.stats
+    model = start(bundle, "tensorrt")
+    run, stats = model._service.pipeline.session.run, model._service._scheduler.stats
 
-        def lose(graph: str, feeds: Any, caches: Any = None) -> Any:
-            if graph == DECODE:
-                fake.memory.blocks.pop(caches._memory.buffer.pointer, None)
-            return run(graph, feeds, caches)
+    def lose(graph: str, feeds: Any, caches: Any = None) -> Any:
+        if graph == DECODE:
+            lazy_gpu.memory.blocks.pop(caches._memory.buffer.pointer, None)
+        return run(graph, feeds, caches)
 
-        monkeypatch.setattr(model._pipeline.session, "run", lose)
-        for one in send(model, *PROMPTS):
-            *_, last = one.sender
-            assert last.error().message().startswith(LOST)
-        with pytest.raises(BusyError, match="shutting down"):
-            model._scheduler.submit(model._pipeline.request(PICTURE, "What?"))
-        with pytest.raises(DeviceError, match="the GPU is lost"):
-            model._pipeline.session.synchronize()
+    monkeypatch.setattr(model._service.pipeline.session, "run", lose)
+    for one in send(model, *PROMPTS):
+        *_, last = one.sender
+        assert last.error().message().startswith(LOST)
+    with pytest.raises(BusyError, match="shutting down"):
+        model._service._scheduler.submit(model._service.pipeline.request(PICTURE, "What?"))
+    with pytest.raises(DeviceError, match="the GPU is lost"):
+        model._service.pipeline.session.synchronize()
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert stats.finished == {"error": len(PROMPTS)}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +16,12 @@ from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
 from star_export.answer.transcript import Transcript
 from star_export.errors import InputError
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.preprocessing.images import Packing
+from star_export.serving import admission as admission_module
 from star_export.serving import ticket as module
-from star_export.serving.ticket import Answer, Piece, Stats, Stopwatch, Ticket, Usage
+from star_export.serving.admission import Admission
+from star_export.serving.ticket import Answer, Piece, Stopwatch, Ticket, Usage
 from star_export.specs import ExportSpec, ModelSpec, Stage, TextSpec, VisionSpec
 
 END = 0
@@ -43,7 +46,7 @@ def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...]
     """A ticket whose picture and prompt are empty."""
     empty = np.zeros((1, 0), np.int64)
     request = Request(
-        pixels=np.zeros((1, 3, 1, 1), np.float32),
+        images=(),
         tokens=TokenizedPrompt(empty, empty, empty),
         keep=1,
         max_new_tokens=limit,
@@ -51,7 +54,7 @@ def make(*, timeout: float | None = None, limit: int = 99, stop: tuple[str, ...]
         stop=stop,
     )
     transcript = Transcript(tokenizer(), eos_token_ids=(END,), max_new_tokens=limit, stop=stop)
-    return Ticket(request, transcript, timeout=timeout)
+    return Ticket(request, transcript, place=Admission(1).enter(), timeout=timeout)
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
@@ -172,7 +175,8 @@ def test_what_comes_wakes_everyone_who_waits(ids: Any) -> None:
 def test_a_ticket_is_over_when_it_is_cancelled_or_late(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(module, "time", clock)
+    for each in (admission_module, module):
+        monkeypatch.setattr(each, "time", clock)
     ticket, patient, hasty = make(timeout=5.0), make(), make(timeout=0.0)
     now[0] = 105.0
     assert not ticket.over
@@ -183,6 +187,34 @@ def test_a_ticket_is_over_when_it_is_cancelled_or_late(monkeypatch: pytest.Monke
     assert not patient.over
     patient.cancel()
     assert patient.over
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_place_is_given_back_before_anyone_hears_of_the_end(
+    ids: Any, failed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever has the answer finds a place for the next request."""
+    ticket, admission, told = make(), Admission(1), []
+    ticket._place, notify = admission.enter(), ticket._changed.notify_all
+
+    def spy() -> None:
+        told.append(admission.present)
+        notify()
+
+    monkeypatch.setattr(ticket._changed, "notify_all", spy)
+    ticket.push(ids("a")[0])
+    if failed:
+        ticket.fail(InputError("no"))
+    else:
+        ticket.finish("stop")
+    assert told == [1, 0]  # a piece, the end
+
+
+def test_leaving_the_block_before_the_end_cancels(ids: Any) -> None:
+    for done in (False, True):
+        with finished(ids) if done else make() as ticket:
+            pass
+        assert ticket.cancelled is not done
 
 
 @pytest.fixture
@@ -239,9 +271,11 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     visual, keep = (90, 33) if pruned else (100, 100)
     places = np.arange(visual)[None]
     tokens = TokenizedPrompt(np.zeros((1, visual + 11), np.int64), places, places[:, :3])
+    picture = PreparedImage(pixels=np.zeros((1, 3, 40, 40), np.float32), packing=Packing(tokens=100))
+    request = replace(make().request, images=(picture,), tokens=tokens, keep=keep)
     token = 2 * 4 * 2  # key and value of 4 float16 numbers
     full = token * 7 * 111
-    assert Usage.of(spec, replace(make().request, tokens=tokens, keep=keep)) == Usage(
+    assert Usage.of(spec, request) == Usage(
         prompt_tokens=visual + 11,
         patches=100,
         stage1_tokens=visual,
@@ -249,20 +283,6 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
         kv_bytes=token * (2 * 101 + 5 * 44) if pruned else full,
         kv_bytes_unpruned=full,
     )
-
-
-def test_stats_of_first_tokens(clock: Callable[[float], None]) -> None:
-    stats = Stats(slots=3)
-    for queue, ttft in ((1.0, 4.0), (2.0, 8.0)):
-        clock(0.0)
-        begun = SimpleNamespace(progress=Stopwatch(), usage=Usage(10, 9, 8, 7, 300, 1000))
-        for seconds, stage in ((queue, "queue"), (3.0, "vision"), (ttft, "prefill")):
-            clock(seconds)
-            begun.progress.reach(stage)
-        stats.began(cast(Ticket, begun))
-    assert (stats.slots, stats.first_tokens, stats.queue_ms, stats.ttft_ms) == (3, 2, 3000.0, 12000.0)
-    assert stats.kv_bytes_saved == 2 * 700
-    assert Stats(slots=1).finished is not stats.finished
 
 
 def test_an_answer_is_plain_json_values(ids: Any) -> None:

@@ -12,7 +12,6 @@ import torch
 from star_export.bundle import open_bundle
 from star_export.contract import VISION
 from star_export.errors import BundleError, InputError, NonFiniteError, SettingsError
-from star_export.preprocessing import pixel_values
 from star_export.show.scores import ScoreReader, ScoringSession, StageScores, statistics
 from star_export.validation.probes import Probe, make_probes
 from star_export.validation.reference import Reference
@@ -30,7 +29,7 @@ def test_scores_are_those_of_pytorch(
     found = reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
     reference, tokens = Reference(checkpoint(preset)), reader.pipeline.tokenize(PROBE.prompt)
     reference.round_weights(opened.spec.weight_dtype)
-    seen = reference.encode_image(torch.from_numpy(pixel_values(PROBE.picture, reader.pipeline.image_spec)))
+    seen = reference.encode_image(torch.from_numpy(reader.pipeline.prepare(PROBE.picture).pixels))
     expected = reference.prefill(
         torch.from_numpy(tokens.input_ids[0]),
         seen.features[torch.from_numpy(found.stage1.kept)],
@@ -75,7 +74,7 @@ def test_statistics_of_equal_scores(value: float) -> None:
 
 
 def test_what_has_no_scores(bundle: BundleOf) -> None:
-    with pytest.raises(SettingsError, match="built with --no-prune: it ranks no tokens"):
+    with pytest.raises(SettingsError, match="built with prune=False: it ranks no tokens"):
         ScoreReader(open_bundle(bundle("mha", prune=False)))
     with pytest.raises(BundleError, match="is bfloat16, which ONNX Runtime cannot run"):
         ScoreReader(open_bundle(bundle("mha", dtype="bfloat16")))

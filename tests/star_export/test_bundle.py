@@ -260,7 +260,7 @@ def test_values_that_contradict_each_other(
 )
 def test_folders_of_others_are_not_replaced(tmp_path: Path, manifest: object) -> None:
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(SettingsError, match="is not a bundle, so --overwrite will not replace it"):
+    with pytest.raises(SettingsError, match="is not a bundle, so overwrite will not replace it"):
         check_replaceable(tmp_path)
 
 
@@ -297,7 +297,7 @@ def test_files_beside_the_bundles_own_are_not_lost(folder: Path) -> None:
     for path in notes:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
-    message = r"also holds a.txt, graphs/b.txt, graphs/vision.onnx.txt \.\.\., so --overwrite will not"
+    message = r"also holds a.txt, graphs/b.txt, graphs/vision.onnx.txt \.\.\., so overwrite will not"
     with pytest.raises(SettingsError, match=message):
         check_replaceable(folder)
     for path in notes[:3]:

@@ -84,7 +84,7 @@ def test_stage1_count(patches: int, drop_ratio: float, kept: int) -> None:
 
 @pytest.mark.parametrize("drop_ratio", [-0.1, 1.0, 2.0, float("nan")])
 def test_stage1_count_refuses(drop_ratio: float) -> None:
-    with pytest.raises(SettingsError, match="--drop-ratio must be at least 0 and below 1"):
+    with pytest.raises(SettingsError, match="drop_ratio must be at least 0 and below 1"):
         stage1_count(patches=576, drop_ratio=drop_ratio)
 
 
@@ -126,19 +126,19 @@ def test_resolve_star(options: dict[str, Any], expected: Schedule) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 64, "keep_ratio": 0.1}, "either --keep or --keep-ratio, not both"),
-        ({"keep_ratio": 0.0}, "--keep-ratio must be between 0 and 1, got 0"),
-        ({"keep_ratio": 1.0}, "--keep-ratio must be between 0 and 1, got 1"),
+        ({"keep": 64, "keep_ratio": 0.1}, "either keep or keep_ratio, not both"),
+        ({"keep_ratio": 0.0}, "keep_ratio must be between 0 and 1, got 0"),
+        ({"keep_ratio": 1.0}, "keep_ratio must be between 0 and 1, got 1"),
         ({"keep_ratio": 0.95}, "547 is not below the 518 tokens"),
-        ({"keep": 0}, "--keep must be at least 1 visual token, got 0"),
-        ({"keep": -3}, "--keep must be at least 1 visual token, got -3"),
-        ({"keep": 518}, "--keep 518 is not below the 518 tokens .* choose at most 517"),
-        ({"max_keep": 518}, "--max-keep 518 is not below the 518 tokens"),
-        ({"keep": 65, "max_keep": 64}, "65 is over this bundle's maximum of 64; .* --max-keep 65"),
-        ({"keep": 64, "drop_ratio": 0.9}, "--keep 64 is not below the 58 tokens"),
-        ({"drop_ratio": 1.0}, "--drop-ratio must be at least 0 and below 1, got 1"),
-        ({"prune_layer": 0}, "--prune-layer must be from 1 to 31 for this 32-layer decoder, got 0"),
-        ({"prune_layer": 32}, "--prune-layer must be from 1 to 31 for this 32-layer decoder, got 32"),
+        ({"keep": 0}, "keep must be at least 1 visual token, got 0"),
+        ({"keep": -3}, "keep must be at least 1 visual token, got -3"),
+        ({"keep": 518}, "keep=518 is not below the 518 tokens .* choose at most 517"),
+        ({"max_keep": 518}, "max_keep=518 is not below the 518 tokens"),
+        ({"keep": 65, "max_keep": 64}, "65 is over this bundle's maximum of 64; .* max_keep=65"),
+        ({"keep": 64, "drop_ratio": 0.9}, "keep=64 is not below the 58 tokens"),
+        ({"drop_ratio": 1.0}, "drop_ratio must be at least 0 and below 1, got 1"),
+        ({"prune_layer": 0}, "prune_layer must be from 1 to 31 for this 32-layer decoder, got 0"),
+        ({"prune_layer": 32}, "prune_layer must be from 1 to 31 for this 32-layer decoder, got 32"),
     ],
 )
 def test_resolve_star_refuses(options: dict[str, Any], message: str) -> None:
@@ -147,7 +147,7 @@ def test_resolve_star_refuses(options: dict[str, Any], message: str) -> None:
 
 
 def test_default_keep_must_fit_a_small_grid() -> None:
-    with pytest.raises(SettingsError, match="--keep 64 is not below the 58 tokens"):
+    with pytest.raises(SettingsError, match="keep=64 is not below the 58 tokens"):
         resolve_star(llava(side=8))  # 64 patches
 
 
@@ -155,7 +155,7 @@ def test_check_keep_of_a_request() -> None:
     star = resolve_star(llava(), max_keep=288)
     for keep in (1, 64, 288):
         check_keep(star, keep)
-    with pytest.raises(SettingsError, match="--keep 289 is over this bundle's maximum of 288"):
+    with pytest.raises(SettingsError, match="keep=289 is over this bundle's maximum of 288"):
         check_keep(star, 289)
 
 
@@ -216,11 +216,11 @@ MODULES = ["language_model.layers.0.mlp.up_proj", "lm_head", "multi_modal_projec
 def test_fp32_layers_are_names_of_the_model() -> None:
     spec = replace(export_spec(llava(), ()), fp32_layers=("language_model.layers.0", "lm_*", "*.mlp"))
     check_fp32_layers(spec, MODULES)
-    with pytest.raises(SettingsError, match="no meaning with --dtype float32"):
+    with pytest.raises(SettingsError, match="no meaning with dtype=float32"):
         check_fp32_layers(replace(spec, dtype="float32"), MODULES)
     check_fp32_layers(replace(spec, dtype="float32", fp32_layers=()), MODULES)
     message = (
-        r"--fp32-layers language_model.layer.0 names nothing in this bundle; did you mean "
+        r"fp32_layers=language_model.layer.0 names nothing in this bundle; did you mean "
         r"language_model.layers.0\? .* begin with language_model, lm_head, multi_modal_projector$"
     )
     with pytest.raises(SettingsError, match=message):
@@ -305,9 +305,11 @@ def test_patches_of_an_image() -> None:
 
 
 def test_too_few_to_prune() -> None:
-    with pytest.raises(SettingsError, match="a decoder of one layer cannot be pruned inside; use --no-prune"):
+    with pytest.raises(
+        SettingsError, match="a decoder of one layer cannot be pruned inside; use prune=False"
+    ):
         resolve_star(llava(layers=1))
-    with pytest.raises(SettingsError, match=r"--drop-ratio 0.98 leaves 1 of 64 patches; lower it"):
+    with pytest.raises(SettingsError, match=r"drop_ratio=0.98 leaves 1 of 64 patches; lower it"):
         resolve_star(llava(side=8), drop_ratio=0.98, keep=1)
     assert resolve_star(llava(side=2), drop_ratio=0.5, keep=1)[0].tokens == 2
     assert resolve_star(llava(layers=2), prune_layer=1)[1].after_layer == 1
@@ -322,7 +324,7 @@ def test_capacities_reach_the_position_limit_exactly() -> None:
 
 
 @pytest.mark.parametrize(
-    ("counts", "option"), [({"text": 0}, "--max-text-tokens"), ({"new": 0}, "--max-new-tokens")]
+    ("counts", "option"), [({"text": 0}, "max_text_tokens"), ({"new": 0}, "max_new_tokens")]
 )
 def test_capacities_must_be_positive(counts: dict[str, int], option: str) -> None:
     with pytest.raises(SettingsError, match=f"{option} must be at least 1, got 0"):

@@ -20,7 +20,7 @@ from star_export.answer.pipeline import Pipeline
 from star_export.arrays import to_device_dtype, to_float32
 from star_export.bundle import Bundle, open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import make_probes
@@ -93,7 +93,7 @@ def test_the_graphs_match_when_every_tensor_is_rounded(
     opened = emulated(bundle(preset, dtype="bfloat16"), tmp_path / "emulated")
     reference = Reference(checkpoint(preset))
     reference.round_weights(lambda _: "bfloat16")
-    pipeline = Pipeline(opened, open_session(opened, threads=1))
+    pipeline = Pipeline(opened, open_session(opened, Runtime(threads=1)))
     check = ParityCheck(pipeline, reference, read_processor(checkpoint(preset)), max_new_tokens=4)
     check.tolerances = Tolerances.load("bfloat16")
     for budget in keep:
@@ -103,8 +103,6 @@ def test_the_graphs_match_when_every_tensor_is_rounded(
         # It did round: float32 would be a thousand times closer, float16 eight times.
         assert errors["vision_features"] > 2e-2
         assert errors["prefill_logits"] > 1e-2
-    features = pipeline.steps.encode_image(
-        np.zeros((1, 3, *[opened.spec.model.vision.image_size] * 2), np.float32)
-    )
+    features = pipeline.steps.encode_image(pipeline.prepare(make_probes(1)[0].picture))
     values = features.features.numpy()
     np.testing.assert_array_equal(to_float32(to_device_dtype(values, "bfloat16"), "bfloat16"), values)

@@ -134,7 +134,7 @@ def test_a_moved_checkpoint(copy: Copy, checkpoint: Callable[[str], Path], tmp_p
     assert report.reference == str(moved)
     manifest = folder / "manifest.json"
     manifest.write_text(manifest.read_text().replace(str(checkpoint("mha")), "/nowhere/at-all"))
-    with pytest.raises(CheckpointError, match=r"check needs the source checkpoint; give it with --model"):
+    with pytest.raises(CheckpointError, match=r"check needs the source checkpoint; give it with model"):
         check(folder)
 
 
@@ -155,8 +155,8 @@ def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> Non
     ("options", "keep", "message"),
     [
         ({"prune": False}, (64,), "built with --no-prune; --keep has no meaning"),
-        ({}, (64, 289), "--keep 289 is over this bundle's maximum of 288"),
-        ({}, (0,), "--keep must be at least 1"),
+        ({}, (64, 289), "keep=289 is over this bundle's maximum of 288"),
+        ({}, (0,), "keep must be at least 1"),
     ],
 )
 def test_budgets_that_the_bundle_has_not(

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle, open_bundle
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck
@@ -39,7 +39,7 @@ class Lab:
     probe: Probe
 
     def pipeline(self) -> Pipeline:
-        return Pipeline(self.bundle, open_session(self.bundle, threads=1))
+        return Pipeline(self.bundle, open_session(self.bundle, Runtime(threads=1)))
 
     def failed(self, pipeline: Pipeline | None = None) -> list[str]:
         """Stages that fail, in order."""
@@ -305,7 +305,7 @@ def test_attention_that_is_not_causal(mha: Lab, layer: int) -> None:
 def test_an_input_off_by_one(
     mha: Lab, monkeypatch: pytest.MonkeyPatch, name: str, shift: int, first: str
 ) -> None:
-    session = open_session(mha.bundle, threads=1)
+    session = open_session(mha.bundle, Runtime(threads=1))
     run = session.run
 
     def shifted(graph: str, feeds: dict[str, Any], caches: Any = None) -> Any:

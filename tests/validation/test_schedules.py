@@ -86,7 +86,7 @@ def test_every_stage_is_compared(three: Three, tmp_path: Path, preset: str) -> N
 def test_a_request_chooses_the_last_budget(three: Three) -> None:
     pipeline = load(three("vicuna"), threads=1)
     request = pipeline.request(make_probes(1)[0].picture, "What?", keep=20, max_new_tokens=4)
-    vision = pipeline.steps.encode_image(request.pixels)
+    vision = pipeline.steps.encode_image(request.images[0])
     state = pipeline.steps.prefill(request.tokens, vision, keep=request.keep)
     text = request.tokens.text_tokens
     assert state.lengths.tolist() == [text + 58, text + 30, text + 20]

@@ -7,6 +7,7 @@ from star_export.checkpoint.decoders import llama
 from star_export.checkpoint.supported import require_supported
 from star_export.specs import TextSpec
 
+#: Config, and whether the head's weights are the embedding's -> shape.
 DECODERS: dict[str, Callable[[Any, bool], TextSpec]] = {
     "llama": llama.text_spec,
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from re import Pattern
 from typing import Any
 
@@ -14,11 +15,11 @@ class Family:
     """What a file of this folder says.
 
     Attributes:
-        model_spec: Its config, and the tokens that end an answer -> shape of the model.
+        model_spec: Its config, and the folder of the checkpoint -> shape of the model.
         tensor_prefixes: What each part is called here -> all that transformers calls it in files and modules.
     """
 
-    model_spec: Callable[[Any, tuple[int, ...]], ModelSpec]
+    model_spec: Callable[[Any, Path], ModelSpec]
     tensor_prefixes: dict[str, Pattern[str]]
 
 

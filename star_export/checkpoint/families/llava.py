@@ -1,9 +1,11 @@
 """LLaVA-1.5: one square picture, a vision tower's patches without CLS, a two-layer projector, a decoder."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 from star_export.checkpoint.decoders import text_spec
+from star_export.checkpoint.generation_config import eos_token_ids
 from star_export.checkpoint.supported import ACTIVATIONS, require_supported
 from star_export.checkpoint.towers import vision_spec
 from star_export.errors import CheckpointError
@@ -19,8 +21,8 @@ TENSOR_PREFIXES = {
 }
 
 
-def model_spec(config: Any, eos_token_ids: tuple[int, ...]) -> ModelSpec:
-    """Shape of a model from its ``LlavaConfig``.
+def model_spec(config: Any, folder: Path) -> ModelSpec:
+    """Shape of a model from its ``LlavaConfig``, and from the folder the tokens that end an answer.
 
     Raises:
         CheckpointError: If a part is not supported, or parts do not fit each other.
@@ -34,22 +36,10 @@ def model_spec(config: Any, eos_token_ids: tuple[int, ...]) -> ModelSpec:
         )
     return ModelSpec(
         model_type=config.model_type,
-        vision=vision_spec(config.vision_config, _feature_layers(config)),
+        vision=vision_spec(config.vision_config, config.vision_feature_layer),
         text=text,
         projector_act=config.projector_hidden_act,
         projector_bias=config.multimodal_projector_bias,
         image_token_id=config.image_token_index,
-        eos_token_ids=eos_token_ids,
+        eos_token_ids=eos_token_ids(folder, config.text_config),
     )
-
-
-def _feature_layers(config: Any) -> int:
-    """Layers of the tower up to the one whose output is projected."""
-    index, count = config.vision_feature_layer, config.vision_config.num_hidden_layers
-    if not isinstance(index, int):
-        raise CheckpointError(f"vision_feature_layer {index!r} is not supported; expected one layer")
-    # hidden_states[0] is the embedding, hidden_states[i] the output of layer i-1.
-    layers = index if index >= 0 else count + 1 + index
-    if not 1 <= layers <= count:
-        raise CheckpointError(f"vision_feature_layer {index} is outside the {count}-layer tower")
-    return layers

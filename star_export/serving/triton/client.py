@@ -19,6 +19,7 @@ from star_export.errors import (
     PlatformError,
     SettingsError,
     StarExportError,
+    option,
 )
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, check_names
 
@@ -156,7 +157,9 @@ def _response(updates: "queue.SimpleQueue[Any]", url: str, timeout: float) -> di
     try:
         update = updates.get(timeout=timeout)
     except queue.Empty:
-        raise DeadlineError(f"nothing came from {url} for {timeout:g} s; allow more with --timeout") from None
+        raise DeadlineError(
+            f"nothing came from {url} for {timeout:g} s; allow more with {option('timeout')}"
+        ) from None
     if isinstance(update, Exception):
         status = str(getattr(update, "status", lambda: None)()).removeprefix("StatusCode.")
         kind, message = KINDS.get(status, StarExportError), getattr(update, "message", lambda: update)()

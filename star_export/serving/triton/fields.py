@@ -4,14 +4,12 @@ The one place that holds them: the model's configuration is written from here, t
 clients read them.
 """
 
-import base64
-import binascii
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from star_export.errors import InputError
+from star_export.serving import query
 
 MODEL, UNARY_MODEL = "star_llava", "star_llava_infer"
 
@@ -53,28 +51,6 @@ OUTPUTS = (
 )
 
 
-def image_bytes(data: bytes) -> bytes:
-    """A picture as it was sent: encoded bytes, base64 of either alphabet or a data URL.
-
-    Base64 may have line ends and lack its padding. It is ASCII, as plain PNM is and no other picture.
-
-    Raises:
-        InputError: If it is text, but not base64.
-    """
-    if not data.isascii() or data[:3].rstrip() in (b"P1", b"P2", b"P3"):
-        return data
-    head, comma, text = data.partition(b",") if data.startswith(b"data:") else (b";base64", b",", data)
-    compact = b"".join(text.split()).rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
-    try:
-        if compact and comma and head.endswith(b";base64"):
-            return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
-    except binascii.Error:
-        pass
-    raise InputError(
-        f"image must be an encoded picture, base64 or a data URL of base64, got text: {data[:20].decode()!r}"
-    )
-
-
 def check_names(names: Iterable[str]) -> None:
     """Refuse fields that are no inputs, which Triton hands on as parameters.
 
@@ -82,24 +58,18 @@ def check_names(names: Iterable[str]) -> None:
         InputError: With the field and what it may have been meant to be.
     """
     known = [field.name for field in INPUTS]
-    for name in names:
-        if name not in known and name not in TRITONS_OWN:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
-            raise InputError(f"unknown field {name}; {meant}")
+    query.check_names((name for name in names if name not in TRITONS_OWN), known)
 
 
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
     """Inputs as Python values, one element for the whole where there is only one.
 
     Raises:
-        InputError: If an input is missing, or a text is not UTF-8.
+        InputError: If a text is not UTF-8.
     """
     plain: dict[str, Any] = {}
     for field in INPUTS:
         if field.name not in values:
-            if not field.optional:
-                raise InputError(f"{field.name} is missing; every request needs it")
             continue
         items = tuple(values[field.name].ravel().tolist())  # plain numbers, not NumPy's
         if field.kind == "STRING" and field.name != "image":

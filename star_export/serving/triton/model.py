@@ -17,15 +17,17 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb  # only inside Triton
 
-from star_export.answer.pipeline import load
-from star_export.answer.sampling import Sampling
-from star_export.errors import BusyError, DeviceError, InputError
-from star_export.serving.scheduler import Scheduler, count_slots
+from star_export.answer.pipeline import open_pipeline
+from star_export.engines import Runtime
+from star_export.errors import BusyError, DeviceError
+from star_export.serving.admission import Place
+from star_export.serving.options import ServiceOptions
+from star_export.serving.query import Query
+from star_export.serving.service import Service
 from star_export.serving.ticket import Answer, Piece, Ticket
-from star_export.serving.triton.fields import FORWARDED, INPUTS, check_names, image_bytes, scalars
+from star_export.serving.triton.fields import FORWARDED, INPUTS, check_names, scalars
 from star_export.serving.triton.metrics import Metrics
 from star_export.serving.triton.refusal import refuse
-from star_export.serving.warmup import warm_up
 
 log = logging.getLogger("star_export.serving")
 
@@ -44,23 +46,9 @@ class TritonPythonModel:
         threads = int(settings["threads"]) or None
         library = home / settings["plugin_library"] if settings["plugin_library"] else None
         folder = home / settings["bundle"]
-        self._pipeline = load(folder, backend=settings["backend"], threads=threads, plugin_library=library)
-        kv_bytes, most = int(settings["kv_cache_mib"]) << 20, int(settings["max_slots"])
-        slots = count_slots(self._pipeline, kv_bytes, most=most)
-        self._scheduler = Scheduler(
-            self._pipeline,
-            slots=slots,
-            queue=int(settings["queue"]),
-            feature_bytes=int(settings["feature_cache_mib"]) << 20,
-            on_lost=_end_server,
-        )
-        self._timeout = float(settings["timeout_s"])
-        self._most = slots + int(settings["queue"])
-        self._present = 0
-        self._lock = threading.Lock()
-        self._preparing = threading.Semaphore(os.cpu_count() or 1)  # decoded pictures are large
-        warm_up(self._scheduler)
-        self._metrics = Metrics(self._scheduler, args["model_name"])
+        runtime = Runtime(backend=settings["backend"], threads=threads, plugin_library=library)
+        self._service = Service(open_pipeline(folder, runtime), _options(settings), on_lost=_end_server)
+        self._metrics = Metrics(self._service.stats, args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
         """Take requests; each is answered from a thread of its own."""
@@ -69,53 +57,31 @@ class TritonPythonModel:
             parameters = json.loads(request.parameters() or "{}")
             tensors = {f.name: pb.get_input_tensor_by_name(request, f.name) for f in INPUTS}
             values = {name: tensor.as_numpy() for name, tensor in tensors.items() if tensor is not None}
-            with self._lock:
-                full = self._present >= self._most
-                self._present += not full
-            if full:
-                error = BusyError(f"{self._most} requests are here already; try again later")
+            try:
+                place = self._service.enter()
+            except BusyError as error:
                 refuse(sender, error, forwarded=FORWARDED in parameters)
                 continue
-            threading.Thread(target=self._serve, args=(values, parameters, sender), daemon=True).start()
+            given = place, values, parameters, sender
+            threading.Thread(target=self._serve, args=given, daemon=True).start()
 
     def finalize(self) -> None:
-        """Finish what is running."""
-        self._scheduler.close()
+        """Finish what is running, and free the GPU's memory."""
+        self._service.close()
         self._metrics.close()
+        self._service.pipeline.close()
 
-    def _serve(self, values: dict[str, Any], parameters: dict[str, Any], sender: Any) -> None:
+    def _serve(self, place: Place, values: dict[str, Any], parameters: dict[str, Any], sender: Any) -> None:
         try:
-            check_names(parameters)
-            ticket, stream = self._submit(values)
-            try:
+            with place:
+                check_names(parameters)
+                given = scalars(values)
+                stream = given.pop("stream", False)
+                ticket = self._service.submit(Query.of(given), place)
+            with ticket:
                 self._send(ticket, sender, stream=stream)
-            except Exception:
-                ticket.cancel()  # nobody will read the rest
-                raise
         except Exception as error:  # the client gets it, whatever it is
             refuse(sender, error, forwarded=FORWARDED in parameters)
-        finally:
-            with self._lock:
-                self._present -= 1
-
-    def _submit(self, values: dict[str, Any]) -> tuple[Ticket, bool]:
-        """Check a request and queue it; whether its answer is to be streamed."""
-        given = scalars(values)
-        sampling = Sampling(**{k: given[k] for k in ("temperature", "top_p", "seed") if k in given})
-        with self._preparing:
-            request = self._pipeline.request(
-                image_bytes(given["image"]),
-                given["prompt"],
-                keep=given.get("keep"),
-                max_new_tokens=given.get("max_new_tokens"),
-                sampling=sampling,
-                stop=given.get("stop", ()),
-            )
-        timeout = given.get("timeout_s", self._timeout)
-        if not timeout > 0:  # NaN too
-            raise InputError(f"timeout_s must be above 0, got {timeout:g}")
-        timeout = min(timeout, self._timeout)
-        return self._scheduler.submit(request, timeout=timeout), bool(given.get("stream", False))
 
     def _send(self, ticket: Ticket, sender: Any, *, stream: bool) -> None:
         """Send pieces as they come and the end of the answer; let go when the client has gone."""
@@ -131,6 +97,16 @@ class TritonPythonModel:
             raise CancelledError("the request was cancelled")
         last = ticket.rest if stream else Piece(update.text, update.token_ids)
         sender.send(_response(last, update), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _options(settings: dict[str, str]) -> ServiceOptions:
+    return ServiceOptions(
+        kv_cache_mib=int(settings["kv_cache_mib"]),
+        max_slots=int(settings["max_slots"]),
+        queue=int(settings["queue"]),
+        timeout_s=float(settings["timeout_s"]),
+        feature_cache_mib=int(settings["feature_cache_mib"]),
+    )
 
 
 def _response(piece: Piece, answer: Answer | None = None) -> Any:

@@ -6,23 +6,22 @@ text where ``star_llava_infer`` asked, which sends on what it reads there.
 
 import json
 import logging
-from concurrent.futures import CancelledError
 from typing import Any
 
 import triton_python_backend_utils as pb  # only inside Triton
 
-from star_export.errors import BusyError, DeadlineError, InputError, SettingsError
+from star_export.serving.failure import Failure
 
 log = logging.getLogger("star_export.serving")
 
-#: Triton's code of each kind of error; all others are ``INTERNAL``.
-CODES: tuple[tuple[type[Exception], str], ...] = (
-    (BusyError, "UNAVAILABLE"),
-    (DeadlineError, "CANCELLED"),
-    (CancelledError, "CANCELLED"),
-    (InputError, "INVALID_ARG"),
-    (SettingsError, "INVALID_ARG"),
-)
+#: Triton's code of each; it has none for what took too long.
+CODES = {
+    Failure.INVALID: "INVALID_ARG",
+    Failure.BUSY: "UNAVAILABLE",
+    Failure.LATE: "CANCELLED",
+    Failure.CANCELLED: "CANCELLED",
+    Failure.INTERNAL: "INTERNAL",
+}
 
 
 def refuse(sender: Any, error: Exception, *, forwarded: bool = False) -> None:
@@ -33,8 +32,7 @@ def refuse(sender: Any, error: Exception, *, forwarded: bool = False) -> None:
         error: What went wrong.
         forwarded: Whether ``star_llava_infer`` asked.
     """
-    name = next((code for kind, code in CODES if isinstance(error, kind)), "INTERNAL")
-    text = str(error) or repr(error)
+    name, text = CODES[Failure.of(error)], str(error) or repr(error)
     _send(sender, name, json.dumps([name, text]) if forwarded else text)
 
 

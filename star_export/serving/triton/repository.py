@@ -4,15 +4,15 @@ import os
 import shlex
 import shutil
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from star_export.bundle import MANIFEST, Bundle
-from star_export.engines import check_backend
-from star_export.engines.tensorrt.facts import read_facts
-from star_export.errors import SettingsError
+from star_export.engines import Runtime
+from star_export.errors import SettingsError, option
 from star_export.files import staging_folder
+from star_export.serving.options import ServiceOptions
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, UNARY_MODEL, Field
 from star_export.serving.triton.tritonserver import Server
 
@@ -20,65 +20,39 @@ VERSION, BUNDLE, PLUGIN_LIBRARY = "1", "bundle", "plugin.so"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeOptions:
-    """How a bundle is served; the parameters of the model's configuration.
+class ServeOptions(ServiceOptions):
+    """How a bundle is served.
 
     Attributes:
-        backend: What runs the graphs.
-        kv_cache_mib: Memory for KV caches; as many slots as fit.
-        max_slots: Sequences that are decoded at once, at most.
-        queue: Requests that may wait for a slot.
-        timeout_s: Seconds that a request may take, waiting included.
-        feature_cache_mib: Memory for the features of pictures seen before.
-        threads: CPU threads of ONNX Runtime; 0 for all cores.
+        runtime: What runs the graphs; its plugin library is copied.
     """
 
-    backend: str = "onnxruntime"
-    kv_cache_mib: int = 4096
-    max_slots: int = 32
-    queue: int = 64
-    timeout_s: float = 120.0
-    feature_cache_mib: int = 256
-    threads: int = 0
+    runtime: Runtime = field(default_factory=Runtime)
 
 
-def default_backend(bundle: Bundle) -> str:
-    """The backend whose engines a bundle has, else ONNX Runtime on the CPU."""
-    engines = bundle.manifest.get("engines", {})
-    return next((name for name in ("tensorrt", "tensorrt-rtx") if name in engines), "onnxruntime")
-
-
-def write_repository(
-    bundle: Bundle,
-    output: Path,
-    options: ServeOptions,
-    *,
-    plugin_library: Path | None = None,
-    overwrite: bool = False,
-) -> None:
+def write_repository(bundle: Bundle, output: Path, options: ServeOptions, *, overwrite: bool = False) -> None:
     """Write a repository with the bundle in it; large files are linked where the disk allows it.
 
     Args:
         bundle: What is served.
         output: Folder to make.
         options: How it is served.
-        plugin_library: The plugin library of TensorRT engines that were built with one; it is copied.
         overwrite: Replace an older repository.
 
     Raises:
         SettingsError: If ``output`` exists and may not be replaced, or a setting makes no sense.
+        BundleError: If the backend cannot run the bundle.
         PlatformError: If the disk is full or the folder cannot be written.
     """
-    _check(bundle, output, options, plugin_library, overwrite=overwrite)
+    _check(bundle, output, options, overwrite=overwrite)
+    library = options.runtime.plugin_library
     with staging_folder(output, overwrite=overwrite) as folder:
         version = folder / MODEL / VERSION
         version.mkdir(parents=True)
-        if plugin_library is not None:
-            shutil.copyfile(plugin_library, version / PLUGIN_LIBRARY)
-        own = {**asdict(options), "bundle": BUNDLE}
-        own["plugin_library"] = PLUGIN_LIBRARY if plugin_library is not None else ""
+        if library is not None:
+            shutil.copyfile(library, version / PLUGIN_LIBRARY)
         (version / "model.py").write_text(_MODEL_PY.format(module="model"))
-        (folder / MODEL / "config.pbtxt").write_text(model_config(MODEL, own))
+        (folder / MODEL / "config.pbtxt").write_text(model_config(MODEL, parameters(options)))
         _link(bundle, version / BUNDLE)
         unary = folder / UNARY_MODEL / VERSION
         unary.mkdir(parents=True)
@@ -87,26 +61,34 @@ def write_repository(
         (folder / "README.md").write_text(_README.format(command=server_command(output)))
 
 
-def _check(
-    bundle: Bundle, output: Path, options: ServeOptions, library: Path | None, *, overwrite: bool
-) -> None:
-    check_backend(options.backend)
+def parameters(options: ServeOptions) -> dict[str, Any]:
+    """The parameters of the model's configuration; empty or 0 for what is not given."""
+    own = asdict(options)
+    runtime: dict[str, Any] = own.pop("runtime")
+    runtime |= {"bundle": BUNDLE, "threads": runtime["threads"] or 0}
+    runtime["plugin_library"] = PLUGIN_LIBRARY if runtime["plugin_library"] is not None else ""
+    return own | runtime
+
+
+def _check(bundle: Bundle, output: Path, options: ServeOptions, *, overwrite: bool) -> None:
+    library = options.runtime.plugin_library
     if output.exists() and not overwrite:
-        raise SettingsError(f"{output} exists; give --overwrite to replace it, or another --output")
+        raise SettingsError(
+            f"{output} exists; give {option('overwrite')} to replace it, or another {option('output')}"
+        )
     if output.exists():
         _check_replaceable(output)
     if options.kv_cache_mib << 20 < bundle.spec.slot_bytes:
         needed = -(-bundle.spec.slot_bytes >> 20)
         raise SettingsError(
-            f"--kv-cache must be at least {needed} MiB for one sequence of this bundle, "
+            f"{option('kv_cache_mib')} must be at least {needed} MiB for one sequence of this bundle, "
             f"got {options.kv_cache_mib}"
         )
-    if options.backend.startswith("tensorrt"):
-        needs_library = read_facts(bundle, options.backend).plugins == "library"
-        if needs_library and library is None:
-            raise SettingsError("these engines call a plugin library; give its path with --plugin-library")
+    options.runtime.entry.check_bundle(bundle, options.runtime)
     if library is not None and not library.is_file():
-        raise SettingsError(f"--plugin-library {library} does not exist; give the path of the .so file")
+        raise SettingsError(
+            f"{option('plugin_library', library)} does not exist; give the path of the .so file"
+        )
 
 
 def _check_replaceable(repository: Path) -> None:
@@ -114,7 +96,7 @@ def _check_replaceable(repository: Path) -> None:
     models = [repository / name for name in (MODEL, UNARY_MODEL)]
     if not (models[0] / "config.pbtxt").is_file():
         raise SettingsError(
-            f"{repository} is not such a model repository, so --overwrite will not replace it"
+            f"{repository} is not such a model repository, so {option('overwrite')} will not replace it"
         )
     inside = {model / name for model in models for name in ("config.pbtxt", VERSION)}
     own = {repository / "README.md", *models, *inside}
@@ -122,7 +104,7 @@ def _check_replaceable(repository: Path) -> None:
     if foreign := sorted(path.relative_to(repository).as_posix() for path in found - own):
         raise SettingsError(
             f"{repository} also holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}, "
-            "so --overwrite will not replace it; move what is not its own elsewhere"
+            f"so {option('overwrite')} will not replace it; move what is not its own elsewhere"
         )
 
 

@@ -184,7 +184,7 @@ def test_registering_again_takes_the_new_architecture(plugin: Any, trt: types.Mo
 
 def test_refuses_tensorrt_rtx() -> None:
     rtx = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    with pytest.raises(PlatformError, match=r"found tensorrt_rtx .*--plugins none"):
+    with pytest.raises(PlatformError, match=r"found tensorrt_rtx .*plugins=none"):
         aot.register(rtx, architecture="compute_89")
 
 

@@ -96,17 +96,17 @@ def test_engines_are_replaced_whole_or_not_at_all(copy: Callable[..., Path]) -> 
     [
         (replace(RTX, targets=("sm98",)), "unknown target sm98; did you mean sm89"),
         (replace(RTX, targets=("hopper",)), "targets are sm80, sm86, sm89, sm120, sm121"),
-        (replace(RTX, max_batch=0), "--max-batch must be at least 1, got 0"),
-        (replace(RTX, plugins="aot"), "tensorrt-rtx has no --plugins"),
+        (replace(RTX, max_batch=0), "max_batch must be at least 1, got 0"),
+        (replace(RTX, plugins="aot"), "tensorrt-rtx has no plugins"),
         (
             replace(RTX, hardware_compatible=True, version_compatible=True),
-            "--hardware-compatible, --version-c",
+            "hardware_compatible, version_c",
         ),
-        (EngineOptions(backend="tensorrt", targets=("sm89",)), "--target is for --backend tensorrt-rtx"),
-        (EngineOptions(backend="tensorrt", plugins="library"), "needs --plugin-library PATH"),
+        (EngineOptions(backend="tensorrt", targets=("sm89",)), "targets is for backend=tensorrt-rtx"),
+        (EngineOptions(backend="tensorrt", plugins="library"), "plugins=library needs plugin_library=PATH"),
         (
             EngineOptions(backend="tensorrt", plugins="library", plugin_library=Path("nowhere.so")),
-            "--plugin-library nowhere.so does not exist",
+            "plugin_library=nowhere.so does not exist",
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_options_that_contradict(copy: Callable[..., Path], options: EngineOptio
 
 
 def test_float32_bundles_are_refused(bundle: BundleOf, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="build it with --dtype float16"):
+    with pytest.raises(SettingsError, match="build it with dtype=float16"):
         add_engines(Path(shutil.copytree(bundle("mha"), tmp_path / "b")), RTX)
 
 

@@ -16,14 +16,15 @@ import torch
 from star_export.arrays import to_float32
 from star_export.baseline import build_baseline
 from star_export.bundle import Bundle, open_bundle
+from star_export.cli.flags import with_flags
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings, Message, first_error, load_bindings
 from star_export.engines.tensorrt.engine import create_runtime, deserialize, lean_library
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.engines.tensorrt.session import _load_plugins, share_budget
-from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.engines.tensorrt.loading import load_plugins, share_budget
+from star_export.errors import BundleError, PlatformError, SettingsError, spelled
 
 pytest.importorskip("tensorrt_rtx")
 pytest.importorskip("cuda.bindings.runtime")
@@ -53,19 +54,19 @@ def no_gpu() -> None:
 @pytest.mark.usefixtures("no_gpu")
 def test_without_a_gpu_one_line_says_what_is_missing(engines: Bundle, picture: Path) -> None:
     with pytest.raises(PlatformError, match="NVIDIA driver") as caught:
-        open_session(engines, RTX)
+        open_session(engines, Runtime(backend=RTX))
     assert "\n" not in str(caught.value)
     command = [sys.executable, "-m", "star_export.cli", "run", str(engines.folder)]
     command += ["-i", str(picture), "-p", "What?", "--backend", RTX]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert " ".join(done.stderr.split()).endswith(str(caught.value))
+    assert " ".join(done.stderr.split()).endswith(with_flags(caught.value))
     assert "Traceback" not in done.stderr
 
 
 def test_a_bundle_without_engines(bundle: Callable[..., Path]) -> None:
     with pytest.raises(BundleError, match="has no tensorrt-rtx engines; make them: star-export build --from"):
-        open_session(open_bundle(bundle("mha")), RTX)
+        open_session(open_bundle(bundle("mha")), Runtime(backend=RTX))
 
 
 def test_a_backend_that_is_not_installed(engines: Bundle) -> None:
@@ -76,7 +77,7 @@ def test_a_backend_that_is_not_installed(engines: Bundle) -> None:
     with pytest.raises(
         PlatformError, match=r"tensorrt is not installed .*pip install 'star-export\[tensorrt\]'"
     ):
-        open_session(replace(engines, manifest=manifest), "tensorrt")
+        open_session(replace(engines, manifest=manifest), Runtime(backend="tensorrt"))
 
 
 def test_an_engine_file_that_is_none(rtx: Bindings, tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_memory_error_says_what_to_do() -> None:
     assert message.startswith(
         "the GPU has no room for the KV caches of 8 sequences: 6.20 GB asked for, 1.50 GB free; "
     )
-    for option in ("--max-text-tokens", "--max-new-tokens", "--weight-streaming"):
-        assert option in message
+    for name in ("max_text_tokens", "max_new_tokens", "weight_streaming=True"):
+        assert name in spelled(message)
 
 
 def test_cuda_errors_have_name_and_text() -> None:
@@ -135,9 +136,9 @@ def test_cuda_errors_have_name_and_text() -> None:
 def test_a_plugin_library_must_be_given(engines: Bundle, rtx: Bindings) -> None:
     facts = read_facts(engines, RTX)
     for kind in ("none", "aot"):
-        _load_plugins(rtx, replace(facts, plugins=kind), None)
-    with pytest.raises(SettingsError, match="--plugin-library"):
-        _load_plugins(rtx, replace(facts, plugins="library"), None)
+        load_plugins(rtx, replace(facts, plugins=kind), None)
+    with pytest.raises(SettingsError, match="plugin_library"):
+        load_plugins(rtx, replace(facts, plugins="library"), None)
 
 
 def test_widening_bfloat16_is_exact() -> None:
@@ -153,7 +154,8 @@ def test_widening_bfloat16_is_exact() -> None:
 
 def test_bench_builds_its_baseline_with_engines(engines: Bundle, checkpoint: Callable[[str], Path]) -> None:
     target = engines.folder.parent / "baseline"
-    baseline = open_bundle(build_baseline(engines, target, source=str(checkpoint("mha")), backend=RTX))
+    source, runtime = str(checkpoint("mha")), Runtime(backend=RTX)
+    baseline = open_bundle(build_baseline(engines, target, source=source, runtime=runtime))
     assert not baseline.spec.schedule
     facts, own = read_facts(baseline, RTX), read_facts(engines, RTX)
     assert (facts.targets, facts.max_batch) == (own.targets, own.max_batch) == (("sm89",), 4)

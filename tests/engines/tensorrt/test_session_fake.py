@@ -1,37 +1,34 @@
 """What a real GPU cannot be asked for: refusals and rare answers of TensorRT, on the fake one."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-import tensorrt_rtx as trt
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.contract import STAGE2_SLOTS
+from star_export.contract import GRAPHS
 from star_export.engines import open_session
-from star_export.engines.tensorrt.session import TensorRTSession
-from star_export.errors import BundleError, PlatformError
+from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt import session as session_module
+from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
+from star_export.errors import BundleError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.memory import CudaError
 from tests.fake_gpu.tensorrt import DEVICE, HOST, FakeContext, FakeEngine, FakeRuntime
+from tests.fake_gpu.tensorrt import tensorrt_rtx as trt
 
 RTX = "tensorrt-rtx"
 
 
 @pytest.fixture
-def gpu() -> Iterator[FakeGpu]:
-    with installed(FakeGpu(lazy=True)) as gpu:
-        yield gpu
-
-
-@pytest.fixture
-def engines(gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
+def engines(lazy_gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Callable[[str], Bundle]:
     return lambda backend: fake_engine_bundle(backend, "mha", "sm89")
 
 
@@ -40,14 +37,41 @@ def answer(bundle: Bundle, backend: str, picture: Path) -> tuple[int, ...]:
     return pipeline.generate(picture, "What is this?", max_new_tokens=6).result().token_ids
 
 
-def test_streamed_weights_are_shared_out(engines: Callable[[str], Bundle]) -> None:
-    bundle = engines("tensorrt")
+def test_streamed_weights_are_shared_out(
+    fake_engine_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT has put there what fits; the session begins anew and leaves the reserve free."""
+    weights, reserve = 2 << 20, 1 << 20
+    monkeypatch.setattr(session_module, "STREAMING_RESERVE", reserve)
+    monkeypatch.setattr(FakeEngine, "streamable_weights_size", weights)
+    bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
     entry = bundle.manifest["engines"]["tensorrt"] | {"weight_streaming": True}
     bundle = replace(bundle, manifest={**bundle.manifest, "engines": {"tensorrt": entry}})
-    for budget, shares in ((1500, (0, 500, 1000)), (None, (1000, 1000, 1000))):
-        session = TensorRTSession(bundle, "tensorrt", weight_budget=budget)
-        loaded = [graph.loaded.engine for graph in session._graphs.values()]
-        assert tuple(engine.weight_streaming_budget_v2 for engine in loaded) == shares
+    token_ids = cuda.ALIGNMENT
+    total = token_ids + reserve + bundle.spec.slot_bytes + 2 * weights + 1000
+    for budget, shares in ((3 << 20, [0, weights // 2, weights]), (None, [1000, weights, weights])):
+        with installed(FakeGpu(lazy=True, total=total)):
+            session = TensorRTSession(bundle, "tensorrt", weight_budget=budget)
+            loaded = [session._graphs[graph].loaded.engine for graph in GRAPHS]
+        assert [engine.weight_streaming_budget_v2 for engine in loaded] == shares
+
+
+def test_results_come_back_in_pieces_and_bfloat16_as_float32(engines: Callable[[str], Bundle]) -> None:
+    session = TensorRTSession(engines("tensorrt"), "tensorrt")
+    bits = np.random.default_rng(0).integers(0, 0x7F00, LANDING_BYTES + 100).astype(np.uint16)
+    buffer, pinned = cuda.DeviceBuffer(bits.nbytes, "x"), cuda.PinnedBuffer(bits.nbytes)
+    pinned.array[:] = bits.view(np.uint8)
+    session.stream.upload(buffer.pointer, pinned.pointer, bits.nbytes)
+    found = session.fetch(buffer.pointer, "bfloat16", (2, bits.size // 2))
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found.ravel().view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+@pytest.mark.usefixtures("lazy_gpu")
+def test_caches_that_cannot_be_used_row_by_row(fake_engine_bundle: Callable[..., Bundle]) -> None:
+    caches = open_session(fake_engine_bundle("tensorrt", "gqa", "sm89"), "tensorrt").allocate_caches(2)
+    with pytest.raises(SettingsError, match="takes 43392 bytes a sequence, no multiple of 256"):
+        caches.rows(0, 1)
 
 
 def test_inputs_that_tensorrt_reads_on_the_host(
@@ -55,7 +79,7 @@ def test_inputs_that_tensorrt_reads_on_the_host(
 ) -> None:
     bundle = engines("tensorrt")
     expected = answer(bundle, "onnxruntime", picture)
-    place = lambda self, name: HOST if name == STAGE2_SLOTS else DEVICE  # noqa: E731
+    place = lambda self, name: HOST if name == "stage2_slots" else DEVICE  # noqa: E731
     monkeypatch.setattr(FakeEngine, "get_tensor_location", place)
     assert answer(bundle, "tensorrt", picture) == expected
 

@@ -18,13 +18,12 @@ from star_export.answer.sampling import Sampling
 from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.session import TensorRTCaches, TensorRTSession
 from star_export.errors import BundleError, InputError, SettingsError
-from star_export.preprocessing import load_image, pixel_values
 from star_export.show.scores import ScoreReader
 from tests.fake_gpu.kernels import Argmax as FakeArgmax
 from tests.fake_gpu.kernels import compile_argmax
@@ -53,17 +52,13 @@ def cpu(bundle_: Bundle) -> Pipeline:
     return Pipeline(bundle_, open_session(bundle_, threads=1))
 
 
-def pixels_of(pipeline: Pipeline, picture: Path) -> HostArray:
-    return pixel_values(load_image(picture), pipeline.image_spec)
-
-
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str, keep: int = 64) -> DecodeState:
-    vision = pipeline.steps.encode_image(pixels_of(pipeline, picture))
+    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
     return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=keep)
 
 
 def test_vision(machine: Machine, gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
-    found, expected = (p.steps.encode_image(pixels_of(p, picture)) for p in (gpu, cpu))
+    found, expected = (p.steps.encode_image(p.prepare(picture)) for p in (gpu, cpu))
     both, first, second = np.intersect1d(found.indices, expected.indices, return_indices=True)
     # Patches whose scores nearly tie may differ.
     assert len(both) >= (0.98 if machine.fake is None else 1.0) * len(expected.indices)
@@ -90,7 +85,7 @@ def test_prefill_and_decode(
     most: int,
 ) -> None:
     """Features of the CPU on both sides, so that both must prune the same tokens."""
-    vision = cpu.steps.encode_image(pixels_of(cpu, picture))
+    vision = cpu.steps.encode_image(cpu.prepare(picture))
     keep = clear_budget(bundle_, picture, prompt, most) if machine.fake is None else most
     states = [p.steps.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
     found, expected = states
@@ -239,10 +234,10 @@ def test_argmax_is_numpys() -> None:
 
 
 def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
-    pixels = pixels_of(gpu, picture)
-    first = gpu.steps.encode_image(pixels)
+    image = gpu.prepare(picture)
+    first = gpu.steps.encode_image(image)
     kept = first.features.numpy()
-    second = gpu.steps.encode_image(pixels)
+    second = gpu.steps.encode_image(image)
     with pytest.raises(InputError, match="image_features was overwritten by a later run of vision"):
         gpu.steps.prefill(gpu.tokenize(SHORT), first, keep=8)
     assert np.array_equal(second.features.numpy(), kept)
@@ -252,7 +247,7 @@ def test_features_of_another_session_are_copied(
     machine: Machine, bundle_: Bundle, backend: str, gpu: Pipeline, picture: Path
 ) -> None:
     other: Session = TensorRTSession(bundle_, backend)
-    vision = Pipeline(bundle_, other).steps.encode_image(pixels_of(gpu, picture))
+    vision = Pipeline(bundle_, other).steps.encode_image(gpu.prepare(picture))
     found = gpu.steps.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
     machine.close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
 
@@ -260,7 +255,7 @@ def test_features_of_another_session_are_copied(
 def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, picture: Path) -> None:
     with pytest.raises(SettingsError, match="the decode engine takes 1 to 4 sequences, got 5"):
         session.allocate_caches(batch=5)
-    vision = gpu.steps.encode_image(pixels_of(gpu, picture))
+    vision = gpu.steps.encode_image(gpu.prepare(picture))
     tokens = gpu.tokenize(SHORT)
     with pytest.raises(SettingsError, match=r"prefill: stage2_slots has shape \(289,\)"):
         gpu.steps.prefill(tokens, vision, keep=289)
@@ -268,9 +263,42 @@ def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, pic
     gpu.steps.prefill(tokens, vision, keep=288)
 
 
+def test_a_closed_session_frees_its_memory_and_is_of_no_use(
+    bundle_: Bundle, backend: str, picture: Path
+) -> None:
+    """The first time around, the driver and TensorRT allocate what they keep for ever."""
+    free = []
+    for _ in range(3):
+        with Pipeline(bundle_, TensorRTSession(bundle_, backend)) as pipeline:
+            session = pipeline.session
+            caches = session.allocate_caches()
+            pipeline.generate(picture, SHORT, max_new_tokens=4).result()
+            vision = pipeline.steps.encode_image(pipeline.prepare(picture))
+            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=caches)
+            pipeline.steps.decode(state, state.best_token())
+            inside = cuda.memory()[0]
+        free.append(cuda.memory()[0])
+        assert free[-1] - inside > session.spec.slot_bytes
+    assert free[2] == free[1]
+    cache, _ = next(iter(cache_pairs(session.spec)))
+    for use in (
+        vision.features.numpy,
+        lambda: state.logits,
+        state.best_token,
+        caches.zero,
+        lambda: caches.numpy(cache),
+        session.synchronize,
+        session.allocate_caches,
+        lambda: pipeline.steps.decode(state, 1),
+    ):
+        with pytest.raises(InputError, match="this session is closed"):
+            use()
+    pipeline.close()  # a second time does nothing
+
+
 def test_engines_for_another_gpu(backend: str, machine: Machine) -> None:
     if backend == "tensorrt":
         pytest.skip("builds for this machine's GPU only")
     here, target = machine.target, "sm120" if machine.target != "sm120" else "sm89"
     with pytest.raises(BundleError, match=f"were built for {target}, this GPU is {here}.*--target {here}"):
-        open_session(machine.engines(backend, "mha", target), backend)
+        open_session(machine.engines(backend, "mha", target), Runtime(backend=backend))

@@ -5,6 +5,7 @@ allows and fresh memory holds NaNs.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,6 @@ from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.session import TensorRTArray, TensorRTCaches
 from star_export.engines.tensorrt.shapes import ShapeRules
 from star_export.errors import DeviceError, InputError, PlatformError
-from star_export.preprocessing import load_image, pixel_values
-from tests.fake_gpu.device import FakeGpu
-from tests.fake_gpu.install import installed
 from tests.fake_gpu.machine import Machine
 
 #: Of one length: the second prefill differs from the first in where things lie, not in their shapes.
@@ -40,9 +38,9 @@ def two_slots(pipeline: Pipeline, picture: Path, *, wait: bool = False) -> dict[
     """
     session, rest = pipeline.session, pipeline.session.synchronize if wait else lambda: None
     caches, states = session.allocate_caches(2), []
-    pixels = pixel_values(load_image(picture), pipeline.image_spec)
+    image = pipeline.prepare(picture)
     for slot, prompt in enumerate(PROMPTS):
-        vision = pipeline.steps.encode_image(np.roll(pixels, slot, axis=3))
+        vision = pipeline.steps.encode_image(replace(image, pixels=np.roll(image.pixels, slot, axis=3)))
         rest()
         rows = caches.rows(slot, slot + 1)
         states.append(pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=9, caches=rows))
@@ -73,7 +71,7 @@ def compare(machine: Machine, found: dict[str, HostArray], expected: dict[str, H
 
 
 def check_expiry(gpu: Pipeline, picture: Path) -> None:
-    pixels = pixel_values(load_image(picture), gpu.image_spec).astype(gpu.spec.dtype)
+    pixels = gpu.prepare(picture).pixels.astype(gpu.spec.dtype)
     feeds = {names.PIXEL_VALUES: pixels, names.STAGE1_SLOTS: np.arange(gpu.spec.image_tokens)}
     first, second = (gpu.session.run(VISION, feeds)[names.IMAGE_INDICES] for _ in range(2))
     with pytest.raises(InputError, match="image_indices was overwritten by a later run of vision"):
@@ -167,13 +165,13 @@ FAULTS: dict[Callable[[Patch], None], tuple[type[BaseException], str]] = {
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 def test_faults_show(
     fault: Callable[[Patch], None],
+    lazy_gpu: Any,
     fake_engine_bundle: Callable[..., Bundle],
     picture: Path,
     monkeypatch: Patch,
 ) -> None:
     error, message = FAULTS[fault]
-    bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
-    with installed(FakeGpu(lazy=True)) as gpu:
-        fault(monkeypatch)
-        with pytest.raises(error, match=message):
-            check(Machine(fake_engine_bundle, "sm89", gpu), bundle, "tensorrt", picture)
+    machine = Machine(fake_engine_bundle, "sm89", lazy_gpu)
+    fault(monkeypatch)
+    with pytest.raises(error, match=message):
+        check(machine, machine.engines("tensorrt", "mha", machine.target), "tensorrt", picture)

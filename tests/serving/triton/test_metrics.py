@@ -1,16 +1,11 @@
-"""The numbers on the metrics endpoint, and the warm-up that must not be among them."""
+"""The numbers on the metrics endpoint."""
 
 import time
-from collections import Counter
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 
-from star_export.answer.pipeline import load
-from star_export.contract import PREFILL, VISION
-from star_export.serving.scheduler import Scheduler
-from star_export.serving.ticket import Stats
-from star_export.serving.warmup import warm_up
+from star_export.serving.stats import Stats
 from tests.serving.triton import fake_triton
 from tests.serving.triton.fake_triton import MetricFamily
 
@@ -29,9 +24,10 @@ SHOWN = {
     "star_kv_bytes": ("gauge", 512.0),
     "star_slots": ("gauge", 4.0),
     "star_slots_in_use": ("gauge", 3.0),
+    "star_requests_present": ("gauge", 6.0),
     "star_requests_waiting": ("gauge", 1.0),
 }
-OUTCOMES = {"stop": 5.0, "length": 1.0, "cancelled": 2.0, "error": 3.0}
+OUTCOMES = {"stop": 5, "length": 1, "cancelled": 2, "error": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +36,31 @@ def families(monkeypatch: pytest.MonkeyPatch) -> dict[str, MetricFamily]:
     return MetricFamily.families
 
 
-def some_stats() -> Stats:
-    return Stats(
-        slots=4,
-        running=3,
-        waiting=1,
-        kv_bytes=512,
-        accepted=11,
-        refused=2,
-        finished=Counter(stop=5, length=1, cancelled=2, error=3),
-        tokens=123,
-        kv_bytes_saved=4096,
-        queue_ms=7.5,
-        ttft_ms=80.25,
-        first_tokens=9,
-    )
+STATS = Stats(
+    slots=4,
+    present=6,
+    running=3,
+    waiting=1,
+    kv_bytes=512,
+    accepted=11,
+    refused=2,
+    finished=OUTCOMES,
+    tokens=123,
+    kv_bytes_saved=4096,
+    queue_ms=7.5,
+    ttft_ms=80.25,
+    first_tokens=9,
+)
+
+
+class Source:
+    """Numbers that change."""
+
+    def __init__(self) -> None:
+        self.stats = STATS
+
+    def __call__(self) -> Stats:
+        return self.stats
 
 
 def values(families: dict[str, MetricFamily]) -> dict[str, tuple[str, float]]:
@@ -62,7 +68,7 @@ def values(families: dict[str, MetricFamily]) -> dict[str, tuple[str, float]]:
 
 
 def test_every_number_has_its_metric(families) -> None:
-    metrics.Metrics(SimpleNamespace(stats=some_stats()), "star_llava").close()
+    metrics.Metrics(Source(), "star_llava").close()
     found = values(families)
     assert found.pop("star_tokens_per_second") == ("gauge", 0.0)
     assert found == SHOWN
@@ -76,11 +82,10 @@ def test_every_number_has_its_metric(families) -> None:
 
 def test_counters_grow_by_what_happened_and_gauges_follow(families, monkeypatch) -> None:
     monkeypatch.setattr(metrics, "PERIOD", 0.02)
-    stats = some_stats()
-    published = metrics.Metrics(SimpleNamespace(stats=stats), "star_llava")
+    source = Source()
+    published = metrics.Metrics(source, "star_llava")
     wait_for(families, "star_tokens_total", 123.0)
-    stats.tokens, stats.kv_bytes, stats.running = 125, 256, 0
-    stats.finished["stop"] += 1
+    source.stats = replace(STATS, tokens=125, kv_bytes=256, running=0, finished=OUTCOMES | {"stop": 6})
     wait_for(families, "star_tokens_total", 125.0)
     published.close()
     assert values(families)["star_kv_bytes"] == ("gauge", 256.0)
@@ -91,10 +96,10 @@ def test_counters_grow_by_what_happened_and_gauges_follow(families, monkeypatch)
 
 def test_tokens_per_second_are_those_of_the_last_period(families, monkeypatch) -> None:
     monkeypatch.setattr(metrics, "PERIOD", 0.2)
-    stats = some_stats()
-    published = metrics.Metrics(SimpleNamespace(stats=stats), "star_llava")
+    source = Source()
+    published = metrics.Metrics(source, "star_llava")
     time.sleep(0.05)
-    stats.tokens += 1000
+    source.stats = replace(STATS, tokens=1123)
     wait_for(families, "star_tokens_total", 1123.0)
     time.sleep(0.4)
     published.close()
@@ -107,22 +112,3 @@ def wait_for(families: dict[str, MetricFamily], name: str, value: float) -> None
     while values(families)[name][1] != value:
         assert time.monotonic() < deadline, values(families)[name]
         time.sleep(0.005)
-
-
-def test_the_warm_up_reaches_every_slot_and_is_not_counted(bundle, monkeypatch) -> None:
-    pipeline = load(bundle("mha"), threads=1)
-    allocated, ran = [], []
-    allocate, run = pipeline.session.allocate_caches, pipeline.session.run
-    monkeypatch.setattr(
-        pipeline.session, "allocate_caches", lambda n=1: allocated.append(allocate(n)) or allocated[-1]
-    )
-    monkeypatch.setattr(pipeline.session, "run", lambda graph, *rest: ran.append(graph) or run(graph, *rest))
-    with Scheduler(pipeline, slots=3, queue=1) as scheduler:
-        caches = allocated[0].numpy("past_key_values.0.key")
-        assert not caches[:, :, 1].any()  # decode at every batch size wrote the first row
-        warm_up(scheduler)
-        caches = allocated[0].numpy("past_key_values.0.key")
-        assert caches[:, :, 1].any(axis=(1, 2)).tolist() == [True] * 3
-        assert scheduler.stats == Stats(slots=3)
-    assert ran.count(PREFILL) == 3 + 1
-    assert VISION in ran

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, replace
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,13 @@ from typer.testing import CliRunner
 
 from star_export.bundle import open_bundle
 from star_export.cli.app import app
+from star_export.engines import Runtime
 from star_export.errors import SettingsError
 from star_export.serving.triton.fields import INPUTS, OUTPUTS
 from star_export.serving.triton.repository import (
     ServeOptions,
-    default_backend,
     model_config,
+    parameters,
     server_command,
     write_repository,
 )
@@ -23,14 +24,20 @@ from star_export.serving.triton.repository import (
 
 def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
     options = ServeOptions(
-        kv_cache_mib=5000, max_slots=7, queue=3, timeout_s=9.5, feature_cache_mib=11, threads=2
+        runtime=Runtime(backend="onnxruntime", threads=2),
+        kv_cache_mib=5000,
+        max_slots=7,
+        queue=3,
+        timeout_s=9.5,
+        feature_cache_mib=11,
     )
     write_repository(open_bundle(bundle("mha")), tmp_path / "repository", options)
     config = (tmp_path / "repository/star_llava/config.pbtxt").read_text()
     found = dict(re.findall(r'key: "(\w+)" value: { string_value: "(.*?)" }', config))
-    own = {"bundle": "bundle", "plugin_library": ""}
-    assert found == {name: str(value) for name, value in asdict(options).items()} | own
-    assert asdict(ServeOptions()) == {
+    assert found == {name: str(value) for name, value in parameters(options).items()}
+    assert {f.name for f in fields(Runtime)} | {f.name for f in fields(ServeOptions)} <= {*found, "runtime"}
+    assert (found["threads"], found["queue"]) == ("2", "3")
+    assert parameters(ServeOptions()) == {
         "backend": "onnxruntime",
         "kv_cache_mib": 4096,
         "max_slots": 32,
@@ -38,6 +45,8 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         "timeout_s": 120.0,
         "feature_cache_mib": 256,
         "threads": 0,
+        "bundle": "bundle",
+        "plugin_library": "",
     }
     for model, module in (("star_llava", "model"), ("star_llava_infer", "unary")):
         code = (tmp_path / "repository" / model / "1/model.py").read_text()
@@ -45,21 +54,12 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         assert f"from star_export.serving.triton.{module} import TritonPythonModel" in code
 
 
-def test_engines_are_served_where_a_bundle_has_them(bundle) -> None:
-    source = open_bundle(bundle("mha"))
-    assert default_backend(source) == "onnxruntime"
-    for engines, backend in (
-        ({"tensorrt-rtx": {}}, "tensorrt-rtx"),
-        ({"tensorrt-rtx": {}, "tensorrt": {}}, "tensorrt"),
-    ):
-        assert default_backend(replace(source, manifest={**source.manifest, "engines": engines})) == backend
-
-
 def test_a_plugin_library_comes_along(bundle, tmp_path: Path) -> None:
     library = tmp_path / "libstar.so"
     library.write_bytes(b"a library")
     output = tmp_path / "repository"
-    write_repository(open_bundle(bundle("mha")), output, ServeOptions(), plugin_library=library)
+    options = ServeOptions(runtime=Runtime(plugin_library=library))
+    write_repository(open_bundle(bundle("mha")), output, options)
     assert (output / "star_llava/1/plugin.so").read_bytes() == b"a library"
     config = (output / "star_llava/config.pbtxt").read_text()
     assert 'key: "plugin_library" value: { string_value: "plugin.so" }' in config
@@ -112,7 +112,7 @@ def test_documentation_and_configuration_have_the_same_tensors() -> None:
 def test_a_repository_is_replaced_only_when_asked_and_nothing_else_is(bundle, tmp_path: Path) -> None:
     source, output = open_bundle(bundle("mha")), tmp_path / "repository"
     write_repository(source, output, ServeOptions())
-    with pytest.raises(SettingsError, match="--overwrite"):
+    with pytest.raises(SettingsError, match="give overwrite to"):
         write_repository(source, output, ServeOptions())
     write_repository(source, output, ServeOptions(queue=3), overwrite=True)
     assert 'key: "queue" value: { string_value: "3" }' in (output / "star_llava/config.pbtxt").read_text()
@@ -120,7 +120,7 @@ def test_a_repository_is_replaced_only_when_asked_and_nothing_else_is(bundle, tm
         (output / foreign).parent.mkdir(exist_ok=True)
         (output / foreign).write_text("mine")
         named = foreign.removesuffix("/config.pbtxt").removesuffix("/model.py")
-        with pytest.raises(SettingsError, match=f"also holds {named}, so --overwrite will not replace it"):
+        with pytest.raises(SettingsError, match=f"also holds {named}, so overwrite will not replace it"):
             write_repository(source, output, ServeOptions(), overwrite=True)
         assert (output / foreign).read_text() == "mine"
         (output / foreign).unlink()
@@ -148,14 +148,16 @@ def test_the_triton_command_writes_a_repository(bundle, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "library", "message"),
+    ("options", "message"),
     [
-        (ServeOptions(kv_cache_mib=1), None, "--kv-cache must be at least"),
-        (ServeOptions(backend="onnxrt"), None, "did you mean onnxruntime"),
-        (ServeOptions(), Path("none.so"), "--plugin-library none.so does not exist"),
+        (ServeOptions(kv_cache_mib=1), "kv_cache_mib must be at least"),
+        (
+            ServeOptions(runtime=Runtime(plugin_library=Path("none.so"))),
+            "plugin_library=none.so does not exist",
+        ),
     ],
 )
-def test_settings_are_checked(bundle, tmp_path: Path, options, library, message: str) -> None:
+def test_settings_are_checked(bundle, tmp_path: Path, options, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        write_repository(open_bundle(bundle("mha")), tmp_path / "out", options, plugin_library=library)
+        write_repository(open_bundle(bundle("mha")), tmp_path / "out", options)
     assert not list(tmp_path.iterdir())

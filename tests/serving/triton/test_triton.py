@@ -185,11 +185,11 @@ def test_answers_under_load_are_those_of_run(server, mini: Pipeline) -> None:
         ({"prompt": NUMBER}, b"\xffno picture", "not a picture"),
         ({"prompt": " "}, None, "the prompt is empty"),
         ({"prompt": b"\xff"}, None, "prompt must be UTF-8"),
-        ({"prompt": NUMBER, "keep": 9999}, None, "--keep 9999 is not below"),
-        ({"prompt": NUMBER, "max_new_tokens": 0}, None, "--max-new-tokens must be from 1"),
-        ({"prompt": NUMBER, "temperature": float("nan")}, None, "--temperature must be"),
-        ({"prompt": NUMBER, "top_p": 2.0}, None, "--top-p must be"),
-        ({"prompt": NUMBER, "stop": [""]}, None, "--stop takes"),
+        ({"prompt": NUMBER, "keep": 9999}, None, "keep=9999 is not below"),
+        ({"prompt": NUMBER, "max_new_tokens": 0}, None, "max_new_tokens must be from 1"),
+        ({"prompt": NUMBER, "temperature": float("nan")}, None, "temperature must be"),
+        ({"prompt": NUMBER, "top_p": 2.0}, None, "top_p must be"),
+        ({"prompt": NUMBER, "stop": [""]}, None, "stop takes"),
         ({"prompt": NUMBER, "timeout_s": float("nan")}, None, "timeout_s must be above 0"),
     ],
 )
@@ -214,7 +214,7 @@ def test_the_client_command_answers(server, mini: Pipeline) -> None:
     done = subprocess.run([*command, "--keep", "9999"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: {server.grpc} says:")
-    assert "--keep 9999 is not below" in done.stderr
+    assert "keep=9999 is not below" in done.stderr
 
 
 def test_the_examples_answer(server, mini: Pipeline) -> None:
@@ -297,8 +297,7 @@ def test_a_full_queue_says_try_again(narrow) -> None:
     with ThreadPoolExecutor(6) as pool:
         jobs = [pool.submit(over_client, narrow, {"prompt": "Describe it."}) for _ in range(6)]
     errors = [job.exception() for job in jobs if job.exception()]
-    assert errors
-    assert len(errors) < len(jobs)
+    assert 1 <= len(errors) <= 4  # one slot and one place to wait: two that arrive together are answered
     for error in errors:
         assert isinstance(error, BusyError)
         assert "try again later" in str(error)
@@ -338,7 +337,7 @@ from star_export.errors import DeviceError
 class TritonPythonModel(TritonPythonModel):
     def initialize(self, args):
         super().initialize(args)
-        session = self._pipeline.session
+        session = self._service.pipeline.session
         run = session.run
         def lose(graph, feeds, caches=None):
             if (Path(__file__).parent / "lost").exists():

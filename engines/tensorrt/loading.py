@@ -1,0 +1,69 @@
+"""The engines of a bundle, from its files onto the GPU."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from star_export.bundle import Bundle
+from star_export.contract import GRAPHS, cache_pairs, contract
+from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt.bindings import Bindings
+from star_export.engines.tensorrt.engine import LoadedEngine, create_runtime, describe, deserialize
+from star_export.engines.tensorrt.facts import EngineFacts, rebuild_command
+from star_export.engines.tensorrt.shapes import ShapeRules, check_engine
+
+log = logging.getLogger("star_export.tensorrt")
+
+
+def share_budget(total: int, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of weights that each engine may keep on the GPU.
+
+    Decode comes first: it reads all of its weights for every token, the others once per request.
+    """
+    budgets, left = {}, max(0, total)
+    for graph in reversed(GRAPHS):
+        budgets[graph] = min(sizes[graph], left)
+        left -= budgets[graph]
+    return budgets
+
+
+def load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) -> None:
+    """Engines built with a plugin library need it to load; those with compiled-in kernels do not."""
+    facts.check_library(library)
+    if facts.plugins == "library" and library is not None:
+        from star_export.engines.plugins import library as plugins
+
+        plugins.load(bindings.trt, library, bindings.logger)
+
+
+def load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
+    """Deserialise every engine and compare it with the contract."""
+    trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
+    runtime = create_runtime(bindings, facts.version)
+    aliases = {present: past for past, present in cache_pairs(bundle.spec)}
+    loaded = {}
+    for graph, io in contract(bundle.spec).items():
+        path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
+        engine = deserialize(bindings, runtime, path, command=command)
+        tensors = describe(engine, trt)
+        written = {tensor.name: aliases.get(tensor.name) for tensor in io.outputs}
+        check_engine(tensors, io, written, engine=str(path), command=command)
+        rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
+        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules)
+        after = cuda.memory()[0]
+        log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
+    return loaded
+
+
+def set_weight_budgets(engines: Mapping[str, LoadedEngine], total: int | None, *, reserve: int) -> None:
+    """Divide the GPU's memory among the weights of all engines.
+
+    TensorRT's automatic budget sees one engine: the first would take what the others need.
+    """
+    for loaded in engines.values():
+        loaded.engine.weight_streaming_budget_v2 = 0
+    sizes = {graph: int(loaded.engine.streamable_weights_size) for graph, loaded in engines.items()}
+    room = cuda.memory()[0] - reserve if total is None else total
+    for graph, budget in share_budget(room, sizes).items():
+        engines[graph].engine.weight_streaming_budget_v2 = budget
+        log.info("%s: %.2f of %.2f GB of weights on the GPU", graph, budget / 1e9, sizes[graph] / 1e9)

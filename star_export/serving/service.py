@@ -1,0 +1,120 @@
+"""What every front door shares: who may come in, what may be asked, how long it may take."""
+
+import os
+import threading
+from collections.abc import Callable
+
+from star_export.answer.pipeline import Pipeline
+from star_export.answer.request import Request
+from star_export.answer.sampling import Sampling
+from star_export.errors import DeviceError, InputError
+from star_export.serving.admission import Place
+from star_export.serving.options import ServiceOptions
+from star_export.serving.query import Query, image_bytes
+from star_export.serving.scheduler import Scheduler, count_slots
+from star_export.serving.stats import Stats
+from star_export.serving.ticket import Ticket
+from star_export.serving.warmup import warm_up
+
+
+class Service:
+    """A loaded bundle that answers many clients; any thread may ask.
+
+    A request has a place from its arrival to its end. There are as many as slots and places in the
+    queue together, so that what pictures take while they are decoded is bounded too. When the
+    constructor returns, all graphs have run at all sizes.
+
+    Args:
+        pipeline: A loaded bundle, used by nobody else meanwhile.
+        options: How much it takes on.
+        on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
+
+    Raises:
+        SettingsError: If not even one sequence fits into the KV caches.
+        StarExportError: If the bundle cannot answer.
+
+    Example:
+        >>> with Service(star_export.load("bundle"), ServiceOptions(max_slots=8)) as service:
+        ...     with service.submit(Query(image=picture, prompt="What is this?")) as ticket:
+        ...         for piece in ticket:
+        ...             print(piece, end="", flush=True)
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        options: ServiceOptions | None = None,
+        *,
+        on_lost: Callable[[DeviceError], None] = lambda _error: None,
+    ) -> None:
+        self.pipeline, self.options = pipeline, options or ServiceOptions()
+        self._scheduler = Scheduler(
+            pipeline,
+            slots=count_slots(pipeline, self.options.kv_cache_mib << 20, most=self.options.max_slots),
+            queue=self.options.queue,
+            feature_bytes=self.options.feature_cache_mib << 20,
+            on_lost=on_lost,
+        )
+        self._preparing = threading.Semaphore(os.cpu_count() or 1)  # decoded pictures are large
+        warm_up(self._scheduler)
+
+    def __enter__(self) -> "Service":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def enter(self) -> Place:
+        """Let a request in before it is read; never waits.
+
+        Raises:
+            BusyError: If the service is full or closing.
+        """
+        return self._scheduler.admission.enter()
+
+    def submit(self, query: Query, place: Place | None = None) -> Ticket:
+        """Check a request, decode its picture and queue it; waits while others are prepared.
+
+        Args:
+            query: What is asked.
+            place: From :meth:`enter`, where the request came in before it was read; it is given back
+                when this fails, or else when the ticket is done.
+
+        Raises:
+            InputError: If the picture, the prompt or the time-out cannot be used.
+            SettingsError: If a number is out of range.
+            BusyError: If the service is full or closing.
+        """
+        with place or self.enter() as place:
+            timeout = self._timeout(query)
+            with self._preparing:
+                request = self._prepare(query)
+            return self._scheduler.submit(request, timeout=timeout, place=place)
+
+    def stats(self) -> Stats:
+        """The numbers of this moment."""
+        admission = self._scheduler.admission
+        return self._scheduler.stats.snapshot(present=admission.present, refused=admission.refused)
+
+    def close(self) -> None:
+        """Let nobody in any more and finish what is here, for at most as long as a request may take."""
+        self._scheduler.admission.close()
+        self._scheduler.admission.wait_until_empty(self.options.timeout_s)
+        self._scheduler.close()
+
+    def _timeout(self, query: Query) -> float:
+        if query.timeout_s is None:
+            return self.options.timeout_s
+        if not query.timeout_s > 0:  # NaN too
+            raise InputError(f"timeout_s must be above 0, got {query.timeout_s:g}")
+        return min(query.timeout_s, self.options.timeout_s)
+
+    def _prepare(self, query: Query) -> Request:
+        return self.pipeline.request(
+            image_bytes(query.image),
+            query.prompt,
+            keep=query.keep,
+            max_new_tokens=query.max_new_tokens,
+            sampling=Sampling(temperature=query.temperature, top_p=query.top_p, seed=query.seed),
+            stop=query.stop,
+        )

@@ -1,0 +1,91 @@
+"""What a service has done and is doing, as plain numbers, and how its front doors call them."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from star_export.serving.ticket import Ticket
+
+OUTCOMES = ("stop", "length", "cancelled", "error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """The numbers of a service at one moment; what is no state is counted since it began.
+
+    Attributes:
+        slots: Sequences that can run at once.
+        present: Requests between their arrival and their end, those that are being prepared among them.
+        running: Slots in use.
+        waiting: Requests in the queue.
+        kv_bytes: Bytes of KV cache that the running sequences fill.
+        accepted: Requests that were queued.
+        refused: Requests that found no place.
+        finished: Requests that are done, by outcome; each of :data:`OUTCOMES` is there.
+        tokens: Tokens that were generated.
+        kv_bytes_saved: Bytes of KV cache that pruning spared the prompts of all requests.
+        queue_ms: Milliseconds that requests waited, all together.
+        ttft_ms: Milliseconds to their first tokens, all together.
+        first_tokens: Requests that had a first token.
+    """
+
+    slots: int
+    present: int
+    running: int
+    waiting: int
+    kv_bytes: int
+    accepted: int
+    refused: int
+    finished: Mapping[str, int]
+    tokens: int
+    kv_bytes_saved: int
+    queue_ms: float
+    ttft_ms: float
+    first_tokens: int
+
+
+#: Name after ``star_``, what it is, and its value. Counters end in ``_total``; ``finished`` has labels.
+METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
+    "requests_accepted_total": ("Requests that were queued", lambda s: s.accepted),
+    "requests_refused_total": ("Requests that found no place", lambda s: s.refused),
+    "queue_ms_total": ("Milliseconds that requests waited for a slot", lambda s: s.queue_ms),
+    "ttft_ms_total": ("Milliseconds from a request to its first token", lambda s: s.ttft_ms),
+    "first_tokens_total": ("Requests that had a first token", lambda s: s.first_tokens),
+    "tokens_total": ("Tokens generated", lambda s: s.tokens),
+    "kv_bytes_saved_total": ("KV cache bytes that pruning spared prompts", lambda s: s.kv_bytes_saved),
+    "kv_bytes": ("KV cache bytes in use", lambda s: s.kv_bytes),
+    "slots": ("Sequences that can run at once", lambda s: s.slots),
+    "slots_in_use": ("Sequences that are running", lambda s: s.running),
+    "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
+    "requests_waiting": ("Requests in the queue", lambda s: s.waiting),
+}
+
+
+@dataclass
+class Counts:
+    """What a scheduler counts as it goes, for :class:`Stats`, which explains each."""
+
+    slots: int
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
+    accepted: int = 0
+    finished: Counter[str] = field(default_factory=Counter)
+    tokens: int = 0
+    kv_bytes_saved: int = 0
+    queue_ms: float = 0.0
+    ttft_ms: float = 0.0
+    first_tokens: int = 0
+
+    def began(self, ticket: Ticket) -> None:
+        """A request has its first token."""
+        assert ticket.usage is not None
+        self.first_tokens += 1
+        self.queue_ms += ticket.progress.timings["queue"]
+        self.ttft_ms += ticket.progress.timings["ttft"]
+        self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
+
+    def snapshot(self, *, present: int, refused: int) -> Stats:
+        """The numbers of this moment, with those of the admission; any thread may ask."""
+        finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
+        return Stats(**{**vars(self), "finished": finished}, present=present, refused=refused)
