@@ -98,11 +98,11 @@ class TensorRTCaches:
         }
         self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
         if whole is None:
-            self.memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
-            self._places = {name: self.memory.address(name) for name in self._sizes}
+            self._memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
+            self._places = {name: self._memory.address(name) for name in self._sizes}
             self.zero()
         else:
-            self.memory = whole.memory
+            self._memory = whole._memory
             self._places = {
                 name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
             }
@@ -201,7 +201,7 @@ class TensorRTSession(Session):
                 f"build the engines again: {rebuild_command(self.bundle.folder, self.facts.backend)}"
             )
         caches = TensorRTCaches(self, batch)
-        self._cache_memory.add(caches.memory.buffer)
+        self._cache_memory.add(caches._memory.buffer)
         return caches
 
     def run(

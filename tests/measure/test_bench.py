@@ -62,13 +62,13 @@ def test_times_and_ratios_have_their_spread() -> None:
         return [Sample(vision=1.0, prefill=ms, decode=2.0, ttft=ms + 1) for ms in prefill]
 
     samples = {"star": rounds(100, 400, 200), "unpruned": rounds(150, 380, 180)}
-    side = _side_report("unpruned", samples, Memory(None, None), "onnxruntime")
+    side = _side_report("unpruned", samples, Memory(None, None), Runtime())
     assert side.median_ms == {"vision": 1.0, "prefill": 180, "decode": 2.0, "ttft": 181}
     assert side.range_ms == {"vision": (1, 1), "prefill": (150, 380), "decode": (2, 2), "ttft": (151, 381)}
     assert side.speedup["prefill"] == 0.95  # not 180 / 200
     assert side.speedup_range["prefill"] == (0.9, 1.5)
     assert side.peak_memory is None
-    alone = _side_report("unpruned", {"unpruned": samples["unpruned"]}, Memory(7, 8), "onnxruntime")
+    alone = _side_report("unpruned", {"unpruned": samples["unpruned"]}, Memory(7, 8), Runtime())
     assert (alone.speedup, alone.speedup_range) == ({}, {})
     assert (alone.peak_memory, alone.device_memory) == (7, 8)
 
