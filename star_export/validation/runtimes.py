@@ -143,7 +143,7 @@ def compare_runtimes(
         recorder = stack.enter_context(Recorder(open_session(bundle)))
         pipeline = Pipeline(bundle, recorder)
         given = keep or ((None,) if bundle.spec.schedule else ())
-        budgets = [pipeline.budget(k) for k in given] or [None]
+        budgets: list[int | None] = [pipeline.budget(k) for k in given] or [None]
         engines, not_run = _open_engines(bundle, runtime or Runtime(), stack)
         sessions = {ONNXRUNTIME: recorder.session, **engines}
         cases = [(probe, budget) for probe in probes for budget in budgets]
