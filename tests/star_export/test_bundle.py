@@ -245,8 +245,8 @@ def test_wrong_types_are_named_by_their_path(
         (in_spec("star", "stage1_keep", to=517), "stage1_keep: drop_ratio gives 518, found 517"),
         (in_spec("star", "drop_ratio", to=0.2), "stage1_keep: drop_ratio gives 461, found 518"),
         (in_spec("star", "prune_layer", to=6), "spec.star.prune_layer: 6 is not below 6 layers"),
-        (in_spec("star", "keep", to=289), "spec: keep 289 is over this bundle's maximum of 288"),
-        (in_spec("star", "max_keep", to=518), "spec: max_keep 518 is not below the 518 tokens"),
+        (in_spec("star", "keep", to=289), "spec: keep=289 is over this bundle's maximum of 288"),
+        (in_spec("star", "max_keep", to=518), "spec: max_keep=518 is not below the 518 tokens"),
         (in_spec("max_new_tokens", to=5000), "over the model's 2048 positions"),
         (in_spec("star", to=None), "contract.vision.inputs: expected"),
         (
