@@ -12,7 +12,7 @@ from star_export.cli.output import err, out
 
 if TYPE_CHECKING:
     from star_export.show.scores import ScoreReport, ScoreStatistics
-    from star_export.validation.report import ParityReport
+    from star_export.validation.report import ParityReport, StageResult
     from star_export.validation.runtimes import ComparatorReport
 
 
@@ -75,11 +75,15 @@ def print_parity(report: "ParityReport") -> None:
         rows = [(case, stage) for case in report.cases for stage in case.stages if stage.stage == name]
         case, worst = max(rows, key=lambda row: (_RANK[row[1].status], row[1].error))
         agreement = [f"{share:.2%}" for share in shares[name] or ()]
-        table.add_row(name, _styled(worst.status), f"{worst.error:.2g}", f"{worst.tolerance:.2g}", *agreement)
+        table.add_row(*_cells(worst), *agreement)
         if worst.status != "pass":
             alike = sum(stage.status == worst.status for _, stage in rows)
             where = f"worst in {escape(case.name)}: {escape(worst.detail)}"
             notes.append(f"{name}: {_styled(worst.status)} in {alike} of {len(rows)} cases, {where}")
+    for stage in report.batches:
+        table.add_row(*_cells(stage))
+        if stage.status != "pass":
+            notes.append(f"{stage.stage}: {_styled(stage.status)}, {escape(stage.detail)}")
     out.print(table)
     for note in notes:
         out.print(note, soft_wrap=True)
@@ -88,6 +92,10 @@ def print_parity(report: "ParityReport") -> None:
         out.print(_styled(status, escape(str(report.nonfinite))), soft_wrap=True)
     verdict = f"{_verdict(report.passed)}: {len(report.cases)} cases against {escape(report.reference)}"
     out.print(verdict, soft_wrap=True)
+
+
+def _cells(stage: "StageResult") -> tuple[str, ...]:
+    return stage.stage, _styled(stage.status), f"{stage.error:.2g}", f"{stage.tolerance:.2g}"
 
 
 #: A stage's row shows its gravest case.

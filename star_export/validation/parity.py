@@ -27,6 +27,7 @@ from star_export.files import write_json
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
+from star_export.validation.batches import compare_batches
 from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
 from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.probes import Probe
@@ -250,6 +251,7 @@ def check_bundle(
         reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
         check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
         cases = _run(check, [(probe, budget) for probe in probes for budget in budgets], progress)
+        batches = compare_batches(pipeline, probes)
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
     if (facts := runtime.entry.facts(bundle)) is not None:
         versions[facts.backend] = facts.version
@@ -259,6 +261,7 @@ def check_bundle(
         reference=str(checkpoint.folder),
         dtype=bundle.spec.dtype,
         cases=cases,
+        batches=batches,
         versions=versions,
         nonfinite=session.found,
     )

@@ -86,6 +86,15 @@ class StageResult:
     detail: str
     agreement: float | None = None
 
+    def to_test(self, suite: str) -> JUnitTest:
+        """The stage as a JUnit test case."""
+        text = f"error {self.error:.3g}, tolerance {self.tolerance:.3g}: {self.detail}"
+        if self.agreement is not None:
+            text += f"; agreement with float32 {self.agreement:.4f}"
+        passed = self.status != "fail"
+        text = f"{self.status}: {text}" if passed else text
+        return JUnitTest(suite=suite, name=self.stage, passed=passed, text=text)
+
 
 @dataclass(frozen=True)
 class NonFinite:
@@ -138,6 +147,7 @@ class ParityReport:
         reference: The checkpoint it was compared with.
         dtype: Whose tolerances were enforced.
         cases: Every picture at every budget.
+        batches: Sequences decoded together, against the same ones alone; a stage for each batch size.
         versions: Versions of both sides.
         nonfinite: Where inf or NaN first came up; None when every value was finite. A hidden
             one is a warning: it does not fail the check.
@@ -148,6 +158,7 @@ class ParityReport:
     reference: str
     dtype: str
     cases: tuple[CaseReport, ...]
+    batches: tuple[StageResult, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     nonfinite: NonFinite | None = None
 
@@ -169,10 +180,9 @@ class ParityReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; an error that is not finite becomes null."""
         report = {"passed": self.passed, **asdict(self)}
-        for case in report["cases"]:
-            for stage in case["stages"]:
-                if not math.isfinite(stage["error"]):
-                    stage["error"] = None
+        for stage in (*report["batches"], *(stage for case in report["cases"] for stage in case["stages"])):
+            if not math.isfinite(stage["error"]):
+                stage["error"] = None
         return report
 
     def to_junit(self) -> bytes:
@@ -182,13 +192,8 @@ class ParityReport:
     def _tests(self) -> Iterator[JUnitTest]:
         """What the verdict is made of."""
         for case in self.cases:
-            for stage in case.stages:
-                text = f"error {stage.error:.3g}, tolerance {stage.tolerance:.3g}: {stage.detail}"
-                if stage.agreement is not None:
-                    text += f"; agreement with float32 {stage.agreement:.4f}"
-                passed = stage.status != "fail"
-                text = f"{stage.status}: {text}" if passed else text
-                yield JUnitTest(suite=case.name, name=stage.stage, passed=passed, text=text)
+            yield from (stage.to_test(case.name) for stage in case.stages)
+        yield from (stage.to_test("batches") for stage in self.batches)
         if not self.cases:
             yield JUnitTest(suite="cases", name="cases", passed=False, text="nothing was compared")
         if self.nonfinite:

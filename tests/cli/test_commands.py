@@ -129,7 +129,7 @@ def test_inspect(cli: Any, bundle: BundleOf) -> None:
     for fact in ("576 -> 518", "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
         assert fact in outcome.out
     manifest = json.loads(cli("inspect", bundle("gqa"), "--json").out)
-    assert manifest["spec"]["star"]["keep"] == 64
+    assert manifest["spec"]["schedule"][1]["tokens"] == 64
 
 
 @pytest.mark.parametrize("command", ["run", "check", "bench"])
