@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import star_export
@@ -90,8 +89,7 @@ def test_a_closed_session_lets_go_of_its_graphs_though_caches_live(opened: Bundl
     pipeline = Pipeline(opened, session)
     pipeline.generate(picture, "What?", max_new_tokens=3).result()
     rows = session.allocate_caches(2).rows(0, 1)
-    pixels = np.zeros((1, 3, *(opened.spec.model.vision.image_size,) * 2), np.float32)
-    vision = pipeline.steps.encode_image(pixels)
+    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
     logits = pipeline.steps.prefill(pipeline.tokenize("What?"), vision, caches=rows).logits
     inner, values = inner_sessions(session), rows.values  # type: ignore[attr-defined]
     del vision

@@ -187,16 +187,25 @@ class FakeDriver(_Bindings):
 
     def __init__(self, gpu: FakeGpu) -> None:
         super().__init__("driver", "CUresult", gpu)
+        self._functions: dict[int, list[int]] = {}  # by module
 
     @call
     def cuModuleLoadData(self, image: bytes) -> Any:
         return self.real.CUmodule(self.gpu.register(bytes(image)))
 
     @call
+    def cuModuleUnload(self, hmod: Any) -> None:
+        self.gpu.find(hmod, bytes)
+        for handle in (int(hmod), *self._functions.pop(int(hmod), ())):
+            del self.gpu.objects[handle]
+
+    @call
     def cuModuleGetFunction(self, hmod: Any, name: bytes) -> Any:
         if name != b"star_argmax" or name not in self.gpu.find(hmod, bytes):
             raise CudaError(NOT_FOUND)
-        return self.real.CUfunction(self.gpu.register(self._argmax))
+        handle = self.gpu.register(self._argmax)
+        self._functions.setdefault(int(hmod), []).append(handle)
+        return self.real.CUfunction(handle)
 
     @call
     def cuLaunchKernel(

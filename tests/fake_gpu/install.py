@@ -25,7 +25,7 @@ from tests.fake_gpu.tensorrt import VERSIONS, FakeTensorRT, engine_file
 def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
     """Let the package, and nobody else, find ``gpu`` and TensorRTs that run on it."""
     modules = {"cuda.bindings.runtime": FakeRuntime(gpu), "cuda.bindings.driver": FakeDriver(gpu)}
-    modules |= {backend.replace("-", "_"): FakeTensorRT(backend, gpu) for backend in bindings.BACKENDS}
+    modules |= {product.module: FakeTensorRT(backend, gpu) for backend, product in bindings.PRODUCTS.items()}
     with pytest.MonkeyPatch.context() as patch:
         for module in (cuda, bindings):
             patch.setattr(module, "importlib", SimpleNamespace(import_module=modules.__getitem__))

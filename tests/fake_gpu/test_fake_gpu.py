@@ -11,7 +11,7 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
@@ -191,7 +191,7 @@ def test_a_session_gives_everything_back(
 ) -> None:
     bundle = fake_engine_bundle(backend, "mha", "sm89")
     with installed(FakeGpu(lazy=True)) as gpu:
-        pipeline = Pipeline(bundle, open_session(bundle, backend))
+        pipeline = Pipeline(bundle, open_session(bundle, Runtime(backend=backend)))
         pipeline.generate(picture, "Where?", max_new_tokens=4).result()
         rows = pipeline.session.allocate_caches(2).rows(1, 2)
         gc.collect()

@@ -21,6 +21,7 @@ from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.sampling import Sampling
 from star_export.bundle import Bundle
 from star_export.contract import DECODE
+from star_export.engines import Runtime
 from star_export.errors import BusyError, DeviceError, NonFiniteError
 from star_export.preprocessing import load_image
 from star_export.serving.scheduler import Scheduler
@@ -104,7 +105,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     models = []
 
     def make(bundle: Bundle, backend: str) -> Any:
-        options = ServeOptions(backend=backend, max_slots=2, kv_cache_mib=64)
+        options = ServeOptions(runtime=Runtime(backend=backend), max_slots=2, kv_cache_mib=64)
         write_repository(bundle, tmp_path / "repository", options)
         home = tmp_path / "repository/star_llava"
         text = (home / "config.pbtxt").read_text()

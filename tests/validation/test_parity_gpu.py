@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+from star_export.engines import Runtime
 from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 from tests.fake_gpu.machine import LATE, Machine
@@ -12,7 +13,7 @@ from tests.fake_gpu.machine import LATE, Machine
 def test_engines_pass(machine: Machine, backend: str, tmp_path: Path) -> None:
     folder = shutil.copytree(machine.engines(backend, "mha").folder, tmp_path / "bundle")
     run = lambda name: check_bundle(  # noqa: E731
-        folder, backend=name, keep=(29,), probes=make_probes(1), max_new_tokens=4
+        folder, runtime=Runtime(backend=name), keep=(29,), probes=make_probes(1), max_new_tokens=4
     )
     report = run(backend)
     assert report.passed

@@ -15,7 +15,7 @@ from star_export import build as building
 from star_export.answer.pipeline import Pipeline, load
 from star_export.bundle import open_bundle
 from star_export.contract import DECODE
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.preprocessing.processor import read_processor
 from star_export.serving.scheduler import Scheduler
 from star_export.specs import RECEIVED, TEXT, Schedule, Stage
@@ -133,6 +133,6 @@ def test_the_query_rows_of_the_last_stage_count(
     model.graph.initializer.append(helper.make_tensor("one", onnx.TensorProto.INT64, [1], [1]))
     model.graph.node.insert(0, helper.make_node("Sub", ["query_positions", "one"], ["rows_before"]))
     onnx.save(model, path)
-    assert failed(Pipeline(bundle, open_session(bundle, threads=1)), checkpoint("vicuna"))[:1] == [
+    assert failed(Pipeline(bundle, open_session(bundle, Runtime(threads=1))), checkpoint("vicuna"))[:1] == [
         "stage3_set"
     ]

@@ -204,7 +204,7 @@ def test_the_checker_sees_the_calls() -> None:
         ("engine", "engine.num_io_tensors", "engine.nb_io_tensors"),
         # Exists in TensorRT-RTX only, and this use would be for both.
         ("engine", "context.infer_shapes()", "context.is_stream_capturable(0)"),
-        ("session", "loaded.engine.streamable_weights_size", "loaded.engine.streamable_weight_size"),
+        ("loading", "loaded.engine.streamable_weights_size", "loaded.engine.streamable_weight_size"),
         ("cuda", "cudart.cudaMemcpyKind.cudaMemcpyHostToDevice", "cudart.cudaMemcpyKind.HostToDevice"),
         ("cuda", "cudaMemsetAsync(pointer, 0, size, self._stream)", "cudaMemsetAsync(pointer, size)"),
         ("cuda", "properties.major", "properties.compute_major"),

@@ -12,7 +12,7 @@ import pytest
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
 from star_export.contract import GRAPHS
-from star_export.engines import open_session
+from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt import session as session_module
 from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
@@ -33,7 +33,7 @@ def engines(lazy_gpu: FakeGpu, fake_engine_bundle: Callable[..., Bundle]) -> Cal
 
 
 def answer(bundle: Bundle, backend: str, picture: Path) -> tuple[int, ...]:
-    pipeline = Pipeline(bundle, open_session(bundle, backend, threads=1))
+    pipeline = Pipeline(bundle, open_session(bundle, Runtime(backend=backend, threads=1)))
     return pipeline.generate(picture, "What is this?", max_new_tokens=6).result().token_ids
 
 
@@ -69,7 +69,8 @@ def test_results_come_back_in_pieces_and_bfloat16_as_float32(engines: Callable[[
 
 @pytest.mark.usefixtures("lazy_gpu")
 def test_caches_that_cannot_be_used_row_by_row(fake_engine_bundle: Callable[..., Bundle]) -> None:
-    caches = open_session(fake_engine_bundle("tensorrt", "gqa", "sm89"), "tensorrt").allocate_caches(2)
+    bundle = fake_engine_bundle("tensorrt", "gqa", "sm89")
+    caches = open_session(bundle, Runtime(backend="tensorrt")).allocate_caches(2)
     with pytest.raises(SettingsError, match="takes 43392 bytes a sequence, no multiple of 256"):
         caches.rows(0, 1)
 
@@ -112,7 +113,7 @@ def test_no_room_on_the_gpu(fake_engine_bundle: Callable[..., Bundle], total: in
         installed(FakeGpu(lazy=True, total=total)),
         pytest.raises(PlatformError, match=f"no room for {what}"),
     ):
-        open_session(bundle, "tensorrt").allocate_caches(4)
+        open_session(bundle, Runtime(backend="tensorrt")).allocate_caches(4)
 
 
 def infer_shapes(self: Any) -> list[str]:
@@ -157,7 +158,7 @@ def test_after_a_refusal_the_next_run_is_told_everything_again(
     engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = engines("tensorrt")
-    pipeline = Pipeline(bundle, open_session(bundle, "tensorrt"))
+    pipeline = Pipeline(bundle, open_session(bundle, Runtime(backend="tensorrt")))
     with monkeypatch.context() as patch:
         patch.setattr(FakeContext, "infer_shapes", infer_shapes)
         with pytest.raises(PlatformError, match="refuses the shapes"):
@@ -178,7 +179,7 @@ def test_tensorrt_rtx_is_asked_whether_an_engine_fits(
     bundle = engines(RTX)
     if validity == "INVALID":
         with pytest.raises(BundleError, match=r"on this GPU \(VERSION_MISMATCH\); build the engines again"):
-            open_session(bundle, RTX)
+            open_session(bundle, Runtime(backend=RTX))
     else:
-        open_session(bundle, RTX)
+        open_session(bundle, Runtime(backend=RTX))
         assert caplog.text.count("it runs, but slower than one built here") == 3
