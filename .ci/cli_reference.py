@@ -6,7 +6,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from star_export.cli.app import app
+from star_export.cli.commands import app
 
 TARGET = Path("docs/cli.md")
 HEAD = """# Command line

@@ -15,7 +15,7 @@ from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTER
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    from star_export.cli.app import app
+    from star_export.cli.commands import app
     from star_export.cli.interrupt import remember_interrupts
 
     remember_interrupts()

@@ -37,18 +37,3 @@ def root(
     """
     del version
     show_log(verbose=verbose)
-
-
-from star_export.cli import (  # noqa: E402
-    bench,  # noqa: F401
-    build,  # noqa: F401
-    check,  # noqa: F401
-    client,  # noqa: F401
-    compare,  # noqa: F401
-    doctor,  # noqa: F401
-    evaluate,  # noqa: F401
-    inspect,  # noqa: F401
-    run,  # noqa: F401
-    show,  # noqa: F401
-    triton,  # noqa: F401
-)

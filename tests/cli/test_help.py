@@ -5,7 +5,7 @@ import re
 import pytest
 from typer.main import get_command
 
-from star_export.cli.app import app
+from star_export.cli.commands import app
 
 from .conftest import Cli
 
