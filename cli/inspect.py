@@ -72,10 +72,8 @@ def _stage(stage: "Stage") -> str:
 
 
 def _print_contract(bundle: "Bundle") -> None:
-    from star_export.contract import contract
-
     table = Table("graph", "", "name", "dtype", "shape")
-    for graph, io in contract(bundle.spec).items():
+    for graph, io in bundle.contract.items():
         for side, tensors in (("in", io.inputs), ("out", io.outputs)):
             for tensor in tensors:
                 layer = tensor.name.split(".")

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, cache_pairs, contract, past_names
+from star_export.contract import DECODE, GRAPHS
 from star_export.engines.session import (
     Caches,
     DeviceArray,
@@ -138,12 +138,12 @@ class OnnxRuntimeSession(Session):
         spinning: bool = False,
     ) -> None:
         check_device(device)
-        self.bundle, self.spec, self.device = bundle, bundle.spec, device
+        self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
+        self.device = device
         self.max_batch: int | None = None
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._plain_outputs = {
-            graph: [tensor.name for tensor in io.outputs if not tensor.name.startswith("present.")]
-            for graph, io in contract(bundle.spec).items()
+            graph: [tensor.name for tensor in io.plain_outputs] for graph, io in self.contract.items()
         }
         self._caches: WeakSet[OnnxRuntimeCaches] = WeakSet()
         self._sessions = {graph: self._load(graph) for graph in GRAPHS}
@@ -151,14 +151,11 @@ class OnnxRuntimeSession(Session):
     def allocate_caches(self, batch: int = 1) -> OnnxRuntimeCaches:
         """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
         refuse_closed(closed=not self._sessions)
-        text = self.spec.model.text
         values = {}
-        for layer in range(text.num_layers):
-            shape = (batch, text.num_kv_heads, self.spec.cache_capacity(layer), text.head_dim)
-            for name in past_names(layer):
-                values[name] = ort.OrtValue.ortvalue_from_numpy(
-                    np.zeros(shape, self.spec.dtype), self.device, 0
-                )
+        for name, tensor in self.contract[DECODE].caches().items():
+            shape = [batch if isinstance(size, str) else size for size in tensor.shape]
+            host = np.zeros(shape, tensor.dtype)
+            values[name] = ort.OrtValue.ortvalue_from_numpy(host, self.device, 0)
         caches = OnnxRuntimeCaches(values, 0, batch)
         self._caches.add(caches)
         return caches
@@ -229,7 +226,7 @@ class OnnxRuntimeSession(Session):
 
     def _check_border(self, graph: str, session: ort.InferenceSession) -> None:
         """Refuse a graph that lacks inputs or outputs of the contract."""
-        io = contract(self.spec)[graph]
+        io = self.contract[graph]
         for found, expected in ((session.get_inputs(), io.inputs), (session.get_outputs(), io.outputs)):
             if missing := {tensor.name for tensor in expected} - {value.name for value in found}:
                 raise BundleError(
@@ -249,7 +246,7 @@ class OnnxRuntimeSession(Session):
         for name in self._plain_outputs[graph]:
             binding.bind_output(name, self.device)
         if caches is not None:
-            for past, present in cache_pairs(self.spec):
+            for present, past in self.contract[graph].aliases.items():
                 caches.bind(binding, past, present)
             caches.bindings[graph] = binding
             self._caches.add(caches)  # these may be rows of others

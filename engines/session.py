@@ -9,6 +9,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from star_export.contract import GraphSpec
 from star_export.errors import InputError
 from star_export.specs import ExportSpec
 
@@ -69,10 +70,12 @@ class Session(Closing, Protocol):
 
     Attributes:
         spec: What was exported.
+        contract: Inputs and outputs of each graph.
         max_batch: Sequences that can be decoded at once; None when only memory limits them.
     """
 
     spec: ExportSpec
+    contract: dict[str, GraphSpec]
     max_batch: int | None
 
     def allocate_caches(self, batch: int = 1) -> Caches:
@@ -100,7 +103,8 @@ class Wrapper(Session):
     """A session around another one, which does everything that is not changed here."""
 
     def __init__(self, session: Session) -> None:
-        self.session, self.spec, self.max_batch = session, session.spec, session.max_batch
+        self.session, self.spec, self.contract = session, session.spec, session.contract
+        self.max_batch = session.max_batch
 
     def allocate_caches(self, batch: int = 1) -> Caches:
         """Caches of the session inside."""

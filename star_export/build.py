@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,7 @@ class _Steps:
 def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOptions, steps: _Steps) -> None:
     """Tokenizer and parameters, tried on a question: what cannot answer is refused before any graph."""
     from star_export.preprocessing import convert
+    from star_export.preprocessing.derived_forms import prompt_forms
     from star_export.preprocessing.processor import read_processor
 
     with steps.step("tokenizer and preprocessing"):
@@ -257,7 +258,7 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOpt
         prompt = convert.fit_content(prompt, tokenizer, max_text_tokens=options.max_text_tokens)
         parameters = {
             "image": asdict(convert.image_spec(processor, checkpoint.model)),
-            "prompt": asdict(prompt),
+            "prompt": asdict(replace(prompt, forms=prompt_forms(prompt))),
         }
         convert.save_tokenizer(tokenizer, folder / layout.TOKENIZER)
         write_json(folder / layout.PREPROCESSOR, parameters)

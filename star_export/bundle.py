@@ -5,20 +5,18 @@ Paths in a manifest are relative and stay inside the folder. ``parity.json``,
 which ``check`` adds later, is the only file the manifest does not list.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
-from star_export.contract import CONTRACT_VERSION, GRAPHS
+from star_export.contract import CONTRACT_VERSION, GRAPHS, GraphSpec, cache_groups, contract, size_ranges
 from star_export.errors import BundleError, SettingsError, option
 from star_export.files import sha256, write_json
 from star_export.manifest import (
     TIE_RULE,
     BundleFile,
     WrongVersionError,
-    graph_contract,
     is_manifest,
-    layer_groups,
     read_manifest,
     upgraded,
 )
@@ -44,12 +42,14 @@ class Bundle:
     Attributes:
         folder: Where it lies.
         spec: What was exported.
+        contract: Inputs and outputs of each graph.
         manifest: The whole manifest as JSON values, of their types and in the present format.
         files: The files it consists of.
     """
 
     folder: Path
     spec: ExportSpec
+    contract: dict[str, GraphSpec]
     manifest: dict[str, Any]
     files: tuple[BundleFile, ...]
 
@@ -87,8 +87,9 @@ def write_manifest(
         "versions": versions,
         "spec": spec.to_dict(),
         "tie_rule": TIE_RULE,
-        "contract": graph_contract(spec),
-        "groups": layer_groups(spec),
+        "contract": {graph: io.to_dict() for graph, io in contract(spec).items()},
+        "groups": [asdict(group) for group in cache_groups(spec)],
+        "sizes": {name: size.to_dict() for name, size in size_ranges(spec).items()},
         "engines": engines or {},
         "files": [_listed(folder, name) for name in names if name not in (MANIFEST, PARITY)],
     }
@@ -148,7 +149,7 @@ def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:
     required = {TOKENIZER, PREPROCESSOR, *(f"{GRAPH_FOLDER}/{graph}.onnx" for graph in GRAPHS)}
     if missing := required - {file.path for file in manifest.files}:
         raise BundleError(f"{path} does not list {', '.join(sorted(missing))}; build again")
-    return Bundle(folder, manifest.spec, values, manifest.files)
+    return Bundle(folder, manifest.spec, manifest.contract, values, manifest.files)
 
 
 def check_replaceable(folder: Path) -> None:

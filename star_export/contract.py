@@ -1,8 +1,8 @@
 """Names, shapes and dtypes of every tensor that crosses a graph's border.
 
 The one place that holds them: the exporter names its inputs and outputs from
-here, the sessions and the pipeline read them, and the manifest carries them
-for C++ and Triton.
+here, and the manifest carries them, where the sessions and readers in other
+languages find them.
 
 Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens, ``Q`` scoring rows,
 ``N{n}`` the budget of stage ``n``, ``B`` sequences. Stage 1 is the one before
@@ -11,10 +11,15 @@ which only the length is read, so every output size is an expression of input
 sizes and one graph serves every budget.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, Literal
 
-from star_export.specs import ExportSpec
+from msgspec import Meta
+
+from star_export.dtypes import DTYPES
+from star_export.specs import ExportSpec, LayerGroup, Stage
+from star_export.specs.pruning import stage_number
+from star_export.specs.values import Count
 
 #: Counts changes of what is below: graphs of another version cannot be run by this code.
 CONTRACT_VERSION = 1
@@ -38,31 +43,87 @@ STAR_DOMAIN = "star"
 STAR_DOMAIN_VERSION = 1
 TOPK_GATHER = "TopKGather"
 
-Dim = int | str
+#: A size, or an expression of symbolic sizes such as ``S - V + N2``.
+Dim = Count | Annotated[str, Meta(pattern="^[A-Z][0-9]{0,4}( [+-] [A-Z][0-9]{0,4})*$", max_length=32)]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output: its name, dtype and shape (``str`` = symbolic size)."""
+    """One graph input or output.
+
+    Attributes:
+        name: Its name.
+        dtype: Its element type, one of :data:`star_export.dtypes.DTYPES`.
+        shape: Its sizes; a ``str`` is symbolic.
+        role: ``length`` for an input of which only the length is read.
+    """
 
     name: str
-    dtype: str
+    dtype: Annotated[str, Meta(pattern=f"^({'|'.join(DTYPES)})$")]
     shape: tuple[Dim, ...]
+    role: Literal["length"] | None = None
+
+    def __str__(self) -> str:
+        role = f", of which only the {self.role} is read" if self.role else ""
+        return f"{self.dtype}[{', '.join(map(str, self.shape))}]{role}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        role = {"role": self.role} if self.role else {}
+        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape), **role}
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """Inputs and outputs of one graph, in graph order."""
+    """What crosses one graph's border.
+
+    Attributes:
+        inputs: In graph order.
+        outputs: In graph order.
+        aliases: For each output that is written in place, the name of the input whose memory it takes.
+    """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def plain_inputs(self) -> list[TensorSpec]:
+        """Inputs that no output is written into."""
+        return [tensor for tensor in self.inputs if tensor.name not in self.aliases.values()]
+
+    @property
+    def plain_outputs(self) -> list[TensorSpec]:
+        """Outputs with memory of their own."""
+        return [tensor for tensor in self.outputs if tensor.name not in self.aliases]
+
+    def caches(self) -> dict[str, TensorSpec]:
+        """The inputs that are written in place, by name."""
+        tensors = {tensor.name: tensor for tensor in self.inputs}
+        return {name: tensors[name] for name in self.aliases.values()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values for the manifest."""
-        return {
-            side: [{"name": t.name, "dtype": t.dtype, "shape": list(t.shape)} for t in tensors]
-            for side, tensors in (("inputs", self.inputs), ("outputs", self.outputs))
-        }
+        inputs, outputs = ([t.to_dict() for t in tensors] for tensors in (self.inputs, self.outputs))
+        return {"inputs": inputs, "outputs": outputs, "aliases": self.aliases}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeRange:
+    """What a symbolic size may be.
+
+    Attributes:
+        max: The largest; None if only memory limits it.
+        default: What the bundle takes unless asked otherwise; None if each request decides.
+    """
+
+    min: Count
+    max: Count | None
+    default: Count | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values for the manifest."""
+        return {"min": self.min, "max": self.max} | ({"default": self.default} if self.default else {})
 
 
 def past_names(layer: int) -> tuple[str, str]:
@@ -73,15 +134,6 @@ def past_names(layer: int) -> tuple[str, str]:
 def present_names(layer: int) -> tuple[str, str]:
     """Output names of layer ``layer``'s key and value caches, updated in place."""
     return f"present.{layer}.key", f"present.{layer}.value"
-
-
-def cache_pairs(spec: ExportSpec) -> list[tuple[str, str]]:
-    """``(past, present)`` names of every KV cache, in graph order."""
-    return [
-        pair
-        for layer in range(spec.model.text.num_layers)
-        for pair in zip(past_names(layer), present_names(layer), strict=True)
-    ]
 
 
 def is_slots(name: str) -> bool:
@@ -114,6 +166,23 @@ def lengths_names(spec: ExportSpec) -> tuple[str, ...]:
     return tuple(f"{name}_lengths" for name in group_names(spec))
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheGroup(LayerGroup):
+    """A layer group as the manifest has it.
+
+    Attributes:
+        lengths: The input of decode that has the tokens in its caches.
+    """
+
+    lengths: str
+
+
+def cache_groups(spec: ExportSpec) -> tuple[CacheGroup, ...]:
+    """Each layer group with its input of decode."""
+    pairs = zip(spec.groups, lengths_names(spec), strict=True)
+    return tuple(CacheGroup(**asdict(group), lengths=name) for group, name in pairs)
+
+
 def is_lengths(name: str) -> bool:
     """Whether a tensor is an input of decode that :func:`lengths_names` gives."""
     return name.endswith("_lengths")
@@ -132,6 +201,28 @@ def contract(spec: ExportSpec) -> dict[str, GraphSpec]:
     return {VISION: _vision(spec), PREFILL: _prefill(spec), DECODE: _decode(spec)}
 
 
+def budgets(spec: ExportSpec) -> dict[str, Stage]:
+    """The stage that each symbolic size ``N{n}`` is the budget of."""
+    return {f"N{stage_number(spec.schedule, index)}": stage for index, stage in enumerate(spec.schedule)}
+
+
+def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
+    """What every symbolic size of the contract may be, in graphs and engines alike."""
+    visual, text = spec.image_tokens, spec.max_text_tokens
+    fixed = SizeRange(min=visual, max=visual, default=visual)
+    ranges = {
+        "B": SizeRange(min=1, max=None),
+        "S": SizeRange(min=visual + 1, max=visual + text),
+        "V": fixed,
+    }
+    if spec.decoder_stages:
+        ranges["Q"] = SizeRange(min=1, max=text)
+    for name, stage in budgets(spec).items():
+        inside = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
+        ranges[name] = inside if stage.after_layer else fixed
+    return ranges
+
+
 def _vision(spec: ExportSpec) -> GraphSpec:
     size = spec.model.vision.image_size
     channels = spec.model.text.hidden_size
@@ -140,7 +231,7 @@ def _vision(spec: ExportSpec) -> GraphSpec:
         features = TensorSpec(IMAGE_FEATURES, spec.dtype, (1, spec.image_tokens, channels))
         return GraphSpec((pixels,), (features,))
     return GraphSpec(
-        (pixels, TensorSpec(STAGE1_SLOTS, "int64", ("N1",))),
+        (pixels, TensorSpec(STAGE1_SLOTS, "int64", ("N1",), "length")),
         (
             TensorSpec(IMAGE_FEATURES, spec.dtype, (1, "N1", channels)),
             TensorSpec(IMAGE_INDICES, "int64", (1, "N1")),
@@ -160,10 +251,9 @@ def _prefill(spec: ExportSpec) -> GraphSpec:
         inputs += [TensorSpec(QUERY_POSITIONS, "int64", (1, "Q"))]
     budgets = [f"N{stage}" for stage in _decoder_numbers(spec)]
     for slots, kept, budget in zip(decoder_slots(spec), kept_names(spec), budgets, strict=True):
-        inputs += [TensorSpec(slots, "int64", (budget,))]
+        inputs += [TensorSpec(slots, "int64", (budget,), "length")]
         outputs += [TensorSpec(kept, "int64", (1, f"S - V + {budget}"))]
-    past, present = _caches(spec, batch=1)
-    return GraphSpec((*inputs, *past), (*outputs, *present))
+    return _with_caches(inputs, outputs, spec, batch=1)
 
 
 def _decode(spec: ExportSpec) -> GraphSpec:
@@ -173,15 +263,19 @@ def _decode(spec: ExportSpec) -> GraphSpec:
         *(TensorSpec(name, "int64", ("B",)) for name in lengths_names(spec)),
     ]
     logits = TensorSpec(LOGITS, "float32", ("B", spec.model.text.vocab_size))
-    past, present = _caches(spec, batch="B")
-    return GraphSpec((*inputs, *past), (logits, *present))
+    return _with_caches(inputs, [logits], spec, batch="B")
 
 
-def _caches(spec: ExportSpec, *, batch: Dim) -> tuple[list[TensorSpec], list[TensorSpec]]:
+def _with_caches(
+    inputs: list[TensorSpec], outputs: list[TensorSpec], spec: ExportSpec, *, batch: Dim
+) -> GraphSpec:
+    """A graph of the decoder, which writes every layer's KV caches in place."""
     text = spec.model.text
-    past, present = [], []
+    past, present, aliases = [], [], {}
     for layer in range(text.num_layers):
         shape = (batch, text.num_kv_heads, spec.cache_capacity(layer), text.head_dim)
-        past += [TensorSpec(name, spec.dtype, shape) for name in past_names(layer)]
-        present += [TensorSpec(name, spec.dtype, shape) for name in present_names(layer)]
-    return past, present
+        for name, written in zip(past_names(layer), present_names(layer), strict=True):
+            past += [TensorSpec(name, spec.dtype, shape)]
+            present += [TensorSpec(written, spec.dtype, shape)]
+            aliases[written] = name
+    return GraphSpec((*inputs, *past), (*outputs, *present), aliases)

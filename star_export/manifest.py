@@ -5,14 +5,15 @@ which are upgraded while they are read; the *contract* counts changes of the gra
 borders, which only a new build can follow.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from msgspec import Meta
 
-from star_export.contract import CONTRACT_VERSION, contract, lengths_names
+from star_export.coherence import agree, check_contract, check_groups, check_sizes, check_spec, shortened
+from star_export.contract import CONTRACT_VERSION, CacheGroup, GraphSpec, SizeRange
 from star_export.errors import SettingsError
-from star_export.specs import ExportSpec, check_capacities, check_schedule
+from star_export.specs import ExportSpec
 from star_export.typed import convert
 from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
@@ -47,25 +48,15 @@ class Manifest:
     versions: dict[str, str]
     spec: ExportSpec
     tie_rule: str
-    contract: dict[str, Any]
-    groups: list[dict[str, Any]]
+    contract: dict[str, GraphSpec]
+    groups: tuple[CacheGroup, ...]
+    sizes: dict[str, SizeRange]
     engines: dict[str, dict[str, Any]] = field(default_factory=dict)  # absent before there were any
     files: tuple[BundleFile, ...]
 
 
 class WrongVersionError(ValueError):
     """A manifest that is in order, but not for this star-export."""
-
-
-def layer_groups(spec: ExportSpec) -> list[dict[str, Any]]:
-    """Each layer group as the manifest holds it, with the input of decode that has its lengths."""
-    pairs = zip(spec.groups, lengths_names(spec), strict=True)
-    return [{**asdict(group), "lengths": name} for group, name in pairs]
-
-
-def graph_contract(spec: ExportSpec) -> dict[str, Any]:
-    """The contract as the manifest holds it."""
-    return {graph: io.to_dict() for graph, io in contract(spec).items()}
 
 
 def is_manifest(values: object) -> bool:
@@ -82,7 +73,7 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
     version = values["format_version"]
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise WrongVersionError(
-            f"has bundle format {_shortened(version)}, this star-export reads 1 to {FORMAT_VERSION}; "
+            f"has bundle format {shortened(repr(version))}, this star-export reads 1 to {FORMAT_VERSION}; "
             "upgrade star-export or build the bundle again"
         )
     for step in range(version, FORMAT_VERSION):
@@ -97,56 +88,19 @@ def upgraded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(values: dict[str, Any]) -> Manifest:
-    """An upgraded manifest, its values of their types and in accord with each other.
+    """An upgraded manifest, its values of their types and coherent.
 
     Raises:
         ValueError: With the path of the value, what was expected and what was found.
     """
     manifest = convert(values, Manifest)
+    spec = manifest.spec
     try:
-        _check_spec(manifest.spec)
+        check_spec(spec)
     except SettingsError as error:
         raise ValueError(f"spec: {error}") from error
-    expected = {
-        "contract": graph_contract(manifest.spec),
-        "groups": layer_groups(manifest.spec),
-        "tie_rule": TIE_RULE,
-    }
-    for key, value in expected.items():
-        if difference := _difference(getattr(manifest, key), value, key):
-            raise ValueError(f"{difference}; it belongs to another contract, or was changed")
+    check_groups(manifest.groups, spec)
+    check_contract(manifest.contract, spec)
+    check_sizes(manifest.sizes, manifest.groups, spec)
+    agree("tie_rule", TIE_RULE, manifest.tie_rule)
     return manifest
-
-
-def _difference(found: Any, expected: Any, path: str) -> str | None:
-    """Where two JSON values first differ, and in what."""
-    if isinstance(found, dict) and isinstance(expected, dict) and found.keys() == expected.keys():
-        pairs = [_difference(found[key], expected[key], f"{path}.{key}") for key in expected]
-    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
-        pairs = [
-            _difference(*pair, f"{path}[{i}]") for i, pair in enumerate(zip(found, expected, strict=True))
-        ]
-    elif type(found) is type(expected) and found == expected:
-        return None
-    else:
-        return f"{path}: expected {_shortened(expected)}, found {_shortened(found)}"
-    return next(filter(None, pairs), None)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _check_spec(spec: ExportSpec) -> None:
-    """Refuse values that contradict each other: they would fail, or answer nonsense, much later."""
-    model = spec.model
-    vision, text = model.vision, model.text
-    if vision.image_size % vision.patch_size:
-        raise ValueError(f"spec.model.vision: {vision.image_size} px are no whole patches")
-    if text.num_heads % text.num_kv_heads:
-        raise ValueError(f"spec.model.text: {text.num_heads} heads cannot share {text.num_kv_heads} KV heads")
-    if model.image_token_id >= text.vocab_size:
-        raise ValueError(f"spec.model.image_token_id: {model.image_token_id} is outside the vocabulary")
-    check_schedule(spec.schedule, model)
-    check_capacities(spec)

@@ -22,9 +22,10 @@ def _to_2(manifest: Json) -> Json:
 
 def _to_3(manifest: Json) -> Json:
     """Format 3 says in data what readers of format 2 had to compute."""
-    groups = partial(_groups_to_3, spec=manifest.get("spec"))
-    manifest = _replaced(manifest, "cache_capacities", "groups", groups)
-    return _replaced({**manifest, "format_version": 3}, "spec", "spec", _spec_to_3)
+    old = manifest.get("spec")
+    manifest = _replaced(manifest, "cache_capacities", "groups", partial(_groups_to_3, spec=old))
+    manifest = _replaced({**manifest, "format_version": 3}, "spec", "spec", _spec_to_3)
+    return _replaced(manifest, "contract", "contract", _contract_to_3) | _sizes_to_3(old)
 
 
 def _spec_to_3(spec: Any) -> Any:
@@ -62,6 +63,56 @@ def _groups_to_3(capacities: Any, spec: Any) -> Any:
                 behind = {"first": first, "last": layers - 1, "capacity": late, "lengths": "late_lengths"}
                 return [{**whole, "last": first - 1}, behind]
     return capacities
+
+
+def _contract_to_3(contract: Any) -> Any:
+    """The roles and aliases of tensors, which format 2 told by their names alone."""
+    if not isinstance(contract, dict):
+        return contract
+    return {
+        name: _graph_to_3(graph) if isinstance(graph, dict) else graph for name, graph in contract.items()
+    }
+
+
+def _graph_to_3(graph: Json) -> Json:
+    inputs, aliases = graph.get("inputs"), {}
+    match graph.get("outputs"):
+        case list(outputs):
+            present = [o["name"] for o in outputs if isinstance(o, dict) and isinstance(o.get("name"), str)]
+            aliases = {n: n.replace("present", "past_key_values") for n in present if n[:8] == "present."}
+    if isinstance(inputs, list):
+        graph = {**graph, "inputs": [_input_to_3(tensor) for tensor in inputs]}
+    return {**graph, "aliases": aliases}
+
+
+def _input_to_3(tensor: Any) -> Any:
+    match tensor:
+        case {"name": "stage1_slots" | "stage2_slots"}:
+            return {**tensor, "role": "length"}
+    return tensor
+
+
+def _sizes_to_3(spec: Any) -> Json:
+    """The ranges of symbolic sizes, if the spec of format 2 has the numbers that they follow from."""
+    match spec:
+        case {
+            "model": {"vision": {"image_size": int(side), "patch_size": int(patch)}},
+            "max_text_tokens": int(text),
+            "star": star,
+        } if patch > 0:
+            visual, stages = (side // patch) ** 2, {}
+        case _:
+            return {}
+    match star:
+        case {"stage1_keep": int(visual), "keep": keep, "max_keep": most}:
+            stages = {
+                "Q": {"min": 1, "max": text},
+                "N1": {"min": visual, "max": visual, "default": visual},
+                "N2": {"min": 1, "max": most, "default": keep},
+            }
+    fixed = {"min": visual, "max": visual, "default": visual}
+    prompt = {"min": visual + 1, "max": visual + text}
+    return {"sizes": {"B": {"min": 1, "max": None}, "S": prompt, "V": fixed, **stages}}
 
 
 def _model_to_3(model: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, Dim, contract
+from star_export.contract import GRAPHS, Dim
 from star_export.engines.tensorrt.bindings import PRODUCTS, TENSORRT
 from star_export.errors import BundleError, SettingsError, option
 from star_export.typed import convert
@@ -126,7 +126,7 @@ def _profiles_fit(facts: EngineFacts, bundle: Bundle) -> bool:
     """Whether every dynamic input, and no other, has a range of its rank."""
     ranks = {
         graph: {tensor.name: len(tensor.shape) for tensor in io.inputs if not all(map(_fixed, tensor.shape))}
-        for graph, io in contract(bundle.spec).items()
+        for graph, io in bundle.contract.items()
     }
     found = {
         graph: {name: len(profile.min) for name, profile in inputs.items()}

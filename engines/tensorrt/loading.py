@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, cache_pairs, contract
+from star_export.contract import GRAPHS
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.engine import LoadedEngine, create_runtime, describe, deserialize
@@ -40,14 +40,12 @@ def load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict
     """Deserialise every engine and compare it with the contract."""
     trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
     runtime = create_runtime(bindings, facts.version)
-    aliases = {present: past for past, present in cache_pairs(bundle.spec)}
     loaded = {}
-    for graph, io in contract(bundle.spec).items():
+    for graph, io in bundle.contract.items():
         path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
         engine = deserialize(bindings, runtime, path, command=command)
         tensors = describe(engine, trt)
-        written = {tensor.name: aliases.get(tensor.name) for tensor in io.outputs}
-        check_engine(tensors, io, written, engine=str(path), command=command)
+        check_engine(tensors, io, engine=str(path), command=command)
         rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
         loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules)
         after = cuda.memory()[0]

@@ -5,7 +5,7 @@ at every corner (no more scoring rows than text tokens, no more kept tokens than
 there are), so that TensorRT never plans for a request that cannot exist.
 """
 
-from star_export.contract import TensorSpec, contract
+from star_export.contract import TensorSpec, contract, size_ranges
 from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
 from star_export.errors import SettingsError, option
@@ -18,22 +18,14 @@ TYPICAL_TEXT_TOKENS = 64
 MAX_TOPK = 3840
 
 
-def size_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, int]]:
+def tuned_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, int]]:
     """Minimum, optimum and maximum of every symbolic size of the contract."""
-    visual, text = spec.image_tokens, spec.max_text_tokens
-    typical = min(TYPICAL_TEXT_TOKENS, text)
-    ranges = {
-        "B": (1, 1, max_batch),
-        "V": (visual, visual, visual),
-        "S": (visual + 1, visual + typical, visual + text),
+    typical = min(TYPICAL_TEXT_TOKENS, spec.max_text_tokens)
+    optima = {"B": 1, "S": spec.image_tokens + typical, "Q": max(1, typical // 2)}
+    return {
+        name: (size.min, size.default or optima[name], size.max or max_batch)
+        for name, size in size_ranges(spec).items()
     }
-    if spec.stage1:
-        ranges["N1"] = (visual, visual, visual)
-    if spec.decoder_stages:
-        ranges["Q"] = (1, max(1, typical // 2), text)
-    for number, stage in enumerate(spec.decoder_stages, start=2):
-        ranges[f"N{number}"] = (1, stage.tokens, stage.max_tokens)
-    return ranges
 
 
 def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, Profile]]:
@@ -44,7 +36,7 @@ def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, 
     """
     if max_batch < 1:
         raise SettingsError(f"{option('max_batch')} must be at least 1, got {max_batch}")
-    ranges = size_ranges(spec, max_batch)
+    ranges = tuned_ranges(spec, max_batch)
     return {
         graph: {tensor.name: _profile(tensor, ranges) for tensor in io.inputs if _is_dynamic(tensor)}
         for graph, io in contract(spec).items()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from star_export.arrays import to_float32
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, TensorSpec, cache_pairs, contract
+from star_export.contract import DECODE, GRAPHS, TensorSpec
 from star_export.dtypes import DTYPES
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, refuse_closed
 from star_export.engines.tensorrt import cuda
@@ -90,8 +90,8 @@ class TensorRTCaches:
         self, session: "TensorRTSession", batch: int, *, whole: "TensorRTCaches | None" = None, start: int = 0
     ) -> None:
         self._session, self.batch = session, batch
-        specs = {tensor.name: tensor for tensor in session.io[DECODE].inputs}
-        self.specs = {past: specs[past] for past, _ in cache_pairs(session.spec)}
+        io = session.contract[DECODE]
+        self.specs = io.caches()
         self.shapes = {
             name: tuple(batch if dim == "B" else int(dim) for dim in spec.shape)
             for name, spec in self.specs.items()
@@ -107,7 +107,7 @@ class TensorRTCaches:
                 name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
             }
         # An engine writes in place: one address for what it reads and what it writes.
-        self.addresses = {name: self._places[pair[0]] for pair in cache_pairs(session.spec) for name in pair}
+        self.addresses = {name: self._places[pair[1]] for pair in io.aliases.items() for name in pair}
 
     @cached_property
     def execution(self) -> Execution:
@@ -166,7 +166,7 @@ class TensorRTSession(Session):
         plugin_library: Path | None = None,
         weight_budget: int | None = None,
     ) -> None:
-        self.bundle, self.spec, self.io = bundle, bundle.spec, contract(bundle.spec)
+        self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.facts = read_facts(bundle, backend)
         self.max_batch: int | None = self.facts.max_batch
         bindings, device = load_bindings(backend), cuda.require_device()
@@ -296,11 +296,9 @@ class _Graph:
         self.session, self.loaded, self.rules = session, loaded, loaded.rules
         self.name = loaded.rules.graph
         self.runs = 0
-        pairs = cache_pairs(session.spec)
-        cached = {name for pair in pairs for name in pair}
         io, rules = loaded.rules.io, loaded.rules
-        self.plain_outputs = [tensor for tensor in io.outputs if tensor.name not in cached]
-        self._specs = {tensor.name: tensor for tensor in io.inputs if tensor.name not in cached}
+        self.plain_outputs = io.plain_outputs
+        self._specs = {tensor.name: tensor for tensor in io.plain_inputs}
         inputs = {name: rules.largest(tensor) for name, tensor in self._specs.items()}
         outputs = {tensor.name: rules.largest(tensor) for tensor in self.plain_outputs}
         self.outputs = _Tensors(outputs, f"the outputs of {self.name}")

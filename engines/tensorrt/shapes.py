@@ -38,7 +38,6 @@ class EngineTensor:
 def check_engine(
     found: Mapping[str, EngineTensor],
     io: GraphSpec,
-    aliases: Mapping[str, str | None],
     *,
     engine: str,
     command: str,
@@ -48,7 +47,6 @@ def check_engine(
     Args:
         found: What the engine has, by name.
         io: What the contract says.
-        aliases: For outputs that must be written in place, their input.
         engine: The engine's file, for the message.
         command: What to type to build it again.
 
@@ -61,7 +59,7 @@ def check_engine(
         if name not in wanted or name not in found:
             fault = f"has {name}, the contract has not" if name in found else f"lacks {name}"
         else:
-            fault = _tensor_fault(wanted[name], found[name], name in inputs, aliases.get(name))
+            fault = _tensor_fault(wanted[name], found[name], name in inputs, io.aliases.get(name))
         if fault:
             raise BundleError(f"{engine} {fault}; build the engines again: {command}")
 

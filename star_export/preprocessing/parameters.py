@@ -69,3 +69,6 @@ def _check(parameters: Preprocessing, model: ModelSpec) -> None:
     found = parameters.prompt.image_token_id
     if found != model.image_token_id:
         raise ValueError(f"prompt.image_token_id: the model has {model.image_token_id}, found {found}")
+    forms, token = parameters.prompt.forms, parameters.prompt.image_token
+    if forms is not None and (count := forms.user_with_image.prefix.count(token)) != 1:
+        raise ValueError(f"prompt.forms.user_with_image.prefix: expected one {token}, found {count}")

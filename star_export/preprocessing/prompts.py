@@ -19,6 +19,7 @@ from star_export.preprocessing.conversation import (
     check_unicode,
     read_conversation,
 )
+from star_export.preprocessing.forms import PromptForms
 from star_export.preprocessing.templates import compile_template
 from star_export.specs import TokenId
 
@@ -39,6 +40,7 @@ class PromptSpec:
             that begins with the image token.
         given_template: Whether ``chat_template`` was given to the build, instead of the checkpoint's.
         end_tokens: Tokens that end an answer, besides the model's own.
+        forms: What ``chat_template`` writes around texts, for runtimes without Jinja; None if it does more.
     """
 
     image_token: Annotated[str, Meta(min_length=1)]
@@ -48,6 +50,7 @@ class PromptSpec:
     content: Literal["parts", "string"] = "parts"
     given_template: bool = False
     end_tokens: tuple[str, ...] = ()
+    forms: PromptForms | None = None  # absent before format 3
 
     def message(self, turn: Turn) -> dict[str, Any]:
         """A turn as the chat template takes it."""

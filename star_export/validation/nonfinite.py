@@ -18,7 +18,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, PREFILL, cache_pairs
+from star_export.contract import GRAPHS, PREFILL
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper
 from star_export.specs import ExportSpec
 from star_export.validation.report import NonFinite
@@ -56,20 +56,22 @@ class WatchedSession(Wrapper):
             finite = self._finite(graph, outputs, caches)
             if not finite or graph in self._unseen:
                 self._unseen.discard(graph)
-                self.found = first_nonfinite(self.bundle, graph, self._arrays(feeds, caches), hidden=finite)
+                self.found = first_nonfinite(
+                    self.bundle, graph, self._arrays(graph, feeds, caches), hidden=finite
+                )
         return outputs
 
-    def _arrays(self, feeds: Mapping[str, Tensor], caches: Caches | None) -> dict[str, HostArray]:
+    def _arrays(self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None) -> dict[str, HostArray]:
         """Every input of a graph. The caches were written since, with what this run writes again."""
         arrays = {name: t if isinstance(t, np.ndarray) else t.numpy() for name, t in feeds.items()}
         if caches is not None:
-            arrays |= {past: caches.numpy(past) for past, _ in cache_pairs(self.spec)}
+            arrays |= {past: caches.numpy(past) for past in self.contract[graph].aliases.values()}
         return arrays
 
     def _finite(self, graph: str, outputs: Mapping[str, DeviceArray], caches: Caches | None) -> bool:
         arrays = [output.numpy() for output in outputs.values()]
         if graph == PREFILL and caches is not None:
-            arrays += [caches.numpy(past) for past, _ in cache_pairs(self.spec)]
+            arrays += [caches.numpy(past) for past in self.contract[graph].aliases.values()]
         return all(bool(np.isfinite(array).all()) for array in arrays)
 
 

@@ -17,7 +17,7 @@ import onnxruntime
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle, open_bundle
-from star_export.contract import DECODE, PREFILL, cache_pairs
+from star_export.contract import DECODE, PREFILL
 from star_export.engines import Runtime, open_session
 from star_export.engines.backends import ONNXRUNTIME
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper, on_host
@@ -183,7 +183,7 @@ class Recorder(Wrapper):
     ) -> dict[str, DeviceArray]:
         """Note what one graph is fed, and run it."""
         host = {name: on_host(tensor) for name, tensor in feeds.items()}
-        names = [past for past, _ in cache_pairs(self.spec)] if caches is not None else []
+        names = self.contract[graph].caches()
         past = {name: caches.numpy(name) for name in names} if caches is not None else {}
         self.calls.append(Call(graph, host, past))
         return self.session.run(graph, feeds, caches)
@@ -262,7 +262,8 @@ def _session_runner(name: str, session: Session, calls: list[Call]) -> Any:
                 outputs = session.run(call.graph, call.feeds, cached)
             host = {output: array.numpy() for output, array in outputs.items()}
             if cached is not None:
-                host |= {present: caches.numpy(past) for past, present in cache_pairs(session.spec)}
+                aliases = session.contract[call.graph].aliases
+                host |= {present: caches.numpy(past) for present, past in aliases.items()}
             return host
 
     return _SessionRunner(name=name)
@@ -271,7 +272,7 @@ def _session_runner(name: str, session: Session, calls: list[Call]) -> Any:
 def _tolerance(bundle: Bundle, graph: str, output: str) -> float:
     """The tolerance of ``check`` for this output; indices must be equal."""
     tolerances = Tolerances.load(bundle.spec.dtype)
-    if output.startswith("present."):
+    if output in bundle.contract[graph].aliases:
         return tolerances.kv_cache
     if output == "image_features":
         return tolerances.vision_features

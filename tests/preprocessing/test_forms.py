@@ -8,7 +8,8 @@ import pytest
 
 from star_export.preprocessing import PromptSpec
 from star_export.preprocessing.conversation import IMAGE, Turn
-from star_export.preprocessing.forms import PromptForms, TurnForm, prompt_forms
+from star_export.preprocessing.derived_forms import prompt_forms
+from star_export.preprocessing.forms import PromptForms, TurnForm
 from star_export.preprocessing.prompts import render_conversation
 from tests.preprocessing.test_templates import HUB, TEMPLATES, spec_of
 

@@ -67,6 +67,9 @@ def test_reads_what_was_written(path: Path, model: ModelSpec) -> None:
         ("prompt", {"image_token_id": 5}, r"prompt.image_token_id: the model has \d+, found 5"),
         ("prompt", {"special_tokens": {"bos_token": 1}}, r"special_tokens\[...\]: expected str, got int"),
         ("prompt", {"chat_template": {}}, r"prompt.chat_template: expected str \| null, got object"),
+        ("prompt", {"forms": 5}, r"prompt.forms: expected object \| null, got int"),
+        ("prompt", {"forms": {}}, "prompt.forms: object missing required field start"),
+        ("prompt", {"image_token": "<img>"}, "forms.user_with_image.prefix: expected one <img>, found 0"),
     ],
 )
 def test_wrong_values_are_refused(
@@ -96,7 +99,7 @@ def test_a_file_that_is_none(path: Path, model: ModelSpec, content: bytes) -> No
 
 
 def test_a_tokenizer_with_another_image_token(path: Path, model: ModelSpec) -> None:
-    edit(path, lambda parameters: parameters["prompt"].update(image_token="What"))
+    edit(path, lambda parameters: parameters["prompt"].update(image_token="What", forms=None))
     prompt = read_preprocessing(path, model).prompt
     with pytest.raises(BundleError, match=r"tokenizer.json makes \[.*\] of What, whose id is \d+; build"):
         read_tokenizer(path.with_name("tokenizer.json"), prompt)

@@ -8,7 +8,7 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
-from star_export.contract import cache_pairs
+from star_export.contract import DECODE
 from star_export.serving.scheduler import _Slots
 
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
@@ -25,7 +25,7 @@ def mha(bundle) -> Pipeline:
 
 
 def test_slots_batches_and_cleaning(mha: Pipeline) -> None:
-    names = [name for pair in cache_pairs(mha.spec) for name in pair[:1]]
+    names = list(mha.session.contract[DECODE].caches())
     for count, sizes in {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 4], 9: [1, 2, 4, 8, 9]}.items():
         slots = _Slots(mha.session.allocate_caches(count), count)
         assert [rows for _, rows in slots.batches()] == sizes

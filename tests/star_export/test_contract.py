@@ -15,16 +15,18 @@ from star_export.contract import (
     PREFILL,
     VISION,
     GraphSpec,
+    SizeRange,
     TensorSpec,
-    cache_pairs,
     contract,
     decoder_slots,
     is_lengths,
     is_slots,
     kept_names,
     lengths_names,
+    size_ranges,
 )
 from star_export.specs import DType, ExportSpec, Stage
+from star_export.typed import convert
 
 Row = tuple[str, str, tuple[int | str, ...]]
 
@@ -152,16 +154,47 @@ def test_three_stages(spec: Callable[..., ExportSpec]) -> None:
 
 
 @pytest.mark.parametrize("graph", [PREFILL, DECODE])
-def test_cache_pairs_are_the_graphs_own(spec: Callable[..., ExportSpec], graph: str) -> None:
+def test_caches_are_written_in_place(spec: Callable[..., ExportSpec], graph: str) -> None:
     borders = contract(spec())[graph]
     past = [t.name for t in borders.inputs if t.name.startswith("past")]
     present = [t.name for t in borders.outputs if t.name.startswith("present")]
-    assert cache_pairs(spec()) == list(zip(past, present, strict=True))
+    assert list(borders.aliases.items()) == list(zip(present, past, strict=True))
+    assert list(borders.caches()) == past
+    plain = borders.plain_inputs, borders.plain_outputs
+    assert plain == (list(borders.inputs[: -len(past)]), list(borders.outputs[: -len(past)]))
+
+
+def test_roles(spec: Callable[..., ExportSpec]) -> None:
+    tensors = [t for io in contract(spec()).values() for t in (*io.inputs, *io.outputs)]
+    assert [t.name for t in tensors if t.role] == ["stage1_slots", "stage2_slots"]
+
+
+def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
+    ranges = {name: (size.min, size.max, size.default) for name, size in size_ranges(spec()).items()}
+    assert ranges == {
+        "B": (1, None, None),
+        "S": (519, 518 + 128, None),
+        "V": (518, 518, 518),
+        "N1": (518, 518, 518),
+        "Q": (1, 128, None),
+        "N2": (1, 288, 64),
+    }
+    unpruned = size_ranges(spec(prune=False))
+    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "S", "V"}, 576)
 
 
 def test_manifest_form_is_json() -> None:
-    graph = GraphSpec((TensorSpec("a", "int64", (1, "S")),), (TensorSpec("b", "float32", ()),))
-    assert json.loads(json.dumps(graph.to_dict())) == {
-        "inputs": [{"name": "a", "dtype": "int64", "shape": [1, "S"]}],
-        "outputs": [{"name": "b", "dtype": "float32", "shape": []}],
+    inputs = TensorSpec("a", "int64", (1, "S - V")), TensorSpec("b", "int64", ("N1",), "length")
+    graph = GraphSpec(inputs, (TensorSpec("c", "float32", ()),), {"c": "a"})
+    values = json.loads(json.dumps(graph.to_dict()))
+    assert values == {
+        "inputs": [
+            {"name": "a", "dtype": "int64", "shape": [1, "S - V"]},
+            {"name": "b", "dtype": "int64", "shape": ["N1"], "role": "length"},
+        ],
+        "outputs": [{"name": "c", "dtype": "float32", "shape": []}],
+        "aliases": {"c": "a"},
     }
+    assert convert(values, GraphSpec) == graph
+    for size in (SizeRange(min=1, max=None), SizeRange(min=1, max=3, default=2)):
+        assert convert(size.to_dict(), SizeRange) == size

@@ -43,6 +43,11 @@ def in_star(**values: object) -> Callable[[dict[str, Any]], object]:
     return lambda manifest: manifest["spec"]["star"].update(values)
 
 
+def in_decode(**values: object) -> Callable[[dict[str, Any]], object]:
+    """A change of the tensors of decode."""
+    return lambda manifest: manifest["contract"]["decode"].update(values)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -64,9 +69,25 @@ def in_star(**values: object) -> Callable[[dict[str, Any]], object]:
         (lambda m: m.pop("cache_capacities"), "object missing required field groups"),
         (lambda m: m.update(cache_capacities=[5]), r"groups\[0\]: expected object, got int"),
         (lambda m: m["cache_capacities"].update(late=1), r"groups\[1\].capacity: expected 64, found 1"),
-        (lambda m: m["cache_capacities"].update(early="1"), r"groups\[0\].capacity: expected 70, found '1'"),
+        (lambda m: m["cache_capacities"].update(early="1"), r"groups\[0\].capacity: expected int, got str"),
         (lambda m: m["cache_capacities"].update(middle=1), "groups: expected array, got object"),
         (lambda m: m["cache_capacities"].pop("late"), "groups: expected array, got object"),
+        (lambda m: m.pop("contract"), "object missing required field contract"),
+        (lambda m: m.update(contract=[]), "contract: expected object, got array"),
+        (lambda m: m["contract"].update(decode=5), r"contract\[...\]: expected object, got int"),
+        (in_decode(inputs=5), r"contract\[...\].inputs: expected array, got int"),
+        (in_decode(inputs=[5, None]), r"contract\[...\].inputs\[0\]: expected object, got int"),
+        (in_decode(inputs=[{"name": []}]), r"contract\[...\].inputs\[0\].name: expected str, got array"),
+        (in_decode(outputs={}), r"contract\[...\].outputs: expected array, got object"),
+        (in_decode(outputs=[5, {}, {"name": 5}]), r"contract\[...\].outputs\[0\]: expected object, got int"),
+        (in_decode(outputs=[]), "contract.decode.outputs: expected 1 logits, found 0"),
+        (
+            lambda m: m["contract"]["decode"].pop("outputs"),
+            r"contract\[...\]: object missing required field ou",
+        ),
+        (lambda m: m["spec"]["model"]["vision"].update(patch_size=0), "vision.patch_size: expected int >= 1"),
+        (lambda m: m["spec"]["model"].pop("vision"), "spec.model: object missing required field vision"),
+        (lambda m: m["spec"].update(max_text_tokens="48"), "spec.max_text_tokens: expected int, got str"),
     ],
 )
 def test_damage_in_an_older_format_is_named(

@@ -5,7 +5,7 @@ import pytest
 
 from star_export.bundle import open_bundle
 from star_export.contract import contract
-from star_export.engines.tensorrt.profiles import engine_profiles, size_ranges
+from star_export.engines.tensorrt.profiles import engine_profiles, tuned_ranges
 from star_export.specs import ExportSpec
 
 
@@ -28,7 +28,7 @@ def test_every_dynamic_input_has_a_profile_and_no_other(spec: ExportSpec) -> Non
 
 
 def test_ranges_come_from_the_capacities_and_agree_at_every_corner(spec: ExportSpec) -> None:
-    ranges = size_ranges(spec, 4)
+    ranges = tuned_ranges(spec, 4)
     assert ranges["B"] == (1, 1, 4)
     assert ranges["S"][2] == spec.image_tokens + spec.max_text_tokens
     assert ranges["V"] == (spec.image_tokens,) * 3

@@ -18,7 +18,7 @@ from star_export.answer.pipeline import Pipeline
 from star_export.answer.sampling import Sampling
 from star_export.answer.steps import DecodeState
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, PREFILL, cache_pairs, past_names
+from star_export.contract import DECODE, PREFILL, past_names
 from star_export.engines import Runtime, open_session
 from star_export.engines.session import HostArray, Session
 from star_export.engines.tensorrt import cuda
@@ -159,7 +159,7 @@ def test_decode_of_a_batch_equals_single_sequences(
     for row, prompt in enumerate((SHORT, LONG)):
         state = prefilled(gpu, picture, prompt)
         assert isinstance(state.caches, TensorRTCaches)
-        for past, _ in cache_pairs(gpu.spec):
+        for past in gpu.session.contract[DECODE].caches():
             copy_row(session, state.caches, together, past, row)
         states.append(replace(state, caches=together))
         gpu.steps.decode(state, 7)
@@ -260,7 +260,7 @@ def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, pic
     tokens = gpu.tokenize(SHORT)
     with pytest.raises(SettingsError, match=r"prefill: stage2_slots has shape \(289,\)"):
         gpu.steps.prefill(tokens, vision, keep=289)
-    assert PREFILL in session.io
+    assert PREFILL in session.contract
     gpu.steps.prefill(tokens, vision, keep=288)
 
 
@@ -288,7 +288,7 @@ def test_a_closed_session_frees_its_memory_and_is_of_no_use(
         assert free[-1] - inside > session.spec.slot_bytes
     assert free[2] == free[1]
     assert held(machine) == before
-    cache, _ = next(iter(cache_pairs(session.spec)))
+    cache = next(iter(session.contract[DECODE].caches()))
     for use in (
         vision.features.numpy,
         lambda: state.logits,

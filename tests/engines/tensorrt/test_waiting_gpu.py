@@ -15,7 +15,7 @@ import pytest
 from star_export import contract as names
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.contract import VISION, cache_pairs
+from star_export.contract import DECODE, VISION
 from star_export.engines import Runtime, open_session
 from star_export.engines.session import HostArray
 from star_export.engines.tensorrt import cuda
@@ -51,7 +51,7 @@ def two_slots(pipeline: Pipeline, picture: Path, *, wait: bool = False) -> dict[
         logits = pipeline.steps.decode_batch(caches, tokens, lengths + step)
         rest()
     assert len(set(lengths[0])) == 1
-    found = {past: caches.numpy(past) for past, _ in cache_pairs(pipeline.spec)}
+    found = {past: caches.numpy(past) for past in pipeline.session.contract[DECODE].caches()}
     return found | {"tokens": logits.argmax(), "logits": logits.numpy()}
 
 
