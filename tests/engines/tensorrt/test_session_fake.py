@@ -81,9 +81,9 @@ def test_rows_of_caches_lie_in_the_whole(engines: Callable[[str], Bundle]) -> No
 def test_inputs_of_another_type(engines: Callable[[str], Bundle]) -> None:
     session = TensorRTSession(engines("tensorrt"), "tensorrt")
     shape = {spec.name: spec.shape for spec in session.io["vision"].inputs}["pixel_values"]
+    slots = np.arange(session.spec.image_tokens)
     for dtype in (np.float32, np.int16):
         with pytest.raises(TypeError, match=f"vision: pixel_values must be float16, got {np.dtype(dtype)}"):
-            slots = np.arange(session.spec.image_tokens)
             session.run("vision", {"pixel_values": np.zeros(shape, dtype), "stage1_slots": slots})
 
 
