@@ -65,6 +65,10 @@ class FakeRuntime(_Bindings):
         return 13000
 
     @call
+    def cudaRuntimeGetVersion(self) -> int:
+        return 13000
+
+    @call
     def cudaGetDeviceCount(self) -> int:
         return 1
 

@@ -11,7 +11,7 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS
+from star_export.contract import DECODE, GRAPHS
 from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt import session as session_module
@@ -65,6 +65,56 @@ def test_results_come_back_in_pieces_and_bfloat16_as_float32(engines: Callable[[
     found = session.fetch(buffer.pointer, "bfloat16", (2, bits.size // 2))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.ravel().view(np.uint32), bits.astype(np.uint32) << 16)
+
+
+def test_rows_of_caches_lie_in_the_whole(engines: Callable[[str], Bundle]) -> None:
+    session = TensorRTSession(engines("tensorrt"), "tensorrt")
+    whole = session.allocate_caches(4)
+    for start, stop in ((0, 1), (1, 3), (2, 4)):
+        rows, row_bytes = whole.rows(start, stop), whole._sizes["past_key_values.0.key"] // 4
+        for present, past in session.contract[DECODE].aliases.items():
+            assert rows.addresses[past] == rows.addresses[present]
+        name = "past_key_values.0.key"
+        assert rows.addresses[name] == whole.addresses[name] + start * row_bytes
+        assert rows.rows(stop - start - 1, stop - start).addresses == whole.rows(stop - 1, stop).addresses
+
+
+def test_inputs_of_another_type(engines: Callable[[str], Bundle]) -> None:
+    session = TensorRTSession(engines("tensorrt"), "tensorrt")
+    shape = {spec.name: spec.shape for spec in session.contract["vision"].inputs}["pixel_values"]
+    slots = np.arange(session.spec.image_tokens)
+    for dtype in (np.float32, np.int16):
+        with pytest.raises(TypeError, match=f"vision: pixel_values must be float16, got {np.dtype(dtype)}"):
+            session.run("vision", {"pixel_values": np.zeros(shape, dtype), "stage1_slots": slots})
+
+
+#: What CUDA's calls return on machines that cannot run an engine, and what is said of it.
+MACHINES: list[tuple[dict[str, tuple[int, int | None]], str]] = [
+    ({"cudaDriverGetVersion": (0, 0)}, "this machine has no NVIDIA driver"),
+    (
+        {"cudaDriverGetVersion": (0, 12090), "cudaGetDeviceCount": (35, None)},
+        "the NVIDIA driver runs CUDA 12.9, cuda-bindings needs 13; update",
+    ),
+    ({"cudaGetDeviceCount": (100, None)}, "the NVIDIA driver sees no GPU"),
+    ({"cudaGetDeviceCount": (0, 0)}, "the NVIDIA driver sees no GPU"),
+    ({"cudaGetDeviceCount": (999, None)}, "counting GPUs: cudaErrorUnknown"),
+]
+
+
+@pytest.mark.parametrize(("calls", "message"), MACHINES)
+def test_machines_without_a_gpu(
+    lazy_gpu: FakeGpu,
+    monkeypatch: pytest.MonkeyPatch,
+    calls: dict[str, tuple[int, int | None]],
+    message: str,
+) -> None:
+    cudart = cuda.library("runtime")
+    assert cuda.require_device() == cuda.DeviceFacts("fake GPU", (8, 9), "13.0", 1 << 32, 1 << 32)
+    for name, (code, value) in calls.items():
+        returned = cudart.cudaError_t(code), value
+        monkeypatch.setattr(cudart, name, lambda returned=returned: returned)
+    with pytest.raises(PlatformError, match=message):
+        cuda.require_device()
 
 
 @pytest.mark.usefixtures("lazy_gpu")
