@@ -45,7 +45,7 @@ load: $(READY) $(TRITON)/.ready
 bench-triton: $(TRITON)/.ready
 	$(TRITON)/bin/python .ci/bench_triton.py build/load/star
 
-# Needs an NVIDIA GPU, its driver and star-export[tensorrt].
+# Needs an NVIDIA GPU, its driver and star-export[tensorrt]; `make test` runs most of it on a fake GPU.
 test-gpu: $(READY)
 	$(BIN)/pytest -m gpu
 
