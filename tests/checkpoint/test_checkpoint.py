@@ -280,8 +280,8 @@ def test_index_that_names_a_file_outside(folder: Path, name: str) -> None:
     ("model", "message"),
     [
         (None, "revision belongs to a model of the hub; .*checkpoint is a folder"),
-        ("someone/model@v2", "give a revision once: --revision v1, or someone/model@v2"),
-        ("llava-1.5-7b@v2", "give a revision once: --revision v1, or llava-1.5-7b@v2"),
+        ("someone/model@v2", "give a revision once: revision=v1, or someone/model@v2"),
+        ("llava-1.5-7b@v2", "give a revision once: revision=v1, or llava-1.5-7b@v2"),
     ],
 )
 def test_a_revision_where_none_belongs(folder: Path, model: str | None, message: str) -> None:
