@@ -325,4 +325,4 @@ def test_a_file_instead_of_a_folder(folder: Path) -> None:
 def test_hub_id_without_network(tmp_path: Path, model: str, hub_id: str) -> None:
     output = run_offline(model, tmp_path)
     assert output.startswith(f"PlatformError could not get {hub_id} from the Hugging Face hub")
-    assert "give its folder: --model PATH/TO/FOLDER" in output
+    assert "give its folder: model=PATH/TO/FOLDER" in output

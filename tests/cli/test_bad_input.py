@@ -74,7 +74,7 @@ def test_build_unknown_model(build: Callable[..., Any], model: str, message: str
 
 def test_build_foreign_architecture(build: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen2_vl"}')
-    refused(build(model=tmp_path), "model_type 'qwen2_vl' is not supported; expected 'llava'")
+    refused(build(model=tmp_path), "model_type 'qwen2_vl' is not supported; supported: llava")
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
@@ -206,7 +206,7 @@ def test_missing_file(cli: Any, copy: Path, picture: Path) -> None:
 
 def test_newer_format(cli: Any, copy: Path, picture: Path) -> None:
     edit_manifest(copy, lambda manifest: manifest.update(format_version=99))
-    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 2")
+    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 3")
 
 
 def test_path_that_leaves_the_folder(cli: Any, copy: Path, picture: Path) -> None:
