@@ -147,10 +147,10 @@ class ParityReport:
         reference: The checkpoint it was compared with.
         dtype: Whose tolerances were enforced.
         cases: Every picture at every budget.
-        batches: Sequences decoded together, against the same ones alone; a stage for each batch size.
         versions: Versions of both sides.
         nonfinite: Where inf or NaN first came up; None when every value was finite. A hidden
             one is a warning: it does not fail the check.
+        batches: Sequences decoded together, against the same ones alone; a stage for each batch size.
     """
 
     bundle: str
@@ -158,9 +158,9 @@ class ParityReport:
     reference: str
     dtype: str
     cases: tuple[CaseReport, ...]
-    batches: tuple[StageResult, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     nonfinite: NonFinite | None = None
+    batches: tuple[StageResult, ...] = ()
 
     def agreement(self, stage: str) -> tuple[float, float] | None:
         """Mean and worst agreement of a stage over the cases; None if it has none."""

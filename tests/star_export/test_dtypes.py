@@ -36,7 +36,8 @@ def test_tensorrt_has_the_row(library: str, name: str) -> None:
     tensorrt = pytest.importorskip(library)
     assert tensorrt.DataType.__members__[DTYPES[name].tensorrt].itemsize == DTYPES[name].itemsize
     if name != "bfloat16":
-        assert tensorrt.nptype(tensorrt.DataType.__members__[DTYPES[name].tensorrt]) == DTYPES[name].host
+        found = tensorrt.nptype(tensorrt.DataType.__members__[DTYPES[name].tensorrt])
+        assert np.dtype(found) == DTYPES[name].host
 
 
 def test_a_bundles_types_are_in_the_table() -> None:
