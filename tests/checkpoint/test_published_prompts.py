@@ -150,7 +150,7 @@ def test_only_a_checkpoint_without_template_gets_a_notice(
     with caplog.at_level(logging.WARNING, logger="star_export"):
         prepared(folder)
         assert "no chat template: prompts take LLaVA-1.5's form 'USER: <image>" in caplog.text
-        assert "chat_template=FILE" in caplog.text
+        assert "star-export build --chat-template FILE" in caplog.text
         caplog.clear()
         write("chat_template.jinja", PARTS)(folder)
         prepared(folder)

@@ -80,7 +80,7 @@ def test_the_data_starts_at_a_page_for_any_header_length(tmp_path: Path) -> None
 def test_values_that_float16_cannot_hold(tmp_path: Path, value: float, row: int) -> None:
     tensor = torch.zeros(2001, 2)
     tensor[row, 1] = value
-    message = "a.w has values that float16 cannot hold; give --fp32-layers a, or another --dtype"
+    message = "a.w has values that float16 cannot hold; give fp32_layers=a, or another dtype"
     with pytest.raises(CheckpointError, match=message):
         write_weights(tmp_path / "half", planned("float16", **{"a.w": tensor}), lambda _: None)
     write_weights(tmp_path / "full", planned("float32", w=tensor), lambda _: None)
