@@ -3,6 +3,7 @@
 import json
 import random
 import string
+from copy import deepcopy
 from typing import Any
 
 #: What stands where something else is expected.
@@ -21,7 +22,7 @@ def odd_value(rng: random.Random) -> Any:
         for _ in range(rng.choice((10, 200, 900))):
             value = [value] if rng.random() < 0.5 else {"a": value}
         return value
-    return rng.choice(ODD)
+    return deepcopy(rng.choice(ODD))  # which the next damage may change
 
 
 def damaged_json(values: Any, rng: random.Random) -> bytes:
@@ -68,9 +69,8 @@ def _near(value: Any, rng: random.Random) -> Any:
     if isinstance(value, bool):
         return int(value)
     if isinstance(value, int | float):
-        return rng.choice(
-            (value + 1, value - 1, -value, value * 10, value * 1000, str(value), float(value), [value])
-        )
+        real = float(max(-(10**300), min(value, 10**300)))
+        return rng.choice((value + 1, value - 1, -value, value * 10, value * 1000, str(value), real, [value]))
     if isinstance(value, str):
         return damaged_text(value, rng)
     if isinstance(value, list):
