@@ -10,7 +10,7 @@ import pytest
 import typer.core
 import typer.main
 
-from star_export.cli.app import app
+from star_export.cli.commands import app
 from star_export.cli.flags import flag, with_flags
 from star_export.errors import SettingsError, StarExportError, marked, option, spelled
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from star_export.cli.app import app
+from star_export.cli.commands import app
 from star_export.errors import (
     BundleError,
     BusyError,

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from star_export.bundle import open_bundle
-from star_export.cli.app import app
+from star_export.cli.commands import app
 from star_export.engines import Runtime
 from star_export.errors import SettingsError
 from star_export.serving.triton.fields import INPUTS, OUTPUTS
