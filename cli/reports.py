@@ -133,7 +133,7 @@ def print_scores(report: "ScoreReport") -> None:
 
 
 #: Where the attention map of each stage is made.
-_ATTENTION = {1: "graphs/towers/encoder.py", 2: "graphs/decoder.py"}
+_ATTENTION = {1: "graphs/towers/encoder.py", 2: "graphs/scores.py"}
 
 
 def _bars(stage: "ScoreStatistics") -> str:

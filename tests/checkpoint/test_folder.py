@@ -130,10 +130,10 @@ def test_what_a_folder_is(folder: Path, change: Callable[[Path], None], message:
     [
         (
             "https://huggingface.co/llava-hf/llava-1.5-7b-hf",
-            "give the model's id: --model llava-hf/llava-1.5-7b-hf",
+            "give the model's id: model=llava-hf/llava-1.5-7b-hf",
         ),
-        ("https://hf.co/a/b/tree/main", "give the model's id: --model a/b"),
-        ("http://example.org", "give the model's id: --model ORGANISATION/NAME"),
+        ("https://hf.co/a/b/tree/main", "give the model's id: model=a/b"),
+        ("http://example.org", "give the model's id: model=ORGANISATION/NAME"),
     ],
 )
 def test_web_addresses(model: str, message: str) -> None:

@@ -40,7 +40,7 @@ def wrong_axis(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempP
     folder = tmp_path_factory.mktemp("wrong") / "bundle"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("star_export.graphs.towers.encoder.attention_map", over_rows)
-        patch.setattr("star_export.graphs.decoder.attention_map", over_rows)
+        patch.setattr("star_export.graphs.scores.attention_map", over_rows)
         build(BuildOptions(model=str(checkpoint("gqa")), output=folder, max_text_tokens=64, max_new_tokens=4))
     return folder
 
@@ -48,7 +48,7 @@ def wrong_axis(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempP
 def test_scores_over_the_wrong_axis_fail(cli: Any, wrong_axis: Path) -> None:
     outcome = cli("check", wrong_axis, "--scores")
     assert outcome.code == 1
-    for stage, source in ((1, "graphs/towers/encoder.py"), (2, "graphs/decoder.py")):
+    for stage, source in ((1, "graphs/towers/encoder.py"), (2, "graphs/scores.py")):
         [line] = [line for line in outcome.out.splitlines() if line.startswith(f"stage {stage}: ")]
         assert "its scores are uniform" in line
         assert line.endswith(source)
