@@ -154,7 +154,7 @@ def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("options", "keep", "message"),
     [
-        ({"prune": False}, (64,), "built with --no-prune; --keep has no meaning"),
+        ({"prune": False}, (64,), "built with prune=False; keep has no meaning"),
         ({}, (64, 289), "keep=289 is over this bundle's maximum of 288"),
         ({}, (0,), "keep must be at least 1"),
     ],
