@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from star_export.answer.pipeline import Pipeline
 from star_export.arrays import to_device_dtype, to_float32
 from star_export.bundle import Bundle, open_bundle
-from star_export.contract import GRAPHS
+from star_export.contract import GRAPHS, contract
 from star_export.engines import Runtime, open_session
 from star_export.preprocessing.processor import read_processor
 from star_export.validation.parity import ParityCheck
@@ -37,7 +37,8 @@ def emulated(source: Path, copy: Path) -> Bundle:
     for graph in GRAPHS:
         model = onnx.load(bundle.graph_path(graph))
         onnx.save(rounding(model), copy / "graphs" / f"{graph}.onnx")
-    return replace(bundle, folder=copy, spec=replace(bundle.spec, dtype="float32"))
+    spec = replace(bundle.spec, dtype="float32")
+    return replace(bundle, folder=copy, spec=spec, contract=contract(spec))
 
 
 def rounding(model: onnx.ModelProto) -> onnx.ModelProto:
