@@ -11,7 +11,7 @@ import numpy as np
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import Steps
 from star_export.engines.session import Caches, Int64
-from star_export.errors import InputError
+from star_export.errors import InputError, SettingsError
 from star_export.preprocessing import TokenizedPrompt
 from star_export.validation.probes import Probe
 from star_export.validation.report import StageResult
@@ -40,7 +40,10 @@ def compare_batches(pipeline: Pipeline, probes: Sequence[Probe]) -> tuple[StageR
         return ()
     tolerance = Tolerances.load(pipeline.spec.dtype).decode_logits
     caches = pipeline.session.allocate_caches(most)
-    rows = [caches.rows(row, row + 1) for row in range(most)]
+    try:
+        rows = [caches.rows(row, row + 1) for row in range(most)]
+    except SettingsError:  # TensorRT cannot use them one by one: the scheduler refuses such a bundle too
+        return ()
     lengths = _fill(pipeline, probes, rows)
     steps = min(STEPS, pipeline.spec.max_new_tokens)
     found = []

@@ -8,6 +8,8 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline, load
 from star_export.contract import DECODE, POSITION_IDS
+from star_export.engines.onnxruntime import OnnxRuntimeCaches
+from star_export.errors import SettingsError
 from star_export.validation.batches import compare_batches
 from star_export.validation.probes import make_probes
 
@@ -27,6 +29,16 @@ def test_the_sizes_that_are_decoded(
     found = compare_batches(pipeline, make_probes(1))
     assert [stage.stage for stage in found] == [f"decode_batch_{size}" for size in sizes]
     assert all(stage.status == "pass" for stage in found), found
+
+
+def test_caches_that_cannot_be_used_one_by_one(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As TensorRT's, where a sequence takes no multiple of what it aligns to."""
+
+    def refuse(*_: object) -> None:
+        raise SettingsError("TensorRT cannot use each alone")
+
+    monkeypatch.setattr(OnnxRuntimeCaches, "rows", refuse)
+    assert compare_batches(pipeline, make_probes(1)) == ()
 
 
 def test_unpruned(bundle: Callable[..., Path]) -> None:
