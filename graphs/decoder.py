@@ -1,9 +1,9 @@
-"""The prefill and decode graphs: a Llama decoder with the stages of a schedule inside.
+"""The prefill and decode graphs: a decoder of Llama's kind with the stages of a schedule inside.
 
 Prefill runs all layers on one prompt; where the schedule has a stage, the visual
 tokens are scored and the best stay for the layers behind it. Decode runs one token
-per sequence against the groups of KV caches that this leaves, one length for each
-group. Inputs and outputs: `star_export.contract`.
+per sequence, or a few, against the groups of KV caches that this leaves, one length
+for each group. Inputs and outputs: `star_export.contract`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
-from star_export.graphs.scores import DECODER_SCORES, LayerView
+from star_export.graphs.scores import ALWAYS_KEPT, DECODER_SCORES, LayerView
 from star_export.specs import ExportSpec, TextSpec
 
 KVCache = tuple[Tensor, Tensor]
-
-#: Score of every token that is not visual: above any attention probability, so it always stays.
-ALWAYS_KEPT = 1e30
 
 
 class RotaryTables(nn.Module):
@@ -100,11 +97,11 @@ class DecoderLayer(nn.Module):
     def decode(
         self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache, lengths: Tensor
     ) -> tuple[Tensor, KVCache]:
-        """One new token per sequence, ``x [B, 1, C]``, against ``lengths [B]`` cached ones."""
+        """``C`` new tokens per sequence, ``x [B, C, W]``, behind ``lengths [B]`` cached ones."""
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
         present = cache_write(cache[0], k, lengths), cache_write(cache[1], v, lengths)
-        slots = torch.arange(cache[0].shape[2])
-        visible = (slots <= lengths[:, None])[:, None, None, :]  # [B, 1, 1, capacity]
+        slots, own = torch.arange(cache[0].shape[2]), torch.arange(x.shape[1])
+        visible = (slots <= (lengths[:, None] + own)[..., None])[:, None]  # [B, 1, C, capacity]
         return self._finish(x, self.self_attn.attend(q, *present, visible)), present
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
@@ -185,7 +182,7 @@ class PrefillGraph(Decoder):
 
 
 class DecodeGraph(Decoder):
-    """One token per sequence in, its logits out; caches grow by one."""
+    """Tokens of each sequence in, the logits after the last out; caches grow by as many."""
 
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__(spec)
@@ -199,7 +196,7 @@ class DecodeGraph(Decoder):
         *,
         past_key_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        x = self.language_model.embed_tokens(input_ids)  # [B, 1, C]
+        x = self.language_model.embed_tokens(input_ids)  # [B, C, W]
         presents: list[Tensor] = []
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]

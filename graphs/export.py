@@ -23,6 +23,7 @@ from torch.export import Dim
 from star_export.contract import (
     DECODE,
     PREFILL,
+    STAGE1_DROPS,
     STAGE1_SLOTS,
     VISION,
     GraphSpec,
@@ -43,12 +44,18 @@ from star_export.graphs.passes import (
     NameNodes,
     Optimize,
 )
-from star_export.graphs.vision import VisionGraph
+from star_export.graphs.vision import TiledVisionGraph, VisionGraph
 from star_export.graphs.weights import WeightsFile, torch_dtype
 from star_export.specs import ExportSpec
 
+
+def vision_graph(spec: ExportSpec) -> nn.Module:
+    """The vision graph of a family."""
+    return TiledVisionGraph(spec) if spec.model.tiling else VisionGraph(spec)
+
+
 MODULES: dict[str, Callable[[ExportSpec], nn.Module]] = {
-    VISION: VisionGraph,
+    VISION: vision_graph,
     PREFILL: PrefillGraph,
     DECODE: DecodeGraph,
 }
@@ -138,13 +145,17 @@ def _list_argument(name: str) -> str | None:
         return "past_key_values"
     if is_lengths(name):
         return "lengths"
-    return "stage_slots" if is_slots(name) and name != STAGE1_SLOTS else None
+    return "stage_slots" if is_slots(name) and name not in (STAGE1_SLOTS, STAGE1_DROPS) else None
 
 
 def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
     """A fake input. The sizes only have to be possible: each symbolic one stays symbolic."""
     sizes = {
         "B": 2,
+        "C": 3,
+        "D1": 7,
+        "P": spec.model.vision.tile_tokens + 11,
+        "T": 2,
         "S": spec.image_tokens + spec.max_text_tokens + 3,
         "V": spec.image_tokens,
         "Q": 5,

@@ -42,6 +42,33 @@ def topk_gather(
     return rows, indices
 
 
+def drop_worst(
+    x: torch.Tensor, scores: torch.Tensor, drops: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All but the ``d`` worst rows of ``x``, in their old order: as :func:`topk_gather` of the others.
+
+    TensorRT's own TopK chooses at most 3840 of any number of rows, so from many rows few are dropped.
+
+    Args:
+        x: Rows to choose from, ``[1, N, C]``.
+        scores: float32 ``[1, N]``, finite.
+        drops: int64 ``[d]``, of which only the length is read.
+
+    Returns:
+        The kept rows ``[1, N - d, C]`` and their int64 indices ``[1, N - d]``, ascending.
+        Equal scores prefer the lower index.
+    """
+    count, dropped = x.shape[1], drops.shape[0]
+    worst = -scores.flip(1)  # from the last on: of equals the later one is dropped
+    _, places = topk_gather(worst[..., None], worst, drops)
+    # How many rows before each dropped one stay, ascending. Row s of the result has moved by as many
+    # dropped rows as have s of the others before them, or fewer.
+    before = count - 1 - places.flip(1) - torch.arange(dropped)  # [1, d]
+    slots = torch.arange(count - dropped)
+    kept = slots + (before[:, None] <= slots[:, None]).sum(-1)  # [1, N - d]
+    return x[:, kept[0]], kept
+
+
 def cache_write(cache: torch.Tensor, update: torch.Tensor, write_indices: torch.Tensor) -> torch.Tensor:
     """Write ``update [B, H, S, D]`` into ``cache [B, H, capacity, D]`` at ``write_indices [B]``.
 

@@ -36,12 +36,13 @@ def received(attention: Tensor) -> Tensor:
     """Attention that each patch receives from the patches: STAR's stage 1 (arXiv 2505.12359, section 3).
 
     Args:
-        attention: float32 ``[1, H, 1+P, 1+P]``, the map of the layer whose output is the feature; CLS first.
+        attention: float32 ``[T, H, P, P]`` of each tile: of the map of the last layer whose output is used,
+            rows and columns of the patches; where there is a CLS, it was among the keys.
 
     Returns:
-        float32 ``[1, P]``: the mean over heads and patch rows. CLS is neither a row nor a candidate.
+        float32 ``[T, P]``: the mean over heads and rows.
     """
-    return attention[:, :, 1:, 1:].mean(dim=(1, 2))
+    return attention.mean(dim=(1, 2))
 
 
 def text(view: LayerView) -> Tensor:
@@ -58,7 +59,10 @@ def text(view: LayerView) -> Tensor:
     return attention_map(rows, key[:, :, None], visible).mean(dim=(1, 2, 3))
 
 
-#: Scores of the stage before the decoder: the tower's last attention map to a score per patch ``[1, P]``.
+#: Score that no attention reaches: what always stays.
+ALWAYS_KEPT = 1e30
+
+#: Scores of the stage before the decoder: the tower's last attention map to a score per patch ``[T, P]``.
 VISION_SCORES: dict[str, Callable[[Tensor], Tensor]] = {RECEIVED: received}
 
 #: Scores of the stages inside it: a layer to a score per token ``[1, S]``, read at the visual ones only.

@@ -1,15 +1,16 @@
-"""The vision graph: the tower, the stage before the decoder, the projector.
+"""The vision graph: the tower, the projector, the stage before the decoder.
 
-Inputs ``pixel_values [1, 3, H, W]`` and ``stage1_slots [N1]``; outputs
-``image_features [1, N1, C]`` and ``image_indices [1, N1]``. Unpruned: no slots,
-no indices, all ``P`` patches.
+Where a picture is one tile: inputs ``pixel_values [1, 3, H, W]`` and ``stage1_slots [N1]``; outputs
+``image_features [1, N1, C]`` and ``image_indices [1, N1]``. Unpruned: no slots, no indices, all tokens.
+Where pictures are cut into tiles: `TiledVisionGraph`.
 """
 
+import torch
 from torch import Tensor, nn
 
 from star_export.graphs.layers import ACTIVATIONS, Linear
-from star_export.graphs.ops import topk_gather
-from star_export.graphs.scores import VISION_SCORES
+from star_export.graphs.ops import drop_worst, topk_gather
+from star_export.graphs.scores import ALWAYS_KEPT, VISION_SCORES
 from star_export.graphs.towers import TOWERS
 from star_export.specs import ExportSpec, ModelSpec
 
@@ -21,26 +22,95 @@ class Projector(nn.Module):
         super().__init__()
         width, bias = spec.text.hidden_size, spec.projector_bias
         self.act = ACTIVATIONS[spec.projector_act]
-        self.linear_1 = Linear(spec.vision.hidden_size, width, bias=bias)
+        features = spec.vision.hidden_size * len(spec.vision.feature_layers)
+        self.linear_1 = Linear(features, width, bias=bias)
         self.linear_2 = Linear(width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear_2(self.act(self.linear_1(x)))
 
 
-class VisionGraph(nn.Module):
-    """Picture in, projected visual tokens out."""
+class Vision(nn.Module):
+    """Parameters of both kinds of vision graph."""
 
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__()
+        vision = spec.model.vision
         self.score = VISION_SCORES[spec.stage1.score] if spec.stage1 else None
-        self.vision_tower = TOWERS[spec.model.vision.model_type](spec.model.vision)
+        self.first = int(vision.feature_select == "default")  # the tower's first token that is used
+        self.first_patch = max(self.first, int(vision.has_cls))
+        self.vision_tower = TOWERS[vision.model_type](vision)
         self.multi_modal_projector = Projector(spec.model)
 
-    def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
+    def look(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Used tokens of each tile ``[T, N, W]``, and their scores ``[T, N]`` if there is a stage."""
         hidden, weights = self.vision_tower(pixel_values, want_map=self.score is not None)
-        patches = hidden[:, 1:]  # CLS is no candidate
-        if self.score is None or weights is None or stage1_slots is None:
-            return (self.multi_modal_projector(patches).to(pixel_values.dtype),)
-        kept, indices = topk_gather(patches, self.score(weights), stage1_slots)
+        tokens = hidden[:, self.first :] if self.first else hidden
+        if self.score is None or weights is None:
+            return tokens, None
+        scores = self.score(weights[:, :, self.first_patch :, self.first_patch :])
+        if self.first_patch > self.first:  # CLS is a token among others behind the tower
+            scores = torch.cat([torch.full_like(scores[:, :1], ALWAYS_KEPT), scores], dim=1)
+        return tokens, scores
+
+
+class VisionGraph(Vision):
+    """A picture of one tile in, projected visual tokens out."""
+
+    def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
+        tokens, scores = self.look(pixel_values)
+        if scores is None or stage1_slots is None:
+            return (self.multi_modal_projector(tokens).to(pixel_values.dtype),)
+        kept, indices = topk_gather(tokens, scores, stage1_slots)
         return self.multi_modal_projector(kept).to(pixel_values.dtype), indices
+
+
+class TiledVisionGraph(Vision):
+    """All tiles of a picture in, its packed visual tokens out.
+
+    Inputs ``pixel_values [T, 3, H, W]``, ``packed_index``, which says of what patch each of the ``P``
+    visual tokens is, or that it is a newline, and ``stage1_drops [D1]``; outputs ``image_features
+    [1, P - D1, C]`` and ``image_indices [1, P - D1]``. Where a grid may be scaled down, a token is a mean of
+    four patches, weighted by ``packed_weights``; so is its score.
+    """
+
+    def __init__(self, spec: ExportSpec) -> None:
+        super().__init__(spec)
+        self.image_newline = nn.Parameter(torch.empty(spec.model.text.hidden_size))
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        packed_index: Tensor,
+        packed_weights: Tensor | None = None,
+        stage1_drops: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        tokens, scores = self.look(pixel_values)
+        projected = self.multi_modal_projector(tokens).flatten(0, 1)  # [T*N, C]
+        features = packed(projected, self.image_newline, packed_index, packed_weights)
+        features = features.to(pixel_values.dtype)[None]  # [1, P, C]
+        if scores is None or stage1_drops is None:
+            return (features,)
+        newline = scores.new_full((1,), ALWAYS_KEPT)
+        ranks = packed(scores.flatten()[:, None], newline, packed_index, packed_weights)
+        return drop_worst(features, ranks.T, stage1_drops)
+
+
+def packed(patches: Tensor, newline: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:
+    """Rows of ``patches`` and newlines in the order of the visual tokens.
+
+    Args:
+        patches: ``[T*N, C]``.
+        newline: ``[C]``.
+        index: int64 ``[P]``, or ``[P, 4]`` of a token that is a mean; negative for a newline.
+        weights: float32 ``[P, 4]`` of the mean.
+
+    Returns:
+        ``[P, C]``.
+    """
+    is_newline = index < 0
+    rows = patches[torch.where(is_newline, 0, index)]
+    if weights is not None:
+        rows = (rows.float() * weights[..., None]).sum(1)
+        is_newline = is_newline[:, 0]
+    return torch.where(is_newline[:, None], newline.to(rows.dtype), rows)

@@ -32,11 +32,15 @@ from star_export.specs import (
     Schedule,
     check_capacities,
     check_fp32_layers,
+    resolve_images,
     resolve_star,
 )
 
 #: Weights file of each graph; prefill and decode share one.
 WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
+
+#: Tokens that one run of decode appends at most: a question that follows an answer takes few runs.
+APPEND_TOKENS = 64
 
 _TOOLS = ("star-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -81,6 +85,9 @@ class BuildOptions:
     drop_ratio: float = DEFAULT_DROP_RATIO
     prune_layer: int | None = None
     prune: bool = True
+    max_images: int = 1
+    max_tiles: int | None = None
+    max_image_tokens: int | None = None
     max_text_tokens: int = 512
     max_new_tokens: int = 512
     dtype: DType = "float32"
@@ -101,12 +108,22 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     alias = ALIASES.get(split_revision(options.model)[0])
     if options.prune and prune_layer is None and alias is not None:
         prune_layer = alias.prune_layer
+    text = checkpoint.model.text
     schedule: Schedule = ()
+    positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
+    images = resolve_images(
+        checkpoint.model,
+        max_images=options.max_images,
+        max_tiles=options.max_tiles,
+        max_image_tokens=options.max_image_tokens,
+        room=positions - options.max_text_tokens - options.max_new_tokens,
+    )
     if not options.prune:
         _refuse_pruning_options(options)
     else:
         schedule = resolve_star(
             checkpoint.model,
+            images,
             keep=options.keep,
             keep_ratio=options.keep_ratio,
             max_keep=options.max_keep,
@@ -116,8 +133,10 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     spec = ExportSpec(
         model=checkpoint.model,
         schedule=schedule,
+        images=images,
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
+        append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
         fp32_layers=tuple(
             canonical_module(name, checkpoint.model.model_type) for name in options.fp32_layers

@@ -12,12 +12,11 @@ from star_export.contract import (
     GraphSpec,
     SizeRange,
     TensorSpec,
-    budgets,
     cache_groups,
     contract,
     size_ranges,
 )
-from star_export.specs import ExportSpec, check_capacities, check_schedule
+from star_export.specs import ExportSpec, check_capacities, check_images, check_schedule
 
 
 def check_spec(spec: ExportSpec) -> None:
@@ -30,11 +29,16 @@ def check_spec(spec: ExportSpec) -> None:
     vision, text = model.vision, model.text
     if vision.image_size % vision.patch_size:
         raise ValueError(f"spec.model.vision: {vision.image_size} px are no whole patches")
+    if max(vision.feature_layers, default=0) != vision.num_layers:
+        raise ValueError(
+            f"spec.model.vision.feature_layers: {vision.feature_layers} of {vision.num_layers} layers"
+        )
     if text.num_heads % text.num_kv_heads:
         raise ValueError(f"spec.model.text: {text.num_heads} heads cannot share {text.num_kv_heads} KV heads")
     if model.image_token_id >= text.vocab_size:
         raise ValueError(f"spec.model.image_token_id: {model.image_token_id} is outside the vocabulary")
-    check_schedule(spec.schedule, model)
+    check_images(spec.images, model)
+    check_schedule(spec.schedule, model, spec.images)
     check_capacities(spec)
 
 
@@ -48,22 +52,18 @@ def check_groups(groups: Sequence[CacheGroup], spec: ExportSpec) -> None:
             agree(f"groups[{index}].{key}", value, getattr(found, key))
 
 
-def check_sizes(sizes: Mapping[str, SizeRange], groups: Sequence[CacheGroup], spec: ExportSpec) -> None:
+def check_sizes(sizes: Mapping[str, SizeRange], spec: ExportSpec) -> None:
     """Refuse empty ranges, budgets that are not the stages', and prompts that the caches have no room for."""
     _check_names("sizes", size_ranges(spec), sizes)
     for name, size in sizes.items():
         default = size.min if size.default is None else size.default
         if not size.min <= default <= (default if size.max is None else size.max):
             raise ValueError(f"sizes.{name}: expected min <= default <= max, found {size.to_dict()}")
-    stages = budgets(spec)
-    defaults = {name: stage.tokens for name, stage in stages.items()} | {"V": spec.image_tokens}
-    for name, value in defaults.items():
-        agree(f"sizes.{name}.default", value, sizes[name].default)
-    room = {"S": groups[0].capacity - spec.max_new_tokens, "V": spec.image_tokens, "Q": spec.max_text_tokens}
-    for name, most in {**room, **{name: stage.max_tokens for name, stage in stages.items()}}.items():
-        found = sizes[name].max if name in sizes else 0
-        if found is None or found > most:
-            raise ValueError(f"sizes.{name}.max: expected at most {most}, found {found}")
+    for name, needed in size_ranges(spec).items():
+        agree(f"sizes.{name}.default", needed.default, sizes[name].default)
+        found = sizes[name].max
+        if needed.max is not None and (found is None or found > needed.max):
+            raise ValueError(f"sizes.{name}.max: expected at most {needed.max}, found {found}")
 
 
 def check_contract(graphs: Mapping[str, GraphSpec], spec: ExportSpec) -> None:

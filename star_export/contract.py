@@ -4,11 +4,13 @@ The one place that holds them: the exporter names its inputs and outputs from
 here, and the manifest carries them, where the sessions and readers in other
 languages find them.
 
-Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens, ``Q`` scoring rows,
-``N{n}`` the budget of stage ``n``, ``B`` sequences. Stage 1 is the one before
-the decoder, those inside it are numbered from 2. Budgets enter as index lists of
-which only the length is read, so every output size is an expression of input
-sizes and one graph serves every budget.
+Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens of the prompt, ``Q`` scoring
+rows, ``N{n}`` the budget of stage ``n``, ``B`` sequences, ``C`` tokens appended to each
+at once. Stage 1 is the one before the decoder, those inside it are numbered from 2. Where
+pictures are cut into tiles: ``T`` tiles of a picture, ``P`` its visual tokens before any is
+pruned, ``D1`` those that stage 1 drops. Budgets enter as index lists of which only the
+length is read, so every output size is an expression of input sizes and one graph serves
+every budget.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -17,8 +19,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from star_export.dtypes import DTYPES
-from star_export.specs import ExportSpec, LayerGroup, Stage
-from star_export.specs.pruning import stage_number
+from star_export.specs import ExportSpec, LayerGroup, Stage, smallest_image
 from star_export.specs.values import Count
 
 #: Counts changes of what is below: graphs of another version cannot be run by this code.
@@ -29,6 +30,9 @@ GRAPHS = (VISION, PREFILL, DECODE)
 
 PIXEL_VALUES = "pixel_values"
 STAGE1_SLOTS = "stage1_slots"
+STAGE1_DROPS = "stage1_drops"
+PACKED_INDEX = "packed_index"
+PACKED_WEIGHTS = "packed_weights"
 IMAGE_FEATURES = "image_features"
 IMAGE_INDICES = "image_indices"
 INPUT_IDS = "input_ids"
@@ -136,9 +140,15 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
 
 
+#: In ``packed_index``, the place of a newline instead of a patch.
+NEWLINE = -1
+#: Patches that a visual token is made of where a grid may be scaled down: the corners of a bilinear sample.
+TAPS = 4
+
+
 def is_slots(name: str) -> bool:
     """Whether a tensor is the budget of a stage, of which only the length is read."""
-    return name.startswith("stage") and name.endswith("_slots")
+    return name.startswith("stage") and name.endswith(("_slots", "_drops"))
 
 
 def decoder_slots(spec: ExportSpec) -> tuple[str, ...]:
@@ -202,28 +212,50 @@ def contract(spec: ExportSpec) -> dict[str, GraphSpec]:
 
 
 def budgets(spec: ExportSpec) -> dict[str, Stage]:
-    """The stage that each symbolic size ``N{n}`` is the budget of."""
-    return {f"N{stage_number(spec.schedule, index)}": stage for index, stage in enumerate(spec.schedule)}
+    """The stage inside the decoder that each symbolic size ``N{n}`` is the budget of."""
+    return {f"N{number}": stage for number, stage in enumerate(spec.decoder_stages, start=2)}
 
 
 def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
     """What every symbolic size of the contract may be, in graphs and engines alike."""
-    visual, text = spec.image_tokens, spec.max_text_tokens
-    fixed = SizeRange(min=visual, max=visual, default=visual)
+    most, text = spec.max_visual_tokens, spec.max_text_tokens
+    least = spec.image_tokens if spec.model.tiling is None else spec.entering(*smallest_image(spec.model))
     ranges = {
         "B": SizeRange(min=1, max=None),
-        "S": SizeRange(min=visual + 1, max=visual + text),
-        "V": fixed,
+        "S": SizeRange(min=least + 1, max=most + text),
+        "V": SizeRange(min=least, max=most, default=spec.image_tokens),
     }
+    if spec.append_tokens > 1:
+        ranges["C"] = SizeRange(min=1, max=spec.append_tokens)
     if spec.decoder_stages:
         ranges["Q"] = SizeRange(min=1, max=text)
+    if spec.model.tiling is not None:
+        ranges |= _tiled_ranges(spec)
+    elif spec.stage1 is not None:
+        ranges["N1"] = SizeRange(min=least, max=least, default=least)
     for name, stage in budgets(spec).items():
-        inside = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
-        ranges[name] = inside if stage.after_layer else fixed
+        ranges[name] = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
+    return ranges
+
+
+def _tiled_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
+    """Sizes of the vision graph of a family that cuts pictures."""
+    least, most = smallest_image(spec.model), spec.largest_image
+    ranges = {
+        "T": SizeRange(min=1, max=spec.images.max_tiles),
+        "P": SizeRange(min=least[0], max=most),
+    }
+    if spec.stage1 is not None:
+        ranges["D1"] = SizeRange(min=1, max=spec.max_dropped)
     return ranges
 
 
 def _vision(spec: ExportSpec) -> GraphSpec:
+    return _tiled_vision(spec) if spec.model.tiling else _whole_vision(spec)
+
+
+def _whole_vision(spec: ExportSpec) -> GraphSpec:
+    """A picture is one tile, and its tokens are what the tower gives."""
     size = spec.model.vision.image_size
     channels = spec.model.text.hidden_size
     pixels = TensorSpec(PIXEL_VALUES, spec.dtype, (1, 3, size, size))
@@ -237,6 +269,23 @@ def _vision(spec: ExportSpec) -> GraphSpec:
             TensorSpec(IMAGE_INDICES, "int64", (1, "N1")),
         ),
     )
+
+
+def _tiled_vision(spec: ExportSpec) -> GraphSpec:
+    """All tiles of a picture are one batch, and its tokens are what the host packs of their patches."""
+    size, tiling = spec.model.vision.image_size, spec.model.tiling
+    inputs = [TensorSpec(PIXEL_VALUES, spec.dtype, ("T", 3, size, size))]
+    if tiling is None or tiling.max_grid is None:
+        inputs += [TensorSpec(PACKED_INDEX, "int64", ("P",))]
+    else:
+        inputs += [TensorSpec(PACKED_INDEX, "int64", ("P", TAPS))]
+        inputs += [TensorSpec(PACKED_WEIGHTS, "float32", ("P", TAPS))]
+    kept = "P - D1" if spec.stage1 else "P"
+    outputs = [TensorSpec(IMAGE_FEATURES, spec.dtype, (1, kept, spec.model.text.hidden_size))]
+    if spec.stage1 is not None:
+        inputs += [TensorSpec(STAGE1_DROPS, "int64", ("D1",), "length")]
+        outputs += [TensorSpec(IMAGE_INDICES, "int64", (1, kept))]
+    return GraphSpec(tuple(inputs), tuple(outputs))
 
 
 def _prefill(spec: ExportSpec) -> GraphSpec:
@@ -257,9 +306,10 @@ def _prefill(spec: ExportSpec) -> GraphSpec:
 
 
 def _decode(spec: ExportSpec) -> GraphSpec:
+    tokens: Dim = "C" if spec.append_tokens > 1 else 1
     inputs = [
-        TensorSpec(INPUT_IDS, "int64", ("B", 1)),
-        TensorSpec(POSITION_IDS, "int64", ("B", 1)),
+        TensorSpec(INPUT_IDS, "int64", ("B", tokens)),
+        TensorSpec(POSITION_IDS, "int64", ("B", tokens)),
         *(TensorSpec(name, "int64", ("B",)) for name in lengths_names(spec)),
     ]
     logits = TensorSpec(LOGITS, "float32", ("B", spec.model.text.vocab_size))

@@ -49,7 +49,7 @@ def spec_layout(spec: ExportSpec, keep: int | None) -> Layout:
         keep: Visual tokens after the last stage; None for no pruning at all, of any stage.
     """
     if keep is None or not spec.schedule:
-        return Layout(entering=spec.model.vision.num_patches)
+        return Layout(entering=spec.largest_image)
     places = (stage.after_layer for stage in spec.decoder_stages)
     return Layout(entering=spec.image_tokens, stages=tuple(zip(places, spec.budgets(keep), strict=True)))
 

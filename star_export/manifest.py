@@ -101,6 +101,6 @@ def read_manifest(values: dict[str, Any]) -> Manifest:
         raise ValueError(f"spec: {error}") from error
     check_groups(manifest.groups, spec)
     check_contract(manifest.contract, spec)
-    check_sizes(manifest.sizes, manifest.groups, spec)
+    check_sizes(manifest.sizes, spec)
     agree("tie_rule", TIE_RULE, manifest.tie_rule)
     return manifest

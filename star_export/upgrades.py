@@ -10,7 +10,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 _ATTENTION_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias")
 
@@ -128,5 +128,41 @@ def _model_to_3(model: Any) -> Any:
     return model
 
 
+def _to_4(manifest: Json) -> Json:
+    """Format 4 says what format 3 took for granted: one picture of one tile, one token at a time."""
+    return _replaced({**manifest, "format_version": 4}, "spec", "spec", _spec_to_4)
+
+
+def _spec_to_4(spec: Any) -> Any:
+    if not isinstance(spec, dict):
+        return spec
+    spec = _replaced(_replaced(spec, "schedule", "schedule", _schedule_to_4), "model", "model", _model_to_4)
+    spec = {"append_tokens": 1, **spec}
+    match spec:
+        case {"model": {"vision": {"image_size": int(side), "patch_size": int(patch)}}} if patch > 0:
+            images = {"max_images": 1, "max_tiles": 1, "max_image_tokens": (side // patch) ** 2}
+            return {"images": images, **spec}
+    return spec
+
+
+def _schedule_to_4(schedule: Any) -> Any:
+    if not isinstance(schedule, list):
+        return schedule
+    return [{**stage, "share": None} if isinstance(stage, dict) else stage for stage in schedule]
+
+
+def _model_to_4(model: Any) -> Any:
+    """Format 3 knew CLIP's patches from one layer, and decoders that see everything."""
+    if not isinstance(model, dict):
+        return model
+    model = {"tiling": None, **model}
+    if isinstance(vision := model.get("vision"), dict):
+        layers = {"feature_layers": [vision["num_layers"]]} if "num_layers" in vision else {}
+        model["vision"] = {"has_cls": True, "feature_select": "default", **layers, **vision}
+    if isinstance(model.get("text"), dict):
+        model["text"] = {"sliding_window": None, **model["text"]}
+    return model
+
+
 #: The upgrade of each older format.
-UPGRADES: dict[int, Callable[[Json], Json]] = {1: _to_2, 2: _to_3}
+UPGRADES: dict[int, Callable[[Json], Json]] = {1: _to_2, 2: _to_3, 3: _to_4}

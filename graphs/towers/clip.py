@@ -20,9 +20,9 @@ class CLIPEmbeddings(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         pixels = pixel_values.to(self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [1, P, W]
+        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [T, P, W]
         cls = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
-        return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [1, 1+P, W]
+        return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [T, 1+P, W]
 
 
 class CLIPVisionTower(nn.Module):
@@ -35,7 +35,7 @@ class CLIPVisionTower(nn.Module):
         self.encoder = VisionEncoder(spec)
 
     def forward(self, pixel_values: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        """Hidden states ``[1, 1+P, W]`` and the last layer's map ``[1, H, 1+P, 1+P]``."""
+        """Used hidden states ``[T, 1+P, W * used]`` and the last layer's map ``[T, H, 1+P, 1+P]``."""
         hidden: tuple[Tensor, Tensor | None] = self.encoder(
             self.pre_layrnorm(self.embeddings(pixel_values)), want_map=want_map
         )

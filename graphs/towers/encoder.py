@@ -23,7 +23,7 @@ class VisionAttention(nn.Module):
         projected = (f(x).to(self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (split_heads(part, self.heads) for part in projected)
         if want_map:
-            weights = attention_map(q, k)  # [1, H, 1+P, 1+P]
+            weights = attention_map(q, k)  # [T, H, N, N]
             attended = weights.to(v.dtype) @ v
         else:
             weights, attended = None, F.scaled_dot_product_attention(q, k, v)
@@ -60,14 +60,18 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """The stack of layers."""
+    """The stack of layers, up to the last one whose output is used."""
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
+        self.feature_layers = spec.feature_layers
         self.layers = nn.ModuleList(VisionLayer(spec) for _ in range(spec.num_layers))
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        weights = None
+        """Used hidden states side by side ``[T, N, W * used]``, and the last layer's map ``[T, H, N, N]``."""
+        weights, states = None, [x]
         for index, layer in enumerate(self.layers, start=1):
             x, weights = layer(x, want_map=want_map and index == len(self.layers))
-        return x, weights
+            states.append(x)
+        used = [states[index] for index in self.feature_layers]
+        return used[0] if len(used) == 1 else torch.cat(used, dim=-1), weights

@@ -1,19 +1,20 @@
 """One answer: its tokens one after the other, its text as it comes, and what it cost."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
-from star_export.answer.steps import Steps
+from star_export.answer.steps import Steps, VisionOutput
 from star_export.answer.transcript import Transcript
 from star_export.engines.session import Int64
 from star_export.errors import InputError
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class Result:
         text: The answer without special tokens.
         token_ids: Its tokens, an end token included when there was one.
         finish_reason: ``stop`` after an end token or a stop string, ``length`` at the limit.
-        stage1_indices: Patches that stage 1 kept; all of them unpruned.
+        stage1_indices: Visual tokens that stage 1 kept, those of all pictures numbered one after the
+            other; all of them unpruned.
         stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
         prompt_tokens: Prompt length before stage 2, visual tokens included.
         timings_ms: Where the time went.
@@ -107,14 +109,13 @@ def _pieces(
 
 def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     sampler, clock = Sampler(request.sampling), _Clock()
-    (image,) = request.images
     with steps.claimed_caches() as caches:
-        vision = steps.encode_image(image)
+        visions = steps.encode_images(request.images)
         vision_ms = clock.lap()
-        state = steps.prefill(request.tokens, vision, keep=request.keep, caches=caches)
+        state = steps.prefill(request.tokens, *visions, keep=request.keep, caches=caches)
         token = state.next_token(sampler)
         prefill_ms = clock.lap()
-        stage1 = tuple(vision.indices.tolist())
+        stage1 = stage1_indices(request.images, visions)
         stage2 = stage2_indices(request.tokens, state.kept_positions)
         laps: list[float] = []
         while True:
@@ -138,6 +139,16 @@ def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[st
         stage2_indices=stage2,
         prompt_tokens=state.prompt_tokens,
         timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), total),
+    )
+
+
+def stage1_indices(images: Sequence[PreparedImage], visions: Sequence[VisionOutput]) -> tuple[int, ...]:
+    """Visual tokens that stage 1 kept, those of all pictures numbered one after the other."""
+    firsts = accumulate((image.packing.tokens for image in images), initial=0)
+    return tuple(
+        first + index
+        for first, vision in zip(firsts, visions, strict=False)
+        for index in vision.indices.tolist()
     )
 
 

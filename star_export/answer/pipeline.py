@@ -25,7 +25,7 @@ from star_export.preprocessing import (
 from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
-from star_export.specs import ExportSpec, check_keep
+from star_export.specs import ExportSpec, ImageLimits, check_keep
 
 
 class Pipeline(Closing):
@@ -75,14 +75,14 @@ class Pipeline(Closing):
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
     ) -> Generation:
-        """Answer a question about a picture.
+        """Answer a question about pictures.
 
         Args:
-            image: A path, encoded bytes or a PIL image (a list may hold one).
+            image: A path, encoded bytes or a PIL image, or several of them.
             prompt: The question; or a whole prompt that contains ``<image>``; or a conversation that ends
-                with the question: messages as transformers' chat templates take them. The picture
-                opens its first question, if no part ``{"type": "image"}`` says where it stands.
-            keep: Visual tokens after stage 2; the bundle's own by default.
+                with the question: messages as transformers' chat templates take them. The pictures
+                open its first question, if no part ``{"type": "image"}`` says where they stand.
+            keep: Visual tokens of all pictures after the last stage; the bundle's own by default.
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
             stop: Strings that end the answer and are no part of it.
@@ -121,6 +121,7 @@ class Pipeline(Closing):
         end_tokens: Sequence[str] = (),
     ) -> Request:
         """Check and prepare what :meth:`generate` or a scheduler runs; see there. Any thread may."""
+        pictures = self.prepare(image)
         limit = self.spec.max_new_tokens if max_new_tokens is None else max_new_tokens
         if not 1 <= limit <= self.spec.max_new_tokens:
             raise SettingsError(
@@ -128,9 +129,9 @@ class Pipeline(Closing):
                 f"for more, build the bundle with a larger {option('max_new_tokens')}"
             )
         return Request(
-            keep=self.budget(keep),
-            tokens=self.tokenize(prompt),
-            images=(self.prepare(_only(image)),),
+            keep=self.budget(keep, pictures),
+            tokens=self.tokenize(prompt, pictures),
+            images=pictures,
             max_new_tokens=limit,
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
@@ -150,44 +151,69 @@ class Pipeline(Closing):
             stop=request.stop,
         )
 
-    def budget(self, keep: int | None) -> int:
-        """Visual tokens after stage 2 for a request.
+    def budget(self, keep: int | None, images: Sequence[PreparedImage] = ()) -> int:
+        """Visual tokens that the last layers see of these pictures, or of the largest ones.
+
+        Never more than enter the decoder.
 
         Raises:
             SettingsError: If the bundle cannot serve ``keep``.
         """
+        entering = sum(self.entering(images)) or self.spec.max_visual_tokens
         if not self.spec.decoder_stages:
             if keep is not None:
                 raise SettingsError(
                     f"this bundle was built with {option('prune', False)}; "
                     f"{option('keep')} has no meaning for it"
                 )
-            return self.spec.image_tokens
-        budget = self.spec.keep if keep is None else keep
-        check_keep(self.spec.schedule, budget)
-        return budget
+            return entering
+        if keep is None:
+            tokens = sum(image.packing.tokens for image in images)
+            keep = self.spec.default_keep(tokens or self.spec.images.max_image_tokens)
+        check_keep(self.spec.schedule, keep)
+        return self.spec.budgets(keep, entering=entering)[-1]
 
-    def prepare(self, image: ImageInput) -> PreparedImage:
-        """A picture as the vision graph takes it. Any thread may.
+    def entering(self, images: Sequence[PreparedImage]) -> list[int]:
+        """Visual tokens of each picture when the decoder starts."""
+        return [self.spec.entering(image.packing.tokens, image.packing.newlines) for image in images]
+
+    def prepare(self, image: ImageInput | Sequence[ImageInput]) -> tuple[PreparedImage, ...]:
+        """Pictures as the vision graph takes them. Any thread may.
 
         Raises:
-            InputError: If it cannot be read.
+            InputError: If one cannot be read, or there are more, or larger ones, than the bundle takes.
         """
-        return prepare(load_image(image), self.image_spec, patch_size=self.spec.model.vision.patch_size)
+        sources: list[ImageInput] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
+        limits = self.spec.images
+        if not 1 <= len(sources) <= limits.max_images:
+            raise InputError(
+                f"this bundle takes 1 to {limits.max_images} pictures, got {len(sources)}; "
+                f"for more, build it again with {option('max_images', max(1, len(sources)))}"
+            )
+        prepared = prepare([load_image(source) for source in sources], self.image_spec, self.spec.model)
+        check_limits(prepared, limits)
+        return prepared
 
-    def tokenize(self, prompt: Prompt, *, image_tokens: int | None = None) -> TokenizedPrompt:
-        """Token ids and positions of a prompt with one image.
+    def tokenize(
+        self,
+        prompt: Prompt,
+        images: Sequence[PreparedImage],
+        *,
+        tokens_per_image: Sequence[int] | None = None,
+    ) -> TokenizedPrompt:
+        """Token ids and positions of a prompt about some pictures.
 
         Args:
             prompt: As :meth:`generate` takes it.
-            image_tokens: Visual tokens to make room for; what stage 1 keeps by default.
+            images: The pictures.
+            tokens_per_image: Visual tokens to make room for; what stage 1 keeps of each by default.
 
         Raises:
-            InputError: If it is empty, too long, or has not exactly one image.
+            InputError: If it is empty, too long, or has not one place for each picture.
         """
-        text = render(prompt, self.prompt_spec)
-        count = self.spec.image_tokens if image_tokens is None else image_tokens
-        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=count)
+        text = render(prompt, self.prompt_spec, images=len(images))
+        counts = self.entering(images) if tokens_per_image is None else tokens_per_image
+        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=counts)
         if (largest := int(tokens.input_ids.max())) >= self.spec.model.text.vocab_size:
             raise BundleError(
                 f"{self.bundle.path(TOKENIZER)} gives token {largest}, the model has "
@@ -239,9 +265,20 @@ def open_pipeline(folder: str | Path, runtime: Runtime, *, verify: bool = False)
     return Pipeline(bundle, open_session(bundle, runtime))
 
 
-def _only(image: ImageInput | Sequence[ImageInput]) -> ImageInput:
-    if isinstance(image, list | tuple):
-        if len(image) != 1:
-            raise InputError(f"this bundle takes exactly one image, got {len(image)}")
-        return image[0]
-    return image  # type: ignore[return-value]
+def check_limits(images: Sequence[PreparedImage], limits: ImageLimits) -> None:
+    """Refuse pictures that a bundle has no room for.
+
+    Raises:
+        InputError: With the number to build for.
+    """
+    tiles, tokens = max(len(i.pixels) for i in images), sum(i.packing.tokens for i in images)
+    if tiles > limits.max_tiles:
+        raise InputError(
+            f"a picture has {tiles} tiles, this bundle takes {limits.max_tiles}; "
+            f"scale it down or build with {option('max_tiles', tiles)}"
+        )
+    if tokens > limits.max_image_tokens:
+        raise InputError(
+            f"the pictures have {tokens} visual tokens, this bundle has room for {limits.max_image_tokens}; "
+            f"scale them down or build with {option('max_image_tokens', tokens)}"
+        )

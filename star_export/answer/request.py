@@ -11,9 +11,9 @@ class Request:
     """A checked request, ready to run.
 
     Attributes:
-        images: The pictures, in the order of their places in the prompt; today one.
+        images: The pictures, in the order of their places in the prompt.
         tokens: The prompt.
-        keep: Visual tokens after stage 2.
+        keep: Visual tokens of all pictures after the last stage.
         max_new_tokens: Tokens to generate at most.
         sampling: How the next token is chosen.
         stop: Strings that end the answer and are no part of it.

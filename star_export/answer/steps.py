@@ -4,7 +4,7 @@ Vision, prefill with pruning, decode one token at a time: the same on every back
 run alone, so that the parity check and the benchmark measure exactly what users run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from star_export.contract import DECODE, PREFILL, VISION
 from star_export.engines.session import Caches, DeviceArray, Int64, Session, Tensor, on_host
 from star_export.errors import InputError, NonFiniteError
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.preprocessing.packing import Packing, packed_index, packed_taps
 from star_export.specs import DType
 
 _GREEDY = Sampler(Sampling())
@@ -153,23 +154,42 @@ class Steps:
         """Run the vision graph, without waiting for a GPU.
 
         Args:
-            image: A picture of one tile.
-            stage1_keep: Patches that stage 1 keeps, instead of the bundle's ``N1``.
+            image: A picture.
+            stage1_keep: Visual tokens that stage 1 keeps, instead of what the bundle's does.
         """
-        feeds = {names.PIXEL_VALUES: to_device_dtype(image.pixels, self.spec.dtype)}
+        feeds: dict[str, Any] = {names.PIXEL_VALUES: to_device_dtype(image.pixels, self.spec.dtype)}
+        packing, tiled = image.packing, self.spec.model.tiling is not None
+        if tiled:
+            feeds |= self._packed(packing)
         if self.spec.stage1 is None:
             output = self.session.run(VISION, feeds)
-            return VisionOutput(output[names.IMAGE_FEATURES], None, self.spec.image_tokens)
-        count = self.spec.image_tokens if stage1_keep is None else stage1_keep
-        feeds[names.STAGE1_SLOTS] = np.arange(count)
+            return VisionOutput(output[names.IMAGE_FEATURES], None, packing.tokens)
+        count = self.spec.entering(packing.tokens, packing.newlines) if stage1_keep is None else stage1_keep
+        if tiled:
+            feeds[names.STAGE1_DROPS] = np.arange(packing.tokens - count)
+        else:
+            feeds[names.STAGE1_SLOTS] = np.arange(count)
         output = self.session.run(VISION, feeds)
         return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
+
+    def encode_images(self, images: Sequence[PreparedImage]) -> tuple[VisionOutput, ...]:
+        """Run the vision graph on each picture; what it gives for several is copied to the host."""
+        if len(images) == 1:
+            return (self.encode_image(images[0]),)
+        return tuple(self.encode_image(image).copied(self.spec.dtype) for image in images)
+
+    def _packed(self, packing: Packing) -> dict[str, Any]:
+        """The inputs that say what becomes of a cut picture's patches."""
+        model = self.spec.model
+        if model.tiling is None or model.tiling.max_grid is None:
+            return {names.PACKED_INDEX: packed_index(packing, model.vision)}
+        index, weights = packed_taps(packing, model.vision)
+        return {names.PACKED_INDEX: index, names.PACKED_WEIGHTS: weights}
 
     def prefill(
         self,
         tokens: TokenizedPrompt,
-        vision: VisionOutput,
-        *,
+        *visions: VisionOutput,
         keep: int | None = None,
         caches: Caches | None = None,
     ) -> DecodeState:
@@ -177,7 +197,7 @@ class Steps:
 
         Args:
             tokens: The prompt, with as many image positions as there are features.
-            vision: Features of the picture.
+            visions: Features of each picture; those of several in host memory.
             keep: Visual tokens after the last stage; the bundle's own by default.
             caches: KV caches of one sequence; the own ones by default.
 
@@ -198,12 +218,13 @@ class Steps:
         length, visual = tokens.input_ids.shape[1], tokens.image_positions.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
-            names.IMAGE_FEATURES: vision.features,
+            names.IMAGE_FEATURES: _side_by_side(visions),
             names.IMAGE_POSITIONS: tokens.image_positions,
         }
         if self.spec.decoder_stages:
             feeds[names.QUERY_POSITIONS] = tokens.query_positions
-        for slots, budget in zip(names.decoder_slots(self.spec), self.spec.budgets(keep), strict=True):
+        budgets = self.spec.budgets(keep, entering=visual)
+        for slots, budget in zip(names.decoder_slots(self.spec), budgets, strict=True):
             feeds[slots] = np.arange(budget)
         output = self.session.run(PREFILL, feeds, caches)
         kept = tuple(output[name] for name in names.kept_names(self.spec))
@@ -211,8 +232,8 @@ class Steps:
         state = self._states[id(caches)] = DecodeState(caches, output[names.LOGITS], kept, length, lengths)
         return state
 
-    def decode(self, state: DecodeState, token: int) -> None:
-        """Append ``token`` to a sequence and update its logits.
+    def decode(self, state: DecodeState, *tokens: int) -> None:
+        """Append tokens to a sequence and update its logits.
 
         Raises:
             InputError: If its caches hold it no more.
@@ -222,21 +243,35 @@ class Steps:
                 "another generation or prefill took the KV caches of this sequence, or they were cleaned "
                 f"after logits that were not finite; finish one before the next, or {_OWN_CACHES}"
             )
-        state.output = self.decode_batch(state.caches, np.array([token]), state.lengths[:, None])
-        state.lengths = state.lengths + 1
+        for some in batched(tokens, self.spec.append_tokens):
+            state.output = self.decode_batch(state.caches, np.array([some]), state.lengths[:, None])
+            state.lengths = state.lengths + len(some)
 
     def decode_batch(self, caches: Caches, tokens: Int64, lengths: Int64) -> DeviceArray:
-        """Append a token to each of ``B`` sequences.
+        """Append tokens to each of ``B`` sequences.
 
         Args:
             caches: Their KV caches.
-            tokens: int64 ``[B]``.
+            tokens: int64 ``[B]`` or ``[B, C]``.
             lengths: int64 ``[groups, B]``, tokens in each group's caches; the first group holds every
-                token, so that its lengths are the positions of the new ones.
+                token, so that its lengths are the positions of the first new ones.
 
         Returns:
-            Logits, float32 ``[B, vocab]``.
+            Logits after the last, float32 ``[B, vocab]``.
         """
-        feeds = {names.INPUT_IDS: tokens[:, None], names.POSITION_IDS: lengths[0][:, None]}
+        tokens = tokens.reshape(lengths.shape[1], -1)
+        positions = lengths[0][:, None] + np.arange(tokens.shape[1])
+        feeds = {names.INPUT_IDS: tokens, names.POSITION_IDS: positions}
         feeds |= zip(self._lengths_names, lengths, strict=True)
         return self.session.run(DECODE, feeds, caches)[names.LOGITS]
+
+
+def _side_by_side(visions: Sequence[VisionOutput]) -> Tensor:
+    """Features of all pictures, ``[1, V, C]``."""
+    first, *others = (vision.features for vision in visions)
+    return np.concatenate([first, *others], axis=1) if others else first
+
+
+def batched(values: tuple[int, ...], size: int) -> Iterator[tuple[int, ...]]:
+    """``size`` values at a time; the last time what is left."""
+    return (values[first : first + size] for first in range(0, len(values), size))

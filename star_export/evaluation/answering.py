@@ -8,7 +8,7 @@ from star_export.answer.steps import VisionOutput
 from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
 
 
 class Variant(Protocol):
@@ -26,9 +26,14 @@ class Looker:
         self._key = b""
         self._seen: dict[int | None, HostArray] = {}
 
+    def prepare(self, example: Example) -> PreparedImage:
+        """The example's picture."""
+        (image,) = self.pipeline.prepare(example.image)
+        return image
+
     def look(self, example: Example, stage1_keep: int | None = None) -> HostArray:
         """Visual tokens ``[1, N1, C]`` of the example's picture; ``N1`` is the bundle's by default."""
-        image = self.pipeline.prepare(example.image)
+        image = self.prepare(example)
         if image.key != self._key:
             self._key, self._seen = image.key, {}
         if stage1_keep not in self._seen:
@@ -50,7 +55,7 @@ class Bundled:
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer."""
-        tokens = self.looker.pipeline.tokenize(example.question)
+        tokens = self.looker.pipeline.tokenize(example.question, [self.looker.prepare(example)])
         features = self.looker.look(example)
         return respond(self.looker.pipeline, tokens, features, self.keep, example, task)
 

@@ -24,6 +24,7 @@ from star_export.specs import (
     ExportSpec,
     ModelSpec,
     check_keep,
+    resolve_images,
     resolve_star,
     stage1_count,
 )
@@ -128,7 +129,8 @@ def compare(
             limit=limit,
             progress=progress,
         )
-        tokens = bundles.full.pipeline.tokenize(rows[0].question)
+        first = bundles.full.prepare(task.example(options.split, options.seed, rows[0].index))
+        tokens = bundles.full.pipeline.tokenize(rows[0].question, [first])
     report = _Reporter(ScoreTable(rows), spec, tokens.text_tokens, tokens.query_positions.shape[1])
     return Comparison(
         model=options.model,
@@ -150,7 +152,7 @@ class _Reporter:
     query_tokens: int
 
     def of(self, method: Method) -> MethodReport:
-        baseline = f"unpruned {self.spec.model.vision.num_patches}"
+        baseline = f"unpruned {self.spec.largest_image}"
         alone = method.rule == STAR or method.name == baseline
         flops = method.flops(self.spec, text_tokens=self.text_tokens, query_tokens=self.query_tokens)
         return MethodReport(
@@ -164,7 +166,7 @@ class _Reporter:
 
 
 def _budgets(options: CompareOptions, spec: ExportSpec) -> list[int]:
-    patches = spec.model.vision.num_patches
+    patches = spec.largest_image
     budgets = list(options.keep) or [int(share * patches + 0.5) for share in PAPER_SHARES]
     for keep in budgets:
         check_keep(spec.schedule, keep)
@@ -181,12 +183,15 @@ def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
 
 def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
-    room = stage1_count(patches=model.vision.num_patches, drop_ratio=DEFAULT_DROP_RATIO) - 1
+    room = stage1_count(patches=model.vision.tile_tokens, drop_ratio=DEFAULT_DROP_RATIO) - 1
+    images = resolve_images(model, room=model.text.max_position_embeddings)
     return ExportSpec(
         model=model,
-        schedule=resolve_star(model, prune_layer=options.prune_layer, keep=1, max_keep=room),
+        schedule=resolve_star(model, images, prune_layer=options.prune_layer, keep=1, max_keep=room),
+        images=images,
         max_text_tokens=MAX_TEXT_TOKENS,
         max_new_tokens=MAX_NEW_TOKENS,
+        append_tokens=1,
         dtype=options.dtype,
     )
 
@@ -211,7 +216,7 @@ def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], Non
             return Looker(stack.enter_context(open_pipeline(build(building).folder, options.runtime)))
 
         # In these, stage 1 drops nothing unless a method asks for it.
-        room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.model.vision.num_patches - 1}
+        room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.largest_image - 1}
         own = spec.decoder_stages[0].after_layer
         layers = dict.fromkeys((own, fastv_layer(spec.model.text.num_layers)))
         pruned = {layer: make(f"pruned-after-{layer}", prune_layer=layer, **room) for layer in layers}

@@ -131,7 +131,9 @@ class Pruned:
         """The greedy answer with the visual tokens that the method leaves."""
         method = self.method
         looker = self.bundles.full if method.layer is None else self.bundles.pruned[method.layer]
-        tokens = looker.pipeline.tokenize(example.question, image_tokens=method.entering)
+        tokens = looker.pipeline.tokenize(
+            example.question, [looker.prepare(example)], tokens_per_image=[method.entering]
+        )
         if method.rule in (STAGE2_LAST, FASTV):
             tokens = replace(tokens, query_positions=tokens.query_positions[:, -1:])
         keep = None if method.layer is None else method.keep
@@ -166,7 +168,7 @@ def grid(count: int, *, patches: int) -> Int64:
 def all_methods(budgets: Sequence[int], spec: ExportSpec) -> list[Method]:
     """The unpruned model and every method at every budget of a pruned spec."""
     (stage,) = spec.decoder_stages
-    patches = spec.model.vision.num_patches
+    patches = spec.largest_image
     found = [unpruned(patches)]
     for budget in budgets:
         found += methods_at(

@@ -156,7 +156,7 @@ def _bench(
 ) -> BenchReport:
     with open_pipeline(options.bundle, options.runtime) as pipeline:
         keep, text = pipeline.budget(options.keep), render(options.prompt, pipeline.prompt_spec)
-        tokens = pipeline.tokenize(text)
+        tokens = pipeline.tokenize(text, pipeline.prepare(options.image))
     text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
     workload = Workload(
         bundle=options.bundle,
@@ -227,7 +227,7 @@ def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, ru
 def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
     lengths = spec.lengths(text_tokens, spec.image_tokens, keep)
     groups = zip(group_names(spec), spec.groups, lengths, strict=True)
-    unpruned = spec.kv_bytes(spec.model.vision.num_patches + text_tokens, spec.model.text.num_layers)
+    unpruned = spec.kv_bytes(spec.largest_image + text_tokens, spec.model.text.num_layers)
     return {name: spec.kv_bytes(length, len(group.layers)) for name, group, length in groups} | {
         "unpruned": unpruned
     }

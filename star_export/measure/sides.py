@@ -30,13 +30,13 @@ class BundleSide(Side):
     def measure(self, workload: Workload) -> Sample:
         """Answer once and take the time."""
         start = time.perf_counter()
-        tokens = self.pipeline.tokenize(workload.text)
-        image = self.pipeline.prepare(workload.picture)
+        images = self.pipeline.prepare(workload.picture)
+        tokens = self.pipeline.tokenize(workload.text, images)
         ready = time.perf_counter()
-        vision = self.pipeline.steps.encode_image(image)
+        visions = self.pipeline.steps.encode_images(images)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
-        state = self.pipeline.steps.prefill(tokens, vision, keep=self.keep)
+        state = self.pipeline.steps.prefill(tokens, *visions, keep=self.keep)
         token = state.best_token()
         first = time.perf_counter()
         for _ in range(workload.new_tokens):

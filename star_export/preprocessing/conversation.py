@@ -64,11 +64,11 @@ class _Message(Struct):
     content: str | list[_Text | _Image]
 
 
-def read_conversation(prompt: Prompt, image_token: str) -> Conversation:
-    """The turns of a prompt.
+def read_conversation(prompt: Prompt, image_token: str, *, images: int = 1) -> Conversation:
+    """The turns of a prompt about some pictures.
 
-    Where no place of a picture is given, by a part or by the image token in a text, the picture
-    opens the user's first turn.
+    Where no place of a picture is given, by a part or by the image token in a text, all of them
+    open the user's first turn.
 
     Raises:
         InputError: If a turn cannot be read, a text cannot be used, or the turns are out of order.
@@ -81,7 +81,7 @@ def read_conversation(prompt: Prompt, image_token: str) -> Conversation:
         raise InputError("the prompt is empty; ask something about the picture")
     if not any(image_token in turn.joined(image_token) for turn in turns):
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
-        turns[first] = replace(turns[first], content=(IMAGE, *turns[first].content))
+        turns[first] = replace(turns[first], content=(*[IMAGE] * images, *turns[first].content))
     return tuple(turns)
 
 

@@ -161,7 +161,7 @@ def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
                 raise InputError("the chat template prints a list of parts as it is")
         if text == render(_OTHER_QUESTION, spec):
             raise InputError("the chat template leaves the question out")
-    return tokenize(text, tokenizer, spec, tokens_per_image=1)
+    return tokenize(text, tokenizer, spec, tokens_per_image=[1])
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

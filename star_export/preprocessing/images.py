@@ -8,6 +8,7 @@ from the source model's processor and stored in the bundle.
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,8 @@ from msgspec import Meta
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from star_export.errors import InputError
-from star_export.specs import Side
+from star_export.preprocessing.packing import Packing
+from star_export.specs import ModelSpec, Side, VisionSpec
 
 #: Pictures with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
@@ -56,17 +58,6 @@ class ImageSpec:
     rescale_factor: Annotated[float, Meta(gt=0, le=1)]
     mean: tuple[Channel, Channel, Channel]
     std: tuple[Spread, Spread, Spread]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Packing:
-    """How the patches of a picture's tiles become visual tokens: all of them, tile by tile, row by row.
-
-    Attributes:
-        tokens: Visual tokens, before any is pruned.
-    """
-
-    tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,19 +163,23 @@ def visible_pixels(image: Image.Image, spec: ImageSpec) -> npt.NDArray[np.uint8]
     return pixels if spec.crop is None else _center_crop(pixels, spec.crop)
 
 
-def prepare(image: Image.Image, spec: ImageSpec, *, patch_size: int) -> PreparedImage:
-    """One RGB picture as one tile.
+def prepare(images: Sequence[Image.Image], spec: ImageSpec, model: ModelSpec) -> tuple[PreparedImage, ...]:
+    """The pictures of one request as the vision graph takes them.
 
     Args:
-        image: RGB.
+        images: RGB.
         spec: The model's image parameters.
-        patch_size: Side of the model's patches in pixels.
+        model: What takes them: whether it cuts them into tiles.
     """
+    if model.tiling is not None:
+        raise NotImplementedError
+    return tuple(_whole(image, spec, model.vision) for image in images)
+
+
+def _whole(image: Image.Image, spec: ImageSpec, vision: VisionSpec) -> PreparedImage:
+    """A picture as one tile."""
     pixels = _normalised(visible_pixels(image, spec), spec)
-    height, width = pixels.shape[1:]
-    return PreparedImage(
-        pixels=pixels[None], packing=Packing(tokens=(height // patch_size) * (width // patch_size))
-    )
+    return PreparedImage(pixels=pixels[None], packing=Packing(tokens=vision.tile_tokens))
 
 
 def _normalised(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.float32]:

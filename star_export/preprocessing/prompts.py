@@ -82,8 +82,8 @@ class TokenizedPrompt:
         return int(self.input_ids.shape[1] - self.image_positions.shape[1])
 
 
-def render(prompt: Prompt, spec: PromptSpec) -> str:
-    """Put the model's template around a question or a conversation.
+def render(prompt: Prompt, spec: PromptSpec, *, images: int = 1) -> str:
+    """Put the model's template around a question or a conversation about some pictures.
 
     A text that contains the image token is taken as it is.
 
@@ -93,7 +93,7 @@ def render(prompt: Prompt, spec: PromptSpec) -> str:
     if isinstance(prompt, str) and spec.image_token in prompt:
         check_unicode(prompt)
         return prompt
-    return render_conversation(read_conversation(prompt, spec.image_token), spec)
+    return render_conversation(read_conversation(prompt, spec.image_token, images=images), spec)
 
 
 def render_conversation(
@@ -154,41 +154,43 @@ def has_bos(text: str, spec: PromptSpec) -> bool:
     return bos is not None and text.startswith(bos)
 
 
-def tokenize(text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: int) -> TokenizedPrompt:
-    """Token ids of a rendered prompt, the image token repeated for every visual token.
+def tokenize(
+    text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: Sequence[int]
+) -> TokenizedPrompt:
+    """Token ids of a rendered prompt, each image token repeated for every visual token of its picture.
 
     Args:
-        text: The rendered prompt with exactly one image token.
+        text: The rendered prompt with one image token for each picture.
         tokenizer: The model's tokenizer.
         spec: The model's prompt parameters.
-        tokens_per_image: Visual tokens that the vision graph gives.
+        tokens_per_image: Visual tokens that the vision graph gives, of each picture.
 
     Raises:
-        InputError: If there is not exactly one image, or no text after it.
+        InputError: If there are more image tokens than pictures or fewer, or no text follows the last.
     """
     try:
         with rust_panics():
             ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
     except Exception as error:  # tokenizers raises plain Exception
         raise InputError(f"the bundle's tokenizer cannot encode this prompt: {error}") from error
-    count = ids.count(spec.image_token_id)
-    if count != 1:
+    prompt = np.array(ids, dtype=np.int64)
+    places = prompt == spec.image_token_id
+    if places.sum() != len(tokens_per_image):
         raise InputError(
-            f"the prompt holds {count} {spec.image_token} tokens; this bundle takes exactly one image"
+            f"the prompt has {places.sum()} {spec.image_token} tokens for {len(tokens_per_image)} pictures; "
+            "it takes one for each"
         )
-    at = ids.index(spec.image_token_id)
-    expanded = ids[:at] + [spec.image_token_id] * tokens_per_image + ids[at + 1 :]
-    after = at + tokens_per_image
-    if after == len(expanded):
+    repeats = np.ones_like(prompt)
+    repeats[places] = tokens_per_image
+    expanded = np.repeat(prompt, repeats)
+    visual = np.flatnonzero(expanded == spec.image_token_id)
+    asking = np.arange(visual[-1] + 1, len(expanded))
+    if not len(asking):
         raise InputError(
-            f"no text follows {spec.image_token}; STAR scores the picture by the text after it, "
+            f"no text follows {spec.image_token}; STAR scores the pictures by the text after the last one, "
             "so put the question there"
         )
-    return TokenizedPrompt(
-        np.array([expanded], dtype=np.int64),
-        np.arange(at, after, dtype=np.int64)[None],
-        np.arange(after, len(expanded), dtype=np.int64)[None],
-    )
+    return TokenizedPrompt(expanded[None], visual[None], asking[None])
 
 
 def end_token_ids(texts: Sequence[str], tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -88,7 +88,7 @@ class Scheduler:
             lengths = np.zeros((len(pipeline.spec.groups), rows), np.int64)
             pipeline.steps.decode_batch(caches, lengths[0], lengths)
         self._waiting: deque[Ticket] = deque()
-        self._arriving: tuple[Ticket, VisionOutput] | None = None
+        self._arriving: tuple[Ticket, tuple[VisionOutput, ...]] | None = None
         self._running: dict[int, Ticket] = {}  # by slot
         self._changed = threading.Condition()
         self._closing = False
@@ -103,11 +103,10 @@ class Scheduler:
 
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
-        (image,) = request.images
-        vision = self._see(image)
+        visions = [self._see(image) for image in request.images]
         for slot in range(self.slots):
             self.pipeline.steps.prefill(
-                request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
+                request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
             )
         self.pipeline.session.synchronize()
 
@@ -208,8 +207,8 @@ class Scheduler:
         if slot is None:
             return
         if self._arriving is not None:
-            ticket, vision = self._arriving
-            self._guard(lambda: self._prefill(ticket, vision, slot), ticket)
+            ticket, visions = self._arriving
+            self._guard(lambda: self._prefill(ticket, visions, slot), ticket)
             self._arriving = None
             return
         with self._changed:
@@ -218,20 +217,20 @@ class Scheduler:
             self._guard(lambda: self._look(upcoming), upcoming)
 
     def _look(self, ticket: Ticket) -> None:
-        """Features of the picture, from the vision graph or from memory."""
+        """Features of the pictures, from the vision graph or from memory."""
         ticket.progress.reach("queue")
-        (image,) = ticket.request.images
-        self._arriving = ticket, self._features.get(image, self._see)
+        seen = tuple(self._features.get(image, self._see) for image in ticket.request.images)
+        self._arriving = ticket, seen
         ticket.progress.reach("vision")
 
     def _see(self, image: PreparedImage) -> VisionOutput:
         return self.pipeline.steps.encode_image(image).copied(self.pipeline.spec.dtype)
 
-    def _prefill(self, ticket: Ticket, vision: VisionOutput, slot: int) -> None:
+    def _prefill(self, ticket: Ticket, visions: tuple[VisionOutput, ...], slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""
         request, ticket.slot = ticket.request, slot
         state = self.pipeline.steps.prefill(
-            request.tokens, vision, keep=request.keep, caches=self._slots.clean(slot)
+            request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
         )
         ticket.usage = Usage.of(self.pipeline.spec, request)
         ticket.lengths = state.lengths

@@ -5,10 +5,18 @@ Frozen dataclasses of plain numbers, written to and read from the manifest as JS
 
 from star_export.dtypes import DType
 from star_export.specs.export import ExportSpec, LayerGroup, check_capacities, check_fp32_layers
-from star_export.specs.model import ModelSpec, TextSpec, VisionSpec
+from star_export.specs.images import (
+    ImageLimits,
+    check_images,
+    largest_request,
+    resolve_images,
+    smallest_image,
+)
+from star_export.specs.model import FeatureSelect, ModelSpec, TextSpec, VisionSpec
 from star_export.specs.pruning import (
     DEFAULT_DROP_RATIO,
     DEFAULT_KEEP,
+    DEFAULT_TILED_KEEP,
     RECEIVED,
     TEXT,
     Schedule,
@@ -16,31 +24,44 @@ from star_export.specs.pruning import (
     check_keep,
     check_schedule,
     default_prune_layer,
+    entering_tokens,
     resolve_star,
     stage1_count,
 )
+from star_export.specs.tiling import Grid, Tiling, picture_grid
 from star_export.specs.values import Side, TokenId
 
 __all__ = [
     "DEFAULT_DROP_RATIO",
     "DEFAULT_KEEP",
+    "DEFAULT_TILED_KEEP",
     "RECEIVED",
     "TEXT",
     "DType",
     "ExportSpec",
+    "FeatureSelect",
+    "Grid",
+    "ImageLimits",
     "LayerGroup",
     "ModelSpec",
     "Schedule",
     "Side",
     "Stage",
     "TextSpec",
+    "Tiling",
     "TokenId",
     "VisionSpec",
     "check_capacities",
     "check_fp32_layers",
+    "check_images",
     "check_keep",
     "check_schedule",
     "default_prune_layer",
+    "entering_tokens",
+    "largest_request",
+    "picture_grid",
+    "resolve_images",
     "resolve_star",
+    "smallest_image",
     "stage1_count",
 ]

@@ -2,14 +2,17 @@
 
 import difflib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from star_export.dtypes import DTYPES, DType
 from star_export.errors import SettingsError, option
+from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
-from star_export.specs.pruning import Schedule, Stage
+from star_export.specs.pruning import Schedule, Stage, entering_tokens, share_of
 from star_export.specs.values import Count
 
 
@@ -40,16 +43,20 @@ class ExportSpec:
     Attributes:
         model: Shape of the model.
         schedule: Where visual tokens are dropped; empty for the unpruned baseline.
+        images: The pictures that a request may hold.
         max_text_tokens: Prompt tokens that are not image tokens, at most.
         max_new_tokens: Tokens generated after the prompt, at most.
+        append_tokens: Tokens that one run of decode appends to a sequence, at most.
         dtype: Element type of weights, activations and KV caches.
         fp32_layers: Names and patterns of modules that stay in float32; see :meth:`weight_dtype`.
     """
 
     model: ModelSpec
     schedule: Schedule
+    images: ImageLimits
     max_text_tokens: Count
     max_new_tokens: Count
+    append_tokens: Count
     dtype: DType
     fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
 
@@ -65,36 +72,79 @@ class ExportSpec:
 
     @property
     def image_tokens(self) -> int:
-        """Visual tokens of one image when the decoder starts: ``N1``, or ``P`` without a stage before it."""
-        return self.stage1.tokens if self.stage1 else self.model.vision.num_patches
+        """Visual tokens of one picture when the decoder starts, of the largest where they differ.
+
+        ``N1``, or ``P`` without a stage before the decoder.
+        """
+        return self.stage1.tokens if self.stage1 else self.largest_image
+
+    @cached_property
+    def largest_image(self) -> int:
+        """Visual tokens of one picture before any is pruned, of the largest where they differ."""
+        return self._largest(1)
+
+    @cached_property
+    def max_visual_tokens(self) -> int:
+        """Visual tokens of a request when the decoder starts, at most."""
+        return self.stage1.max_tokens if self.stage1 else self._largest(self.images.max_images)
+
+    def _largest(self, max_images: int) -> int:
+        images = replace(self.images, max_images=max_images)
+        return largest_request(self.model, images, lambda tokens, _newlines: tokens)
+
+    @cached_property
+    def max_dropped(self) -> int:
+        """Visual tokens that the stage before the decoder drops of one picture, at most."""
+        images = replace(self.images, max_images=1)
+        return largest_request(self.model, images, lambda tokens, rows: tokens - self.entering(tokens, rows))
+
+    def entering(self, tokens: int, newlines: int = 0) -> int:
+        """Visual tokens of one picture when the decoder starts; see :func:`entering_tokens`."""
+        return entering_tokens(self.stage1, tokens, newlines) if self.stage1 else tokens
 
     @property
     def keep(self) -> int:
-        """Visual tokens of one image in the last layers, unless asked otherwise."""
-        return self.schedule[-1].tokens if self.schedule else self.image_tokens
+        """Visual tokens of a request in the last layers, unless asked otherwise; of the largest request."""
+        return self.schedule[-1].tokens if self.schedule else self.max_visual_tokens
 
-    @property
+    def default_keep(self, image_tokens: int) -> int:
+        """Visual tokens in the last layers of a request that has ``image_tokens`` before any is pruned."""
+        share = self.decoder_stages[-1].share if self.decoder_stages else None
+        return self.keep if share is None else share_of(share, image_tokens)
+
+    @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
         """The decoder's layers: one group, and one more for each stage inside the decoder."""
-        visual = self.stage1.max_tokens if self.stage1 else self.model.vision.num_patches
         firsts = [0, *(stage.after_layer for stage in self.decoder_stages), self.model.text.num_layers]
-        tokens = [visual, *(stage.max_tokens for stage in self.decoder_stages)]
+        tokens = [self.max_visual_tokens, *(stage.max_tokens for stage in self.decoder_stages)]
         room = self.max_text_tokens + self.max_new_tokens
         return tuple(
             LayerGroup(first=first, last=end - 1, capacity=visual + room)
             for first, end, visual in zip(firsts[:-1], firsts[1:], tokens, strict=True)
         )
 
-    def budgets(self, keep: int | None = None) -> tuple[int, ...]:
-        """Visual tokens that each stage inside the decoder keeps, the last one ``keep`` if given."""
+    def budgets(self, keep: int | None = None, *, entering: int | None = None) -> tuple[int, ...]:
+        """Visual tokens that each stage inside the decoder keeps.
+
+        Args:
+            keep: Of the last stage, instead of its own.
+            entering: Visual tokens of the request when the decoder starts: no stage keeps more.
+        """
         tokens = [stage.tokens for stage in self.decoder_stages]
         if tokens and keep is not None:
             tokens[-1] = keep
-        return tuple(tokens)
+        return tuple(accumulate(tokens if entering is None else [min(entering, n) for n in tokens], min))
 
     def lengths(self, text_tokens: int, image_tokens: int, keep: int | None = None) -> tuple[int, ...]:
-        """Tokens in each group's caches after a prompt: all in the first, in the others what a stage kept."""
-        return tuple(text_tokens + visual for visual in (image_tokens, *self.budgets(keep)))
+        """Tokens in each group's caches after a prompt: all in the first, in the others what a stage kept.
+
+        Args:
+            text_tokens: Tokens that are not visual.
+            image_tokens: Visual tokens when the decoder starts.
+            keep: See :meth:`budgets`.
+        """
+        kept = self.budgets(keep, entering=image_tokens)
+        return tuple(text_tokens + visual for visual in (image_tokens, *kept))
 
     def group(self, layer: int) -> int:
         """Number of the group that decoder layer ``layer`` belongs to."""
@@ -178,11 +228,12 @@ def check_capacities(spec: ExportSpec) -> None:
     ):
         if value < 1:
             raise SettingsError(f"{option(name)} must be at least 1, got {value}")
-    limit = spec.model.text.max_position_embeddings
-    longest = spec.groups[0].capacity
-    if longest > limit:
-        raise SettingsError(
-            f"{spec.image_tokens} image + {spec.max_text_tokens} text + {spec.max_new_tokens} new "
-            f"tokens are {longest}, over the model's {limit} positions; "
-            f"lower {option('max_text_tokens')} or {option('max_new_tokens')}"
-        )
+    text, longest = spec.model.text, spec.groups[0].capacity
+    limits = {"positions": text.max_position_embeddings, "tokens of its sliding window": text.sliding_window}
+    for what, limit in limits.items():
+        if limit is not None and longest > limit:
+            raise SettingsError(
+                f"{spec.max_visual_tokens} image + {spec.max_text_tokens} text + {spec.max_new_tokens} new "
+                f"tokens are {longest}, over the model's {limit} {what}; lower "
+                f"{option('max_text_tokens')}, {option('max_new_tokens')} or {option('max_image_tokens')}"
+            )

@@ -5,16 +5,19 @@ STAR (arXiv 2505.12359, section 3) is one schedule: ``received`` before the deco
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated
 
 from msgspec import Meta
 
 from star_export.errors import SettingsError, option
+from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
 from star_export.specs.values import Count
 
-DEFAULT_KEEP = 64
+#: Visual tokens left of a request: of a picture that is one tile, of one that is cut into tiles.
+DEFAULT_KEEP, DEFAULT_TILED_KEEP = 64, 320
 DEFAULT_DROP_RATIO = 0.1
 DEFAULT_PRUNE_FRACTION = 0.4375  # 14 of LLaVA-1.5-7B's 32 layers
 
@@ -29,14 +32,19 @@ class Stage:
     Attributes:
         after_layer: Decoder layers that run before it; 0 is in the vision graph, before the projector.
         score: Name of the score that ranks the tokens; see `star_export.graphs.scores`.
-        tokens: Visual tokens that it keeps of one image, unless asked otherwise.
-        max_tokens: The most that it can be asked to keep: the KV caches behind it have room for them.
+        tokens: Visual tokens that it keeps unless asked otherwise: before the decoder of one picture,
+            inside it of the request.
+        max_tokens: The most that it can keep of a request: the KV caches behind it have room for them.
+        share: What part it keeps, where that differs from request to request; ``tokens`` is then what it
+            keeps of the largest. Before the decoder a part of each picture's patches, inside it of all
+            visual tokens that the request has before any is pruned.
     """
 
     after_layer: Annotated[int, Meta(ge=0, le=1023)]
     score: Annotated[str, Meta(pattern="^[a-z][a-z0-9-]{0,31}$")]
     tokens: Count
     max_tokens: Count
+    share: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
 #: Stages in the order in which they run; none at all leaves every token where it is.
@@ -62,6 +70,20 @@ def stage1_count(*, patches: int, drop_ratio: float) -> int:
     return math.floor((1.0 - drop_ratio) * patches + 0.5)
 
 
+def entering_tokens(stage: Stage, tokens: int, newlines: int) -> int:
+    """Visual tokens of one picture that the stage before the decoder keeps.
+
+    Args:
+        stage: That stage.
+        tokens: The picture's visual tokens.
+        newlines: Those of them that end a row: all stay.
+    """
+    if stage.share is None:
+        return stage.tokens
+    # At least one is dropped, so that no size of the graph is ever 0.
+    return min(math.floor(stage.share * (tokens - newlines) + 0.5) + newlines, tokens - 1)
+
+
 def default_prune_layer(num_layers: int) -> int:
     """``K`` for a decoder of ``num_layers``: 14 of 32, in proportion for other depths."""
     return max(1, math.floor(DEFAULT_PRUNE_FRACTION * num_layers + 0.5))
@@ -69,6 +91,7 @@ def default_prune_layer(num_layers: int) -> int:
 
 def resolve_star(
     model: ModelSpec,
+    images: ImageLimits,
     *,
     keep: int | None = None,
     keep_ratio: float | None = None,
@@ -80,8 +103,10 @@ def resolve_star(
 
     Args:
         model: The model to prune.
-        keep: Visual tokens left after stage 2; 64 when neither form is given.
-        keep_ratio: The same as a share of all patches, in (0, 1).
+        images: The pictures that a request may hold.
+        keep: Visual tokens of a request left after stage 2; when neither form is given, 64, or 320 where
+            pictures are cut into tiles.
+        keep_ratio: The same as a share of all visual tokens, in (0, 1).
         drop_ratio: Share of patches dropped by stage 1.
         prune_layer: ``K``; by default 0.4375 of the decoder's layers.
         max_keep: Largest budget the caches get room for; ``keep`` by default.
@@ -89,21 +114,16 @@ def resolve_star(
     Raises:
         SettingsError: If a value is out of range or the two stages contradict each other.
     """
-    patches = model.vision.num_patches
-    wanted = _wanted(patches, keep, keep_ratio)
-    stage1 = stage1_count(patches=patches, drop_ratio=drop_ratio)
-    if stage1 < 2:
-        raise SettingsError(
-            f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {stage1} of {patches} patches; lower it"
-        )
+    wanted = _wanted(model, images, keep, keep_ratio)
     ceiling = wanted if max_keep is None else max_keep
     schedule = (
-        Stage(after_layer=0, score=RECEIVED, tokens=stage1, max_tokens=stage1),
+        _stage1(model, images, drop_ratio),
         Stage(
             after_layer=_prune_layer(model.text.num_layers, prune_layer),
             score=TEXT,
             tokens=wanted,
             max_tokens=ceiling,
+            share=keep_ratio,
         ),
     )
     check_keep(schedule, ceiling, name="max_keep" if max_keep is not None else "keep")
@@ -111,14 +131,38 @@ def resolve_star(
     return schedule
 
 
-def _wanted(patches: int, keep: int | None, keep_ratio: float | None) -> int:
+def _stage1(model: ModelSpec, images: ImageLimits, drop_ratio: float) -> Stage:
+    patches = model.vision.tile_tokens
+    kept = stage1_count(patches=patches, drop_ratio=drop_ratio)
+    if kept < 2:
+        raise SettingsError(
+            f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {kept} of {patches} patches; lower it"
+        )
+    if model.tiling is None:
+        most = min(kept * images.max_images, images.max_image_tokens)
+        return Stage(after_layer=0, score=RECEIVED, tokens=kept, max_tokens=most)
+    stage = Stage(after_layer=0, score=RECEIVED, tokens=1, max_tokens=1, share=1.0 - drop_ratio)
+    alone = replace(images, max_images=1)
+    one, most = (
+        largest_request(model, limits, partial(entering_tokens, stage)) for limits in (alone, images)
+    )
+    return replace(stage, tokens=one, max_tokens=most)
+
+
+def _wanted(model: ModelSpec, images: ImageLimits, keep: int | None, keep_ratio: float | None) -> int:
     if keep_ratio is None:
-        return DEFAULT_KEEP if keep is None else keep
+        default = DEFAULT_KEEP if model.tiling is None else DEFAULT_TILED_KEEP
+        return default if keep is None else keep
     if keep is not None:
         raise SettingsError(f"give either {option('keep')} or {option('keep_ratio')}, not both")
     if not 0.0 < keep_ratio < 1.0:
         raise SettingsError(f"{option('keep_ratio')} must be between 0 and 1, got {keep_ratio:g}")
-    return math.floor(keep_ratio * patches + 0.5)
+    return share_of(keep_ratio, images.max_image_tokens)
+
+
+def share_of(share: float, tokens: int) -> int:
+    """A share of some tokens, rounded half up, at least 1."""
+    return max(1, math.floor(share * tokens + 0.5))
 
 
 def _prune_layer(layers: int, given: int | None) -> int:
@@ -142,12 +186,11 @@ def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
     *before, last = schedule
     if keep < 1:
         raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
-    if before and keep >= before[-1].tokens:
+    if before and keep >= (most := _most(before[-1])):
         number = stage_number(schedule, len(before) - 1)
         raise SettingsError(
-            f"{option(name, keep)} is not below the {before[-1].tokens} tokens that stage {number} keeps; "
-            f"choose at most {before[-1].tokens - 1}, lower {option('drop_ratio')}, "
-            f"or use {option('prune', False)}"
+            f"{option(name, keep)} is not below the {most} tokens that stage {number} keeps; "
+            f"choose at most {most - 1}, lower {option('drop_ratio')}, or use {option('prune', False)}"
         )
     if keep > last.max_tokens:
         raise SettingsError(
@@ -156,14 +199,19 @@ def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
         )
 
 
-def check_schedule(schedule: Schedule, model: ModelSpec) -> None:
-    """Refuse stages that contradict each other or the model.
+def _most(stage: Stage) -> int:
+    """Visual tokens that a stage leaves of the largest request."""
+    return stage.tokens if stage.after_layer else stage.max_tokens
+
+
+def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) -> None:
+    """Refuse stages that contradict each other, the model or the pictures.
 
     Raises:
         SettingsError: If a stage lies outside the decoder or not behind the one before it, or keeps more
             tokens than that one left it to choose from.
     """
-    layers, layer, most = model.text.num_layers, -1, model.vision.num_patches
+    layers, layer, most = model.text.num_layers, -1, images.max_image_tokens
     for index, stage in enumerate(schedule):
         name = f"stage {stage_number(schedule, index)}"
         if not layer < stage.after_layer < layers:
@@ -174,4 +222,6 @@ def check_schedule(schedule: Schedule, model: ModelSpec) -> None:
             raise SettingsError(f"{name} keeps up to {stage.max_tokens} tokens, expected at most {most}")
         if stage.tokens > stage.max_tokens:
             raise SettingsError(f"{name} keeps {stage.tokens} tokens, over its maximum of {stage.max_tokens}")
-        layer, most = stage.after_layer, stage.tokens - 1
+        if stage.after_layer == 0 and (stage.share is None) != (model.tiling is None):
+            raise SettingsError(f"{name} keeps a share of a picture where pictures are cut, else a number")
+        layer, most = stage.after_layer, _most(stage) - 1

@@ -12,7 +12,7 @@ from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import Steps
 from star_export.engines.session import Caches, Int64
 from star_export.errors import InputError, SettingsError
-from star_export.preprocessing import TokenizedPrompt
+from star_export.preprocessing import PreparedImage, TokenizedPrompt
 from star_export.validation.probes import Probe
 from star_export.validation.report import StageResult
 from star_export.validation.verdicts import Array, Tolerances, compare_arrays, worst
@@ -66,20 +66,21 @@ def _fill(pipeline: Pipeline, probes: Sequence[Probe], rows: Sequence[Caches]) -
     lengths = []
     for row, caches in enumerate(rows):
         probe = probes[row % len(probes)]
-        vision = pipeline.steps.encode_image(pipeline.prepare(probe.picture))
-        tokens, keep = _prompt(pipeline, probe.prompt, row), None
+        images = pipeline.prepare(probe.picture)
+        visions = pipeline.steps.encode_images(images)
+        tokens, keep = _prompt(pipeline, images, probe.prompt, row), None
         if pipeline.spec.schedule:
             keep = max(1, pipeline.spec.schedule[-1].max_tokens * (len(rows) - row) // len(rows))
-        lengths.append(pipeline.steps.prefill(tokens, vision, keep=keep, caches=caches).lengths)
+        lengths.append(pipeline.steps.prefill(tokens, *visions, keep=keep, caches=caches).lengths)
     return np.stack(lengths, axis=1)
 
 
-def _prompt(pipeline: Pipeline, prompt: str, row: int) -> TokenizedPrompt:
+def _prompt(pipeline: Pipeline, images: Sequence[PreparedImage], prompt: str, row: int) -> TokenizedPrompt:
     """A prompt that is longer in every row, as long as the bundle has room."""
     try:
-        return pipeline.tokenize(prompt + " Why?" * row)
+        return pipeline.tokenize(prompt + " Why?" * row, images)
     except InputError:
-        return pipeline.tokenize(prompt)
+        return pipeline.tokenize(prompt, images)
 
 
 def _decode(steps: Steps, caches: Caches, tokens: Int64, lengths: Int64) -> Array:

@@ -90,11 +90,11 @@ class ParityCheck:
             image_tokens=spec.image_tokens,
             chat_template=prompt_spec.chat_template if prompt_spec.given_template else None,
         )
-        tokens = self.pipeline.tokenize(probe.prompt)
+        (image,) = self.pipeline.prepare(probe.picture)
+        tokens = self.pipeline.tokenize(probe.prompt, [image])
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
             return
-        image = self.pipeline.prepare(probe.picture)
         yield compare_arrays("preprocessing", image.pixels, expected.pixel_values.numpy(), 0.0)
 
         vision = self.pipeline.steps.encode_image(image)

@@ -192,9 +192,12 @@ class Recorder(Wrapper):
 def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
     """Vision, prefill and one decode step of a request."""
     recorder.calls = []
-    vision = pipeline.steps.encode_image(pipeline.prepare(probe.picture))
+    images = pipeline.prepare(probe.picture)
+    visions = pipeline.steps.encode_images(images)
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
-    state = pipeline.steps.prefill(pipeline.tokenize(probe.prompt), vision, keep=keep, caches=caches)
+    state = pipeline.steps.prefill(
+        pipeline.tokenize(probe.prompt, images), *visions, keep=keep, caches=caches
+    )
     pipeline.steps.decode(state, int(state.logits.argmax()))
     return recorder.calls
 

@@ -39,4 +39,5 @@ def text_spec(config: Any, tied: bool) -> TextSpec:
         tie_word_embeddings=tied,
         max_position_embeddings=config.max_position_embeddings,
         rope_parameters=rope,
+        sliding_window=None,
     )

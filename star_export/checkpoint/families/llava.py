@@ -27,7 +27,6 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
     Raises:
         CheckpointError: If a part is not supported, or parts do not fit each other.
     """
-    require_supported("vision_feature_select_strategy", config.vision_feature_select_strategy, ("default",))
     require_supported("projector activation", config.projector_hidden_act, ACTIVATIONS)
     text = text_spec(config.text_config, bool(config.tie_word_embeddings))
     if not 0 <= config.image_token_index < text.vocab_size:
@@ -36,10 +35,13 @@ def model_spec(config: Any, folder: Path) -> ModelSpec:
         )
     return ModelSpec(
         model_type=config.model_type,
-        vision=vision_spec(config.vision_config, config.vision_feature_layer),
+        vision=vision_spec(
+            config.vision_config, config.vision_feature_layer, config.vision_feature_select_strategy
+        ),
         text=text,
         projector_act=config.projector_hidden_act,
         projector_bias=config.multimodal_projector_bias,
         image_token_id=config.image_token_index,
         eos_token_ids=eos_token_ids(folder, config.text_config),
+        tiling=None,
     )

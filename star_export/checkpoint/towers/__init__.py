@@ -6,34 +6,40 @@ from typing import Any
 from star_export.checkpoint.supported import require_supported
 from star_export.checkpoint.towers import clip
 from star_export.errors import CheckpointError
-from star_export.specs import VisionSpec
+from star_export.specs import FeatureSelect, VisionSpec
 
-#: Config, and layers to use -> shape. Their modules are in `star_export.graphs.towers`.
-TOWERS: dict[str, Callable[[Any, int], VisionSpec]] = {
+#: Config, hidden states to use, and how their tokens are selected -> shape.
+#: Their modules are in `star_export.graphs.towers`.
+TOWERS: dict[str, Callable[[Any, tuple[int, ...], FeatureSelect], VisionSpec]] = {
     "clip_vision_model": clip.vision_spec,
 }
 
 
-def vision_spec(config: Any, feature_layer: object) -> VisionSpec:
-    """Shape of a vision tower up to the layer whose output is projected.
+def vision_spec(config: Any, feature_layer: object, feature_select: FeatureSelect) -> VisionSpec:
+    """Shape of a vision tower up to the last layer whose output is projected.
 
     Args:
         config: Its part of the model's config.
-        feature_layer: Which of its hidden states that is, as the whole model's config says.
+        feature_layer: Which of its hidden states are projected, as the whole model's config says.
+        feature_select: The config's ``vision_feature_select_strategy``.
 
     Raises:
         CheckpointError: If the tower is not supported or has no such layer.
     """
     require_supported("vision tower", config.model_type, TOWERS)
-    return TOWERS[config.model_type](config, _num_layers(feature_layer, config.num_hidden_layers))
+    require_supported("vision_feature_select_strategy", feature_select, ("default", "full"))
+    given = feature_layer if isinstance(feature_layer, list | tuple) else (feature_layer,)
+    layers = tuple(_hidden_state(layer, config.num_hidden_layers) for layer in given)
+    if not max(layers, default=0):
+        raise CheckpointError(f"vision_feature_layer {feature_layer!r} takes no layer of the tower")
+    return TOWERS[config.model_type](config, layers, feature_select)
 
 
-def _num_layers(feature_layer: object, count: int) -> int:
-    """Layers of ``count`` that give a hidden state."""
-    if not isinstance(feature_layer, int):
-        raise CheckpointError(f"vision_feature_layer {feature_layer!r} is not supported; expected one layer")
-    # hidden_states[0] is the embedding, hidden_states[i] the output of layer i-1.
-    layers = feature_layer if feature_layer >= 0 else count + 1 + feature_layer
-    if not 1 <= layers <= count:
-        raise CheckpointError(f"vision_feature_layer {feature_layer} is outside the {count}-layer tower")
-    return layers
+def _hidden_state(layer: object, count: int) -> int:
+    """The hidden state of a tower of ``count`` layers that a config means: 0 is the embeddings."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise CheckpointError(f"vision_feature_layer {layer!r} is not supported; expected a layer or a list")
+    state = layer if layer >= 0 else count + 1 + layer
+    if not 0 <= state <= count:
+        raise CheckpointError(f"vision_feature_layer {layer} is outside the {count}-layer tower")
+    return state

@@ -4,11 +4,16 @@ from typing import Any
 
 from star_export.checkpoint.supported import ACTIVATIONS, require_supported
 from star_export.errors import CheckpointError
-from star_export.specs import VisionSpec
+from star_export.specs import FeatureSelect, VisionSpec
 
 
-def vision_spec(config: Any, num_layers: int) -> VisionSpec:
+def vision_spec(config: Any, feature_layers: tuple[int, ...], feature_select: FeatureSelect) -> VisionSpec:
     """Shape of a tower from its ``CLIPVisionConfig``.
+
+    Args:
+        config: It.
+        feature_layers: Hidden states that are projected; 0 is the embeddings.
+        feature_select: ``default`` for patches alone, ``full`` with CLS.
 
     Raises:
         CheckpointError: If its activation is not supported, or pictures are not squares of whole patches.
@@ -24,8 +29,11 @@ def vision_spec(config: Any, num_layers: int) -> VisionSpec:
         patch_size=patch_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
-        num_layers=num_layers,
+        num_layers=max(feature_layers),
         num_heads=config.num_attention_heads,
         hidden_act=config.hidden_act,
         layer_norm_eps=config.layer_norm_eps,
+        feature_layers=feature_layers,
+        has_cls=True,
+        feature_select=feature_select,
     )
