@@ -62,9 +62,11 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         dtype: str = "float32",
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
+        max_images: int = 1,
     ) -> Path:
         kind = "star" if prune else "full"
-        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
+        several = [f"{max_images}-images"] if max_images > 1 else []
+        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several))
         if folder.exists():  # whole: builds rename
             return folder
         from star_export.build import BuildOptions, build
@@ -77,6 +79,7 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
             prune=prune,
             max_text_tokens=128,
             max_new_tokens=max_new_tokens,
+            max_images=max_images,
             dtype=dtype,
             fp32_layers=fp32_layers,
         )
