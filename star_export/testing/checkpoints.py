@@ -17,6 +17,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedTokenizerFast
 
 from star_export.testing.processors import CHAT_TEMPLATE, CHATML, LLAMA3, MISTRAL, VICUNA, write_processor
+from star_export.testing.sparse import write_zeros
 from star_export.testing.tokenizers import TOKENIZERS
 
 Rope = tuple[tuple[str, object], ...]
@@ -174,16 +175,24 @@ PRESETS = {
         decoder="qwen2", grids=_SIX, tokenizer="qwen2", chat_template=CHATML, rope_parameters=_theta(1e6),
         tied=True, vocab=151936, max_positions=32768, dtype=torch.float16, shard_size="1GB",
     ),
+    # LLaVA-v1.6-Mistral-7B's own shape: 7.6 B parameters; to be written with zeros.
+    "v1.6-mistral-7b": Preset(
+        image_size=336, patch_size=14, vision_hidden=1024, vision_layers=24, vision_heads=16,
+        hidden=4096, intermediate=14336, layers=32, heads=32, kv_heads=8, decoder="mistral",
+        family="llava_next", grids=_NEXT_GRIDS, tokenizer="llama2", chat_template=MISTRAL,
+        rope_parameters=_theta(1e6), vocab=32064, max_positions=32768, dtype=torch.float16,
+    ),
 }  # fmt: skip
 
 
-def make_checkpoint(folder: Path, preset: str | Preset, *, seed: int = 0) -> Path:
+def make_checkpoint(folder: Path, preset: str | Preset, *, seed: int = 0, zeros: bool = False) -> Path:
     """Write a random checkpoint: config, sharded safetensors, tokenizer, processor.
 
     Args:
         folder: Folder to fill; made when missing.
         preset: A name from :data:`PRESETS`, or a shape of your own.
         seed: Seed of the weights.
+        zeros: Whether the weights are zeros that take no room on the disk.
 
     Returns:
         ``folder``.
@@ -192,13 +201,19 @@ def make_checkpoint(folder: Path, preset: str | Preset, *, seed: int = 0) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = TOKENIZERS[shape.tokenizer]()
     config = _config(shape, tokenizer)
+    write_processor(folder, config, tokenizer, shape.chat_template)
+    if zeros:
+        with torch.device("meta"):
+            model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
+        config.save_pretrained(folder)
+        write_zeros(folder / "model.safetensors", model, shape.dtype)
+        return folder
     before = torch.get_rng_state()
     torch.manual_seed(seed)
     model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     _spread(model)
     torch.set_rng_state(before)
     model.to(shape.dtype).save_pretrained(folder, max_shard_size=shape.shard_size)
-    write_processor(folder, config, tokenizer, shape.chat_template)
     return folder
 
 
@@ -273,6 +288,7 @@ if __name__ == "__main__":
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--zeros", action="store_true", help="Weights that take no room on the disk.")
     arguments = parser.parse_args()
-    make_checkpoint(arguments.folder, arguments.preset, seed=arguments.seed)
+    make_checkpoint(arguments.folder, arguments.preset, seed=arguments.seed, zeros=arguments.zeros)
     print(arguments.folder)
