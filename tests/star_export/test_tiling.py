@@ -64,13 +64,14 @@ def test_what_is_left_of_a_grid(
     assert grid.tokens == patches[0] * (patches[1] + 1)
 
 
-def test_a_whole_number_is_rounded_to_itself() -> None:
-    """Of 107 columns 24 / 107 are 23.999999999999996 in floating point, and 24 tokens."""
-    found = [s for s in range(1, 2_000) if int(s * (24 / s)) != 24]
-    assert found  # sizes for which rounding decides
-    tiling = Tiling(pinpoints=((336, 336),), max_grid=None, several_whole=False)
-    for side in found:
-        assert picture_grid((side, side), tiling, tile=336, side=24).patches == (24, 24)
+@pytest.mark.parametrize(("height", "width"), [(55, 176), (110, 352), (205, 656)])
+def test_a_whole_number_is_rounded_to_itself(height: int, width: int) -> None:
+    """Of 24 rows of patches 15 show the picture: in floating point 14.999999999999998."""
+    assert int(height * (48 / width)) == 14
+    tiling = Tiling(pinpoints=((336, 672), (672, 336)), max_grid=None, several_whole=False)
+    for size, first, patches in (((height, width), (4, 0), (16, 48)), ((width, height), (0, 4), (48, 16))):
+        grid = picture_grid(size, tiling, tile=336, side=24)
+        assert (grid.first, grid.patches) == (first, patches)
 
 
 @pytest.mark.parametrize(
