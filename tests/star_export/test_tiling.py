@@ -68,10 +68,10 @@ def test_what_is_left_of_a_grid(
 def test_a_whole_number_is_rounded_to_itself(height: int, width: int) -> None:
     """Of 24 rows of patches 15 show the picture: in floating point 14.999999999999998."""
     assert int(height * (48 / width)) == 14
-    tiling = Tiling(pinpoints=((336, 672), (672, 336)), max_grid=None, several_whole=False)
-    for size, first, patches in (((height, width), (4, 0), (16, 48)), ((width, height), (0, 4), (48, 16))):
-        grid = picture_grid(size, tiling, tile=336, side=24)
-        assert (grid.first, grid.patches) == (first, patches)
+    for turn in (slice(None), slice(None, None, -1)):
+        tiling = Tiling(pinpoints=((336, 672)[turn],), max_grid=None, several_whole=False)
+        grid = picture_grid((height, width)[turn], tiling, tile=336, side=24)
+        assert (grid.first, grid.patches) == ((4, 0)[turn], (16, 48)[turn])
 
 
 @pytest.mark.parametrize(
