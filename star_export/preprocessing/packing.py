@@ -85,8 +85,7 @@ def _samples(size: int, wanted: int) -> tuple[Int64, Int64, Float32]:
         return every, every, np.zeros(size, np.float32)
     scale = np.float32(size) / np.float32(wanted)
     # Rounded once, as by the fused multiply-add in torch's kernels.
-    places = np.float64(scale) * (np.arange(wanted) + 0.5) - 0.5
-    centres = np.maximum(places.astype(np.float32), np.float32(0))
+    centres = (np.float64(scale) * (np.arange(wanted) + 0.5) - 0.5).astype(np.float32)
     low = centres.astype(np.int64)
     return low, np.minimum(low + 1, size - 1), (centres - low).astype(np.float32)
 

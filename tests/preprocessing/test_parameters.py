@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from star_export.bundle import open_bundle
 from star_export.errors import BundleError, InputError
 from star_export.preprocessing import read_preprocessing, read_tokenizer, tokenize
-from star_export.specs import ModelSpec
+from star_export.specs import ModelSpec, Tiling
 
 
 @pytest.fixture
@@ -86,6 +86,15 @@ def test_a_size_given_exactly(path: Path, model: ModelSpec) -> None:
     for crop in (None, [96, 96]):
         edit(path, lambda p, crop=crop: p["image"].update(shortest_edge=None, resize_to=[96, 96], crop=crop))
         assert read_preprocessing(path, model).image.resize_to == (96, 96)
+
+
+def test_pictures_that_are_cut_are_resized_exactly(path: Path, model: ModelSpec) -> None:
+    tiling = Tiling(pinpoints=((96, 192),), max_grid=None, several_whole=False)
+    cutting = replace(model, tiling=tiling)
+    with pytest.raises(BundleError, match=r"image.resize_to: must be \[96, 96\] for a model that cuts pict"):
+        read_preprocessing(path, cutting)
+    edit(path, lambda p: p["image"].update(shortest_edge=None, resize_to=[96, 96], crop=None))
+    assert read_preprocessing(path, cutting).image.resize_to == (96, 96)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"image": {}}'])
