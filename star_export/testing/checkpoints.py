@@ -151,7 +151,7 @@ PRESETS = {
         image_size=28, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
         hidden=64, intermediate=128, layers=3, heads=4, kv_heads=2, decoder="mistral",
         family="llava_next", grids=_NEXT_GRIDS, tokenizer="llama2", chat_template=MISTRAL,
-        rope_parameters=_theta(1e6), sliding_window=512,
+        rope_parameters=_theta(1e6), sliding_window=1536,
     ),
     "next-llama3": Preset(
         image_size=28, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.families import FAMILIES
 from star_export.checkpoint.tensors import canonical_module, canonical_name
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError, SettingsError
@@ -97,11 +98,13 @@ def run_offline(model: str, home: Path) -> str:
         ),
         ("model.multi_modal_projector.linear_2.bias", "multi_modal_projector.linear_2.bias"),
         ("lm_head.weight", "lm_head.weight"),
+        ("image_newline", "image_newline"),
+        ("model.image_newline", "image_newline"),
         ("language_model.layers.0.mlp.up_proj.weight", "language_model.layers.0.mlp.up_proj.weight"),
     ],
 )
 def test_canonical_name(stored: str, canonical: str) -> None:
-    assert canonical_name(stored, "llava") == canonical
+    assert {canonical_name(stored, family) for family in FAMILIES} == {canonical}
 
 
 @pytest.mark.parametrize(
@@ -209,10 +212,10 @@ def test_missing_and_misshapen_tensor(folder: Path, graph: str, name: str) -> No
     [
         (lambda c: c.update(model_type="qwen2_vl"), "model_type 'qwen2_vl' is not supported"),
         (lambda c: c.pop("model_type"), "model_type None is not supported"),
-        (lambda c: c.update(text_config={"model_type": "mistral"}), "decoder 'mistral' is not supported"),
+        (lambda c: c.update(text_config={"model_type": "qwen3"}), "decoder 'qwen3' is not supported"),
         (
-            lambda c: c.update(vision_config={"model_type": "siglip_vision_model"}),
-            "vision tower 'siglip_vision_model' is not supported; supported: clip_vision_model",
+            lambda c: c.update(vision_config={"model_type": "siglip2_vision_model"}),
+            "vision tower 'siglip2_vision_model' is not supported; supported: clip_vision_model, siglip",
         ),
         (
             lambda c: c["text_config"].update(
@@ -222,10 +225,12 @@ def test_missing_and_misshapen_tensor(folder: Path, graph: str, name: str) -> No
         ),
         (lambda c: c["text_config"].update(hidden_act="gelu"), "decoder activation 'gelu'"),
         (lambda c: c["text_config"].update(hidden_size="64"), "transformers cannot read .*hidden_size"),
-        (lambda c: c.update(vision_feature_select_strategy="full"), "select_strategy 'full'"),
-        (lambda c: c.update(vision_feature_layer=[-2, -1]), "expected one layer"),
+        (
+            lambda c: c.update(model_type="llava_next_video"),
+            "'llava_next_video' is not .*: llava",
+        ),
         (lambda c: c.update(vision_feature_layer=-9), "-9 is outside the 4-layer tower"),
-        (lambda c: c["vision_config"].update(image_size=97), "97 is no multiple of patch_size 4"),
+        (lambda c: c["vision_config"].update(image_size=3), "3 has no square patches of patch_size 4"),
         (lambda c: c.update(quantization_config={"quant_method": "fp8"}), "quantized checkpoints"),
         (lambda c: c.update(image_token_index=9999), "9999 is outside the vocabulary of 512"),
     ],
@@ -252,6 +257,20 @@ def test_weights_of_a_quantized_dtype(folder: Path) -> None:
     tensors = load_file(path)
     save_file({name: tensor.to(torch.int8) for name, tensor in tensors.items()}, path)
     refused(folder, "dtype of .* 'I8' is not supported; supported: F32, F16, BF16")
+
+
+def test_tables_that_old_versions_saved_beside_the_weights(folder: Path) -> None:
+    expected = open_checkpoint(str(folder)).tensors.keys()
+    path = shard_of(folder, "language_model.lm_head.weight")
+    tables = {
+        "vision_tower.vision_model.embeddings.position_ids": torch.arange(577)[None],
+        "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    save_file(load_file(path) | tables, path)
+    found = open_checkpoint(str(folder)).tensors.keys()
+    assert found - expected == {"language_model.layers.0.self_attn.rotary_emb.inv_freq"}  # used by nothing
+    plan(folder, VISION)
+    plan(folder, DECODE)
 
 
 def test_folder_without_config(tmp_path: Path) -> None:

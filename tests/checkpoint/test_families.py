@@ -63,17 +63,20 @@ LLAVA_1_5_7B = ModelSpec(
     vision=VisionSpec(
         model_type="clip_vision_model", image_size=336, patch_size=14, hidden_size=1024,
         intermediate_size=4096, num_layers=23, num_heads=16, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        feature_layers=(23,), has_cls=True, feature_select="default",
     ),
     text=TextSpec(
         hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32, num_kv_heads=32,
         head_dim=128, vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False,
         q_bias=False, k_bias=False, v_bias=False, o_bias=False, tie_word_embeddings=False,
         max_position_embeddings=4096, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        sliding_window=None,
     ),
     projector_act="gelu",
     projector_bias=True,
     image_token_id=32000,
     eos_token_ids=(2,),
+    tiling=None,
 )  # fmt: skip
 
 
@@ -146,10 +149,28 @@ def test_decoders_of_old_and_new_configs(
     assert model_of(tmp_path, config).text == replace(LLAVA_1_5_7B.text, **change)
 
 
-@pytest.mark.parametrize(("layer", "count"), [(-2, 23), (-1, 24), (22, 22), (1, 1)])
-def test_layers_of_the_tower(tmp_path: Path, layer: int, count: int) -> None:
+@pytest.mark.parametrize(
+    ("layer", "states"),
+    [
+        (-2, (23,)),
+        (-1, (24,)),
+        (22, (22,)),
+        (1, (1,)),
+        ([-2], (23,)),
+        ([-2, -5, 6, 0, -25], (23, 20, 6, 0, 0)),
+        ([6, 6], (6, 6)),
+    ],
+)
+def test_layers_of_the_tower(tmp_path: Path, layer: object, states: tuple[int, ...]) -> None:
+    """In the order of the config; those behind the last that is used are not exported."""
     model = model_of(tmp_path, PUBLISHED | {"vision_feature_layer": layer})
-    assert model.vision == replace(LLAVA_1_5_7B.vision, num_layers=count)
+    assert model.vision == replace(LLAVA_1_5_7B.vision, num_layers=max(states), feature_layers=states)
+
+
+def test_cls_may_be_a_visual_token(tmp_path: Path) -> None:
+    model = model_of(tmp_path, PUBLISHED | {"vision_feature_select_strategy": "full"})
+    assert model.vision == replace(LLAVA_1_5_7B.vision, feature_select="full")
+    assert (LLAVA_1_5_7B.vision.tile_tokens, model.vision.tile_tokens) == (576, 577)
 
 
 def test_the_image_token_by_its_newer_name(tmp_path: Path) -> None:
@@ -160,10 +181,23 @@ def test_the_image_token_by_its_newer_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": ["llava"]}, r"model_type \['llava'\] is not supported; supported: llava"),
-        (with_vision(image_size=[336, 336]), r"image_size \[336, 336\] is no multiple of patch_size 14"),
-        (with_vision(image_size=None), "image_size None is no multiple of patch_size 14"),
-        (with_vision(patch_size=0), "image_size 336 is no multiple of patch_size 0"),
+        (
+            {"model_type": ["llava"]},
+            r"model_type \['llava'\] is not supported; supported: llava, ",
+        ),
+        (
+            with_vision(image_size=[336, 336]),
+            r"\[336, 336\] has no square patches of patch_size 14",
+        ),
+        (with_vision(image_size=None), "image_size None has no square patches of patch_size 14"),
+        (with_vision(patch_size=0), "image_size 336 has no square patches of patch_size 0"),
+        (with_vision(patch_size=337), "image_size 336 has no square patches of patch_size 337"),
+        (PUBLISHED | {"vision_feature_layer": []}, r"vision_feature_layer \[\] takes no layer of the tower"),
+        (
+            PUBLISHED | {"vision_feature_layer": [0]},
+            r"vision_feature_layer \[0\] takes no layer",
+        ),
+        (PUBLISHED | {"vision_feature_layer": [3, 25]}, "vision_feature_layer 25 is outside the 24-layer"),
         (with_vision(hidden_act="relu"), "vision activation 'relu' is not supported; supported: gelu, "),
         (PUBLISHED | {"projector_hidden_act": "relu"}, "projector activation 'relu' is not supported"),
         (with_text(num_key_value_heads=0), "num_attention_heads 32 is no multiple of num_key_value_heads 0"),
@@ -202,16 +236,17 @@ def test_keys_are_what_transformers_calls_them() -> None:
     assert set(CONFIG_MAPPING) >= {*FAMILIES, *TOWERS, *DECODERS}
 
 
-@pytest.mark.parametrize("name", ["qwen2", "mistral", "gpt2", "qwen2_vl", "sam"])
+@pytest.mark.parametrize("name", ["qwen3", "ministral", "gpt2", "qwen2_vl", "sam"])
 def test_other_decoders_are_refused_by_name(tmp_path: Path, name: str) -> None:
     """Also those whose configs lack keys that are read."""
-    with pytest.raises(CheckpointError, match=f"decoder '{name}' is not supported; supported: llama$"):
+    message = f"decoder '{name}' is not supported; supported: llama, mistral, qwen2$"
+    with pytest.raises(CheckpointError, match=message):
         model_of(tmp_path, PUBLISHED | {"text_config": {"model_type": name}})
 
 
-@pytest.mark.parametrize("name", ["siglip_vision_model", "pixtral", "clip", "sam", "llama"])
+@pytest.mark.parametrize("name", ["siglip2_vision_model", "pixtral", "clip", "sam", "llama"])
 def test_other_towers_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    message = f"vision tower '{name}' is not supported; supported: clip_vision_model$"
+    message = f"vision tower '{name}' is not supported; supported: clip_vision_model, siglip_vision_model$"
     with pytest.raises(CheckpointError, match=message):
         model_of(tmp_path, PUBLISHED | {"vision_config": {"model_type": name}})
 
