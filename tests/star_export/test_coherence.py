@@ -187,6 +187,6 @@ def test_sizes_without_room(manifest: dict[str, Any], change: Change, message: s
 
 @pytest.mark.parametrize("manifest", [False], indirect=True)
 def test_sizes_of_an_unpruned_bundle(manifest: dict[str, Any]) -> None:
-    assert set(manifest["sizes"]) == {"B", "S", "V"}
+    assert set(manifest["sizes"]) == {"B", "C", "S", "V"}
     in_size("S", max=705)(manifest)
     refused(manifest, "sizes.S.max: expected at most 704, found 705")

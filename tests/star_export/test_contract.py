@@ -117,8 +117,8 @@ def test_decode(
 ) -> None:
     graph = contract(spec(prune=prune))[DECODE]
     assert rows(graph.inputs) == [
-        ("input_ids", "int64", ("B", 1)),
-        ("position_ids", "int64", ("B", 1)),
+        ("input_ids", "int64", ("B", "C")),
+        ("position_ids", "int64", ("B", "C")),
         *((name, "int64", ("B",)) for name in groups),
         *caches("past_key_values", "B", capacities),
     ]
@@ -173,6 +173,7 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
     ranges = {name: (size.min, size.max, size.default) for name, size in size_ranges(spec()).items()}
     assert ranges == {
         "B": (1, None, None),
+        "C": (1, 64, None),
         "S": (519, 518 + 128, None),
         "V": (518, 518, 518),
         "N1": (518, 518, 518),
@@ -180,7 +181,7 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
         "N2": (1, 288, 64),
     }
     unpruned = size_ranges(spec(prune=False))
-    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "S", "V"}, 576)
+    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "C", "S", "V"}, 576)
 
 
 def test_manifest_form_is_json() -> None:
