@@ -70,18 +70,22 @@ def check_topk(spec: ExportSpec) -> None:
             family that cuts pictures, to drop them.
     """
     inside = max((stage.max_tokens + spec.max_text_tokens for stage in spec.decoder_stages), default=0)
-    what, before = f"{option('drop_ratio')} lets stage 1 keep", spec.image_tokens if spec.stage1 else 0
+    entering, dropped = spec.image_tokens if spec.stage1 else 0, 0
     if spec.stage1 is not None and spec.model.tiling is not None:
-        what = f"{option('drop_ratio')} and {option('max_image_tokens')} let stage 1 drop"
-        before = spec.max_dropped
-    for chosen, count in (
-        (what, before),
-        (f"{option('max_keep')} and {option('max_text_tokens')} let a later stage keep", inside),
+        entering, dropped = 0, spec.max_dropped
+    for count, what, remedy in (
+        (entering, "stage 1 keeps", f"raise {option('drop_ratio')}"),
+        (dropped, "stage 1 drops", f"lower {option('drop_ratio')} or {option('max_image_tokens')}"),
+        (
+            inside,
+            "with the text, a later stage keeps",
+            f"lower {option('max_keep')} or {option('max_text_tokens')}",
+        ),
     ):
         if count > MAX_TOPK:
             raise SettingsError(
-                f"{chosen} {count} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
-                f"lower one of them, or use {option('backend', TENSORRT)} with the plugin"
+                f"{what} up to {count} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
+                f"{remedy}, or use {option('backend', TENSORRT)} with the plugin"
             )
 
 
