@@ -17,7 +17,9 @@ def text_spec(config: Any, tied: bool) -> TextSpec:
     """
     window = config.sliding_window  # the config's class has made it None where it is not used
     for kind in config.layer_types:
-        require_supported("attention of a decoder layer", kind, (_FULL,) if window is None else (_FULL, _SLIDING))
+        require_supported(
+            "attention of a decoder layer", kind, (_FULL,) if window is None else (_FULL, _SLIDING)
+        )
     return rotary_spec(
         config,
         tied,

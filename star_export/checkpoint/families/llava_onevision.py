@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: a picture that is alone is cut into tiles, and a large grid scaled down; several are not cut."""
+"""LLaVA-OneVision: one picture is cut into tiles, and a large grid scaled down; several are not cut."""
 
 import re
 from pathlib import Path

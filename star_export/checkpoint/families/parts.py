@@ -1,4 +1,4 @@
-"""What the families share: a vision tower, a two-layer projector, a decoder, and what their tensors are called."""
+"""What the families share: vision tower, two-layer projector, decoder, and what their tensors are called."""
 
 import re
 from pathlib import Path
@@ -75,8 +75,8 @@ def _check_tiles(vision: VisionSpec, tiling: Tiling) -> None:
     if vision.tile_tokens != vision.num_patches:
         raise CheckpointError(
             f"vision_feature_select_strategy {vision.feature_select!r} with {vision.model_type} gives "
-            f"{vision.tile_tokens} tokens for the {vision.num_patches} patches of a tile; this family needs one "
-            "for each"
+            f"{vision.tile_tokens} tokens for the {vision.num_patches} patches of a tile; "
+            "this family needs one for each"
         )
     sides = [side for pair in tiling.pinpoints for side in pair]
     if not sides or any(not isinstance(side, int) or side < 1 or side % vision.image_size for side in sides):
