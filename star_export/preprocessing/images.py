@@ -198,8 +198,8 @@ def _square(image: Image.Image, spec: ImageSpec) -> Image.Image:
     side = max(image.size)
     if side**2 > MAX_PIXELS:
         raise InputError(
-            f"one of the pictures is {image.width}x{image.height}; several are padded to squares, whose limit "
-            f"is {MAX_PIXELS} pixels; scale it down"
+            f"one of the pictures is {image.width}x{image.height}; several are padded to squares, "
+            f"which may have {MAX_PIXELS} pixels; scale it down"
         )
     square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in spec.mean))
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
@@ -236,10 +236,9 @@ def _normalised(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[n
     """Pixels ``[tiles, H, W, 3]`` as the model takes them, ``[tiles, 3, H, W]``."""
     # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
     scaled = (np.arange(256, dtype=np.float64) * spec.rescale_factor).astype(np.float32)
-    values = [
-        (scaled - mean) / std for mean, std in zip(*map(np.float32, (spec.mean, spec.std)), strict=True)
-    ]
-    return np.stack([value[pixels[..., channel]] for channel, value in enumerate(values)], axis=1)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    values = (scaled[:, None] - mean) / std  # [256, 3]: to look up is faster than to compute each pixel
+    return np.stack([values[pixels[..., channel], channel] for channel in range(3)], axis=1)
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:
