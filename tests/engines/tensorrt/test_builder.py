@@ -45,6 +45,8 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
         ("gqa", {}),
         pytest.param("deep", {}, marks=pytest.mark.slow),
         ("gqa", {"prune": False}),
+        ("next", {}),
+        ("onevision", {}),
         ("gqa", {"dtype": "bfloat16"}),
         ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
     ],
