@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from star_export.dtypes import DTYPES
-from star_export.specs import ExportSpec, LayerGroup, Stage, smallest_image
+from star_export.specs import ExportSpec, LayerGroup, smallest_image
 from star_export.specs.values import Count
 
 #: Counts changes of what is below: graphs of another version cannot be run by this code.
@@ -211,39 +211,34 @@ def contract(spec: ExportSpec) -> dict[str, GraphSpec]:
     return {VISION: _vision(spec), PREFILL: _prefill(spec), DECODE: _decode(spec)}
 
 
-def budgets(spec: ExportSpec) -> dict[str, Stage]:
-    """The stage inside the decoder that each symbolic size ``N{n}`` is the budget of."""
-    return {f"N{number}": stage for number, stage in enumerate(spec.decoder_stages, start=2)}
-
-
 def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
     """What every symbolic size of the contract may be, in graphs and engines alike."""
-    most, text = spec.max_visual_tokens, spec.max_text_tokens
-    least = spec.image_tokens if spec.model.tiling is None else spec.entering(*smallest_image(spec.model))
+    most, text, tiled = spec.max_visual_tokens, spec.max_text_tokens, spec.model.tiling is not None
+    least = spec.entering(*smallest_image(spec.model))
     ranges = {
         "B": SizeRange(min=1, max=None),
         "S": SizeRange(min=least + 1, max=most + text),
-        "V": SizeRange(min=least, max=most, default=spec.image_tokens),
+        "V": SizeRange(min=least, max=most, default=None if tiled else least),
     }
     if spec.append_tokens > 1:
         ranges["C"] = SizeRange(min=1, max=spec.append_tokens)
     if spec.decoder_stages:
         ranges["Q"] = SizeRange(min=1, max=text)
-    if spec.model.tiling is not None:
+    if tiled:
         ranges |= _tiled_ranges(spec)
     elif spec.stage1 is not None:
         ranges["N1"] = SizeRange(min=least, max=least, default=least)
-    for name, stage in budgets(spec).items():
-        ranges[name] = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
+    for number, stage in zip(_decoder_numbers(spec), spec.decoder_stages, strict=True):
+        ranges[f"N{number}"] = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
     return ranges
 
 
 def _tiled_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
     """Sizes of the vision graph of a family that cuts pictures."""
-    least, most = smallest_image(spec.model), spec.largest_image
+    least, _newlines = smallest_image(spec.model)
     ranges = {
         "T": SizeRange(min=1, max=spec.images.max_tiles),
-        "P": SizeRange(min=least[0], max=most),
+        "P": SizeRange(min=least, max=spec.largest_image),
     }
     if spec.stage1 is not None:
         ranges["D1"] = SizeRange(min=1, max=spec.max_dropped)

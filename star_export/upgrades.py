@@ -158,7 +158,7 @@ def _model_to_4(model: Any) -> Any:
     model = {"tiling": None, **model}
     if isinstance(vision := model.get("vision"), dict):
         layers = {"feature_layers": [vision["num_layers"]]} if "num_layers" in vision else {}
-        model["vision"] = {"has_cls": True, "feature_select": "default", **layers, **vision}
+        model["vision"] = {"has_cls": True, "feature_select": "default", **vision, **layers}
     if isinstance(model.get("text"), dict):
         model["text"] = {"sliding_window": None, **model["text"]}
     return model

@@ -87,7 +87,7 @@ def answer(folder, picture, question):
     manifest, parameters = (
         json.loads((folder / name).read_bytes()) for name in ("manifest.json", "preprocessor.json")
     )
-    assert (manifest["format_version"], manifest["contract_version"]) == (3, 1), "another format"
+    assert (manifest["format_version"], manifest["contract_version"]) == (4, 1), "another format"
     sizes, spec, prompt = manifest["sizes"], manifest["spec"], parameters["prompt"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     caches = allocate(manifest["contract"]["decode"])

@@ -9,7 +9,7 @@ from star_export.contract import TensorSpec, contract, size_ranges
 from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
 from star_export.errors import SettingsError, option
-from star_export.specs import ExportSpec
+from star_export.specs import ExportSpec, Tiling, picture_grid
 
 #: Text tokens of the request that TensorRT tunes for: a short question in its template.
 TYPICAL_TEXT_TOKENS = 64
@@ -20,12 +20,31 @@ MAX_TOPK = 3840
 
 def tuned_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, int]]:
     """Minimum, optimum and maximum of every symbolic size of the contract."""
-    typical = min(TYPICAL_TEXT_TOKENS, spec.max_text_tokens)
-    optima = {"B": 1, "S": spec.image_tokens + typical, "Q": max(1, typical // 2)}
-    return {
-        name: (size.min, size.default or optima[name], size.max or max_batch)
-        for name, size in size_ranges(spec).items()
-    }
+    optima, ranges = _typical_request(spec), {}
+    for name, size in size_ranges(spec).items():
+        most = max_batch if size.max is None else size.max
+        ranges[name] = (size.min, size.default or max(size.min, min(optima[name], most)), most)
+    return ranges
+
+
+def _typical_request(spec: ExportSpec) -> dict[str, int]:
+    """Sizes of the request that TensorRT tunes for: one picture, a short question, then token by token."""
+    text = min(TYPICAL_TEXT_TOKENS, spec.max_text_tokens)
+    sizes = {"B": 1, "C": 1, "Q": max(1, text // 2), "V": spec.image_tokens}
+    if spec.model.tiling is not None:
+        sizes |= _typical_picture(spec, spec.model.tiling)
+    return sizes | {"S": sizes["V"] + text}
+
+
+def _typical_picture(spec: ExportSpec, tiling: Tiling) -> dict[str, int]:
+    """Sizes of a picture of 4:3 that is two tiles wide."""
+    vision = spec.model.vision
+    tile = vision.image_size
+    grid = picture_grid((tile * 3 // 2, tile * 2), tiling, tile=tile, side=vision.grid_side)
+    tokens = vision.tile_tokens + grid.tokens
+    entering = spec.entering(tokens, grid.shape[0])
+    tiles = 1 + grid.tiles[0] * grid.tiles[1]
+    return {"T": tiles, "P": tokens, "D1": tokens - entering, "V": entering}
 
 
 def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, Profile]]:
@@ -47,17 +66,26 @@ def check_topk(spec: ExportSpec) -> None:
     """Refuse budgets over what TensorRT's own TopK can choose; for engines without the plugin.
 
     Raises:
-        SettingsError: If a stage keeps more than 3840 tokens.
+        SettingsError: If a stage chooses more than 3840 tokens: to keep them, or, before the decoder of a
+            family that cuts pictures, to drop them.
     """
     inside = max((stage.max_tokens + spec.max_text_tokens for stage in spec.decoder_stages), default=0)
-    for what, kept in (
-        ("stage 1 keeps", spec.stage1.max_tokens if spec.stage1 else 0),
-        (f"{option('max_keep')} and {option('max_text_tokens')} make", inside),
+    entering, dropped = spec.image_tokens if spec.stage1 else 0, 0
+    if spec.stage1 is not None and spec.model.tiling is not None:
+        entering, dropped = 0, spec.max_dropped
+    for count, what, remedy in (
+        (entering, "stage 1 keeps", f"raise {option('drop_ratio')}"),
+        (dropped, "stage 1 drops", f"lower {option('drop_ratio')} or {option('max_image_tokens')}"),
+        (
+            inside,
+            "with the text, a later stage keeps",
+            f"lower {option('max_keep')} or {option('max_text_tokens')}",
+        ),
     ):
-        if kept > MAX_TOPK:
+        if count > MAX_TOPK:
             raise SettingsError(
-                f"{what} {kept} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
-                f"lower it, or use {option('backend', TENSORRT)} with the plugin"
+                f"{what} up to {count} tokens, TensorRT's TopK chooses at most {MAX_TOPK}; "
+                f"{remedy}, or use {option('backend', TENSORRT)} with the plugin"
             )
 
 

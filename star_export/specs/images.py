@@ -82,7 +82,9 @@ def check_images(images: ImageLimits, model: ModelSpec) -> None:
 
 
 def largest_request(model: ModelSpec, limits: ImageLimits, count: Callable[[int, int], int]) -> int:
-    """The largest sum over a request's pictures of a number that follows from a picture's size.
+    """A bound of the sum over a request's pictures of a number that follows from a picture's size.
+
+    Of one picture it is the largest such number.
 
     Args:
         model: The model.

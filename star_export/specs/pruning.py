@@ -138,15 +138,15 @@ def _stage1(model: ModelSpec, images: ImageLimits, drop_ratio: float) -> Stage:
         raise SettingsError(
             f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {kept} of {patches} patches; lower it"
         )
-    if model.tiling is None:
-        most = min(kept * images.max_images, images.max_image_tokens)
-        return Stage(after_layer=0, score=RECEIVED, tokens=kept, max_tokens=most)
-    stage = Stage(after_layer=0, score=RECEIVED, tokens=1, max_tokens=1, share=1.0 - drop_ratio)
-    alone = replace(images, max_images=1)
-    one, most = (
-        largest_request(model, limits, partial(entering_tokens, stage)) for limits in (alone, images)
-    )
+    share = None if model.tiling is None else 1.0 - drop_ratio
+    stage = Stage(after_layer=0, score=RECEIVED, tokens=kept, max_tokens=kept, share=share)
+    one, most = (_entering(model, limits, stage) for limits in (replace(images, max_images=1), images))
     return replace(stage, tokens=one, max_tokens=most)
+
+
+def _entering(model: ModelSpec, images: ImageLimits, stage: Stage) -> int:
+    """Visual tokens that the stage before the decoder leaves of the largest request."""
+    return largest_request(model, images, partial(entering_tokens, stage))
 
 
 def _wanted(model: ModelSpec, images: ImageLimits, keep: int | None, keep_ratio: float | None) -> int:
@@ -208,8 +208,8 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
     """Refuse stages that contradict each other, the model or the pictures.
 
     Raises:
-        SettingsError: If a stage lies outside the decoder or not behind the one before it, or keeps more
-            tokens than that one left it to choose from.
+        SettingsError: If a stage lies outside the decoder or not behind the one before it, keeps more
+            tokens than that one left it to choose from, or more of the largest request than it has room for.
     """
     layers, layer, most = model.text.num_layers, -1, images.max_image_tokens
     for index, stage in enumerate(schedule):
@@ -224,4 +224,8 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
             raise SettingsError(f"{name} keeps {stage.tokens} tokens, over its maximum of {stage.max_tokens}")
         if stage.after_layer == 0 and (stage.share is None) != (model.tiling is None):
             raise SettingsError(f"{name} keeps a share of a picture where pictures are cut, else a number")
+        if stage.after_layer == 0 and (left := _entering(model, images, stage)) > stage.max_tokens:
+            raise SettingsError(
+                f"{name} leaves {left} tokens of the largest request, over its maximum of {stage.max_tokens}"
+            )
         layer, most = stage.after_layer, _most(stage) - 1

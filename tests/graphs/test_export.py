@@ -40,7 +40,7 @@ SCATTER_OPS = {"GatherElements", "GatherND", "Not", "Range", "ScatterElements", 
 ALLOWED_OPS = {
     VISION: SHARED_OPS | SCORING_OPS | {"Concat", "Conv", "Expand", "Gelu", "LayerNormalization"},
     PREFILL: SHARED_OPS | SCORING_OPS | LLAMA_OPS | SCATTER_OPS | {"Concat", "Expand"},
-    DECODE: SHARED_OPS | LLAMA_OPS,
+    DECODE: SHARED_OPS | LLAMA_OPS | {"Concat", "Range", "Shape", "Squeeze"},
 }
 BODY_OPS = {"Constant", "GatherND", "IsNaN", "Shape", "TopK", "Unsqueeze", "Where"}
 
@@ -288,7 +288,7 @@ def test_one_vision_graph_serves_every_budget(exported: Exported) -> None:
 def test_decoding_together_is_decoding_alone(exported: Exported) -> None:
     session = ort.InferenceSession(exported.path(DECODE))
     random = np.random.default_rng(0)
-    feeds = zeros(exported, DECODE, {"B": 3})
+    feeds = zeros(exported, DECODE, {"B": 3, "C": 1})
     for name, value in feeds.items():
         if name.startswith("past"):
             value[:] = random.standard_normal(value.shape)
@@ -308,7 +308,7 @@ def test_decoding_together_is_decoding_alone(exported: Exported) -> None:
 def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> None:
     session = ort.InferenceSession(exported.path(DECODE))
     names = [t.name for t in contract(exported.spec)[DECODE].outputs]
-    feeds = zeros(exported, DECODE, {"B": 1})
+    feeds = zeros(exported, DECODE, {"B": 1, "C": 1})
     lengths = {"position_ids": 9, "early_lengths": 9, "late_lengths": 4}
     for name, length in lengths.items():
         if name in feeds:

@@ -13,12 +13,13 @@ VISUAL, QUERY_ROWS = [2, 3, 4, 5], [6, 7, 8]
 
 
 def test_received_is_the_mean_over_heads_and_patches() -> None:
-    attention = torch.randn(1, HEADS, TOKENS, TOKENS, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    attention = torch.randn(3, HEADS, TOKENS, TOKENS, generator=torch.Generator().manual_seed(0)).softmax(-1)
     found = received(attention)
-    assert found.shape == (1, TOKENS - 1)  # CLS comes first, and is neither row nor candidate
-    for patch in range(1, TOKENS):
-        rows = [attention[0, head, row, patch] for head in range(HEADS) for row in range(1, TOKENS)]
-        assert found[0, patch - 1] == pytest.approx(float(sum(rows)) / len(rows), rel=1e-5)
+    assert found.shape == (3, TOKENS)
+    for tile in range(3):
+        for patch in range(TOKENS):
+            rows = [attention[tile, head, row, patch] for head in range(HEADS) for row in range(TOKENS)]
+            assert found[tile, patch] == pytest.approx(float(sum(rows)) / len(rows), rel=1e-5)
 
 
 def view(kv_heads: int) -> LayerView:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from star_export.bundle import open_bundle
+from star_export.bundle import open_bundle, write_manifest
 from star_export.manifest import read_manifest
+from star_export.specs import ExportSpec, resolve_images, resolve_star
+from tests.shapes import ONEVISION
 
 Change = Callable[[dict[str, Any]], object]
 
@@ -187,6 +189,63 @@ def test_sizes_without_room(manifest: dict[str, Any], change: Change, message: s
 
 @pytest.mark.parametrize("manifest", [False], indirect=True)
 def test_sizes_of_an_unpruned_bundle(manifest: dict[str, Any]) -> None:
-    assert set(manifest["sizes"]) == {"B", "S", "V"}
+    assert set(manifest["sizes"]) == {"B", "C", "S", "V"}
     in_size("S", max=705)(manifest)
     refused(manifest, "sizes.S.max: expected at most 704, found 705")
+
+
+@pytest.fixture
+def tiled(tmp_path: Path) -> dict[str, Any]:
+    """The manifest of a bundle that cuts pictures; free to be changed."""
+    images = resolve_images(ONEVISION, room=30000, max_images=2)
+    spec = ExportSpec(
+        model=ONEVISION, schedule=resolve_star(ONEVISION, images), images=images, max_text_tokens=100,
+        max_new_tokens=50, append_tokens=64, dtype="float16",
+    )  # fmt: skip
+    write_manifest(tmp_path, spec, source={"model": "x", "revision": None}, versions={}, engines={})
+    return dict(json.loads((tmp_path / "manifest.json").read_bytes()))
+
+
+def test_pictures_in_tiles_are_coherent(tiled: dict[str, Any]) -> None:
+    assert read_manifest(tiled).spec.model == ONEVISION
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (in_spec("model", "tiling", to=None), "stage 1 keeps a share of a picture where pictures are cut"),
+        (in_spec("model", "tiling", to={}), "spec.model.tiling: object missing required field pinpoints"),
+        (in_spec("model", "tiling", "pinpoints", to=[[384, 700]]), "no whole tiles of 384 px"),
+        (in_spec("model", "tiling", "pinpoints", to=[]), "no whole tiles of 384 px"),
+        (in_spec("model", "tiling", "pinpoints", to=[[384]]), r"pinpoints\[0\]: expected array of length 2"),
+        (in_spec("model", "tiling", "max_grid", to=0), "max_grid: expected int >= 1"),
+        (
+            in_spec("model", "tiling", "max_grid", to=None),
+            "contract.vision.inputs: expected 0 packed_weights",
+        ),
+        (in_spec("model", "tiling", "max_grid", to=4), "sizes.P.max: expected at most"),
+        (in_spec("model", "vision", "has_cls", to=True), "sizes.P.max: expected at most 8766"),
+        (in_spec("model", "vision", "feature_layers", to=[]), r"feature_layers: \(\) of 26 layers"),
+        (in_spec("model", "vision", "feature_layers", to=[27]), r"feature_layers: \(27,\) of 26 layers"),
+        (in_spec("model", "vision", "feature_layers", to=[-1]), r"feature_layers\[0\]: expected int >= 0"),
+        (in_spec("model", "vision", "feature_select", to="cls"), "feature_select: .*cls"),
+        (in_spec("model", "text", "sliding_window", to=4096), "over the model's 4096 tokens of its sliding"),
+        (in_spec("images", "max_images", to=0), "images.max_images: expected int >= 1"),
+        (in_spec("images", "max_tiles", to=36), "sizes.T.max: expected at most 36, found 37"),
+        (in_spec("images", "max_image_tokens", to=700), "have no room for any picture"),
+        (in_spec("append_tokens", to=1), r"input_ids: expected int64\[B, 1\], found int64\[B, C\]"),
+        (in_spec("append_tokens", to=32), "sizes.C.max: expected at most 32, found 64"),
+        (in_stage(0, share=None), "stage 1 keeps a share of a picture where pictures are cut"),
+        (in_stage(0, share=1.5), r"schedule\[0\].share: expected float <= 1"),
+        (in_stage(0, share=0.95), "stage 1 leaves .* tokens of the largest request, over its maximum of"),
+        (in_size("P", max=9000), "sizes.P.max: expected at most 8829, found 9000"),
+        (in_size("D1", max=9000), "sizes.D1.max: expected at most"),
+        (in_size("V", default=729), "sizes.V.default: expected None, found 729"),
+        (lambda m: m["sizes"].pop("T"), "sizes: expected 1 T, found 0 T"),
+        (in_tensor("vision", "stage1_drops", role=None), "of which only the length is read, found int64"),
+        (in_tensor("vision", "packed_index", shape=["P"]), r"expected int64\[P, 4\], found int64\[P\]"),
+    ],
+)
+def test_pictures_in_tiles_that_cannot_be(tiled: dict[str, Any], change: Change, message: str) -> None:
+    change(tiled)
+    refused(tiled, message)

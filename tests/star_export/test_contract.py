@@ -25,8 +25,9 @@ from star_export.contract import (
     lengths_names,
     size_ranges,
 )
-from star_export.specs import DType, ExportSpec, Stage
+from star_export.specs import DType, ExportSpec, ModelSpec, Stage, resolve_images, resolve_star
 from star_export.typed import convert
+from tests.shapes import NEXT, ONEVISION
 
 Row = tuple[str, str, tuple[int | str, ...]]
 
@@ -117,8 +118,8 @@ def test_decode(
 ) -> None:
     graph = contract(spec(prune=prune))[DECODE]
     assert rows(graph.inputs) == [
-        ("input_ids", "int64", ("B", 1)),
-        ("position_ids", "int64", ("B", 1)),
+        ("input_ids", "int64", ("B", "C")),
+        ("position_ids", "int64", ("B", "C")),
         *((name, "int64", ("B",)) for name in groups),
         *caches("past_key_values", "B", capacities),
     ]
@@ -173,6 +174,7 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
     ranges = {name: (size.min, size.max, size.default) for name, size in size_ranges(spec()).items()}
     assert ranges == {
         "B": (1, None, None),
+        "C": (1, 64, None),
         "S": (519, 518 + 128, None),
         "V": (518, 518, 518),
         "N1": (518, 518, 518),
@@ -180,7 +182,69 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
         "N2": (1, 288, 64),
     }
     unpruned = size_ranges(spec(prune=False))
-    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "S", "V"}, 576)
+    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "C", "S", "V"}, 576)
+
+
+def tiled(model: ModelSpec, *, prune: bool = True, append_tokens: int = 64) -> ExportSpec:
+    images = resolve_images(model, room=30000, max_tiles=5)
+    return ExportSpec(
+        model=model, schedule=resolve_star(model, images) if prune else (), images=images,
+        max_text_tokens=100, max_new_tokens=50, append_tokens=append_tokens, dtype="float16",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_vision_of_a_picture_in_tiles(prune: bool) -> None:
+    graph, kept = contract(tiled(NEXT, prune=prune))[VISION], "P - D1" if prune else "P"
+    drops = [TensorSpec("stage1_drops", "int64", ("D1",), "length")]
+    indices = [TensorSpec("image_indices", "int64", (1, "P - D1"))]
+    assert graph.inputs == (
+        TensorSpec("pixel_values", "float16", ("T", 3, 336, 336)),
+        TensorSpec("packed_index", "int64", ("P",)),
+        *(drops if prune else []),
+    )
+    assert graph.outputs == (
+        TensorSpec("image_features", "float16", (1, kept, 4096)),
+        *(indices if prune else []),
+    )
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_vision_of_a_picture_that_may_be_scaled_down(prune: bool) -> None:
+    inputs = contract(tiled(ONEVISION, prune=prune))[VISION].inputs
+    assert rows(inputs)[:3] == [
+        ("pixel_values", "float16", ("T", 3, 384, 384)),
+        ("packed_index", "int64", ("P", 4)),
+        ("packed_weights", "float32", ("P", 4)),
+    ]
+    assert [tensor.name for tensor in inputs[3:]] == (["stage1_drops"] if prune else [])
+
+
+def test_size_ranges_of_a_picture_in_tiles() -> None:
+    ranges = {name: (size.min, size.max, size.default) for name, size in size_ranges(tiled(NEXT)).items()}
+    assert ranges == {
+        "B": (1, None, None),
+        "C": (1, 64, None),
+        "T": (1, 5, None),
+        "P": (576, 2928, None),
+        "D1": (1, 288, None),
+        "V": (518, 2640, None),
+        "S": (519, 2740, None),
+        "Q": (1, 100, None),
+        "N2": (1, 320, 320),
+    }
+    unpruned = size_ranges(tiled(NEXT, prune=False))
+    assert unpruned.keys() == {"B", "C", "T", "P", "V", "S"}
+    assert unpruned["P"] == unpruned["V"] == SizeRange(min=576, max=2928)
+
+
+def test_a_bundle_that_appends_one_token_at_a_time_has_no_size_for_it() -> None:
+    alone = tiled(NEXT, append_tokens=1)
+    assert "C" not in size_ranges(alone)
+    assert rows(contract(alone)[DECODE].inputs)[:2] == [
+        ("input_ids", "int64", ("B", 1)),
+        ("position_ids", "int64", ("B", 1)),
+    ]
 
 
 def test_manifest_form_is_json() -> None:

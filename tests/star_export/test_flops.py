@@ -3,7 +3,7 @@
 import pytest
 
 from star_export.flops import Layout, layout_flops, prefill_flops
-from star_export.specs import ExportSpec, ModelSpec, Schedule, Stage, TextSpec, VisionSpec
+from star_export.specs import ExportSpec, ImageLimits, ModelSpec, Schedule, Stage, TextSpec, VisionSpec
 
 
 def spec(
@@ -13,18 +13,24 @@ def spec(
     vision = VisionSpec(
         model_type="clip_vision_model", image_size=14 * patches_per_side, patch_size=14, hidden_size=8,
         intermediate_size=16, num_layers=1, num_heads=2, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        feature_layers=(1,), has_cls=True, feature_select="default",
     )  # fmt: skip
     text = TextSpec(
         hidden_size=hidden, intermediate_size=intermediate, num_layers=layers, num_heads=heads,
         num_kv_heads=kv_heads, head_dim=hidden // heads, vocab_size=vocab, hidden_act="silu",
         rms_norm_eps=1e-6, q_bias=False, k_bias=False, v_bias=False, o_bias=False,
         mlp_bias=False, tie_word_embeddings=False, max_position_embeddings=4096, rope_parameters={},
+        sliding_window=None,
     )  # fmt: skip
     model = ModelSpec(
         model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
-        image_token_id=4, eos_token_ids=(2,),
+        image_token_id=4, eos_token_ids=(2,), tiling=None,
     )  # fmt: skip
-    return ExportSpec(model=model, schedule=schedule, max_text_tokens=128, max_new_tokens=32, dtype="float32")
+    images = ImageLimits(max_images=1, max_tiles=1, max_image_tokens=patches_per_side**2)
+    return ExportSpec(
+        model=model, schedule=schedule, images=images, max_text_tokens=128, max_new_tokens=32,
+        append_tokens=64, dtype="float32",
+    )  # fmt: skip
 
 
 def star(stage1: int, layer: int, keep: int) -> Schedule:

@@ -11,6 +11,7 @@ from star_export.specs import (
     RECEIVED,
     TEXT,
     ExportSpec,
+    ImageLimits,
     LayerGroup,
     ModelSpec,
     Schedule,
@@ -33,13 +34,14 @@ def llava(*, side: int = 24, layers: int = 32, positions: int = 4096) -> ModelSp
     vision = VisionSpec(
         model_type="clip_vision_model", image_size=14 * side, patch_size=14, hidden_size=1024,
         intermediate_size=4096, num_layers=23, num_heads=16, hidden_act="quick_gelu", layer_norm_eps=1e-5,
+        feature_layers=(23,), has_cls=True, feature_select="default",
     )  # fmt: skip
     text = TextSpec(
         hidden_size=4096, intermediate_size=11008, num_layers=layers, num_heads=32, num_kv_heads=8,
         head_dim=128, vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False,
         q_bias=False, k_bias=False, v_bias=False, o_bias=False, tie_word_embeddings=False,
         max_position_embeddings=positions,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, sliding_window=None,
     )  # fmt: skip
     return ModelSpec(
         model_type="llava",
@@ -49,18 +51,29 @@ def llava(*, side: int = 24, layers: int = 32, positions: int = 4096) -> ModelSp
         projector_bias=True,
         image_token_id=32000,
         eos_token_ids=(2, 7),
+        tiling=None,
     )
 
 
 def export_spec(model: ModelSpec, schedule: Schedule, *, text: int = 100, new: int = 50) -> ExportSpec:
     return ExportSpec(
-        model=model, schedule=schedule, max_text_tokens=text, max_new_tokens=new, dtype="float16"
-    )
+        model=model, schedule=schedule, images=one(model), max_text_tokens=text, max_new_tokens=new,
+        append_tokens=64, dtype="float16",
+    )  # fmt: skip
 
 
-def stage(after_layer: int, tokens: int, max_tokens: int | None = None) -> Stage:
-    score = TEXT if after_layer else RECEIVED
-    return Stage(after_layer=after_layer, score=score, tokens=tokens, max_tokens=max_tokens or tokens)
+def one(model: ModelSpec) -> ImageLimits:
+    """One picture of one tile."""
+    return ImageLimits(max_images=1, max_tiles=1, max_image_tokens=model.vision.num_patches)
+
+
+def star(model: ModelSpec, **options: Any) -> Schedule:
+    return resolve_star(model, one(model), **options)
+
+
+def stage(after_layer: int, tokens: int, max_tokens: int | None = None, share: float | None = None) -> Stage:
+    score, most = TEXT if after_layer else RECEIVED, max_tokens or tokens
+    return Stage(after_layer=after_layer, score=score, tokens=tokens, max_tokens=most, share=share)
 
 
 #: A schedule of three stages, so of three layer groups.
@@ -96,7 +109,7 @@ def test_default_prune_layer(layers: int, prune_layer: int) -> None:
 
 
 def test_resolve_star_defaults() -> None:
-    assert resolve_star(llava()) == (
+    assert star(llava()) == (
         Stage(after_layer=0, score="received", tokens=518, max_tokens=518),
         Stage(after_layer=14, score="text", tokens=64, max_tokens=64),
     )
@@ -106,8 +119,8 @@ def test_resolve_star_defaults() -> None:
     ("options", "expected"),
     [
         ({"keep": 115}, (stage(0, 518), stage(14, 115))),
-        ({"keep_ratio": 0.2}, (stage(0, 518), stage(14, 115))),  # 115.2
-        ({"keep_ratio": 0.05}, (stage(0, 518), stage(14, 29))),  # 28.8
+        ({"keep_ratio": 0.2}, (stage(0, 518), stage(14, 115, share=0.2))),  # 115.2
+        ({"keep_ratio": 0.05}, (stage(0, 518), stage(14, 29, share=0.05))),  # 28.8
         ({"max_keep": 288}, (stage(0, 518), stage(14, 64, 288))),
         ({"keep": 1}, (stage(0, 518), stage(14, 1))),
         ({"keep": 517}, (stage(0, 518), stage(14, 517))),
@@ -118,9 +131,9 @@ def test_resolve_star_defaults() -> None:
     ],
 )
 def test_resolve_star(options: dict[str, Any], expected: Schedule) -> None:
-    schedule = resolve_star(llava(), **options)
+    schedule = star(llava(), **options)
     assert schedule == expected
-    check_schedule(schedule, llava())
+    check_schedule(schedule, llava(), one(llava()))
 
 
 @pytest.mark.parametrize(
@@ -143,20 +156,20 @@ def test_resolve_star(options: dict[str, Any], expected: Schedule) -> None:
 )
 def test_resolve_star_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        resolve_star(llava(), **options)
+        star(llava(), **options)
 
 
 def test_default_keep_must_fit_a_small_grid() -> None:
     with pytest.raises(SettingsError, match="keep=64 is not below the 58 tokens"):
-        resolve_star(llava(side=8))  # 64 patches
+        star(llava(side=8))  # 64 patches
 
 
 def test_check_keep_of_a_request() -> None:
-    star = resolve_star(llava(), max_keep=288)
+    schedule = star(llava(), max_keep=288)
     for keep in (1, 64, 288):
-        check_keep(star, keep)
+        check_keep(schedule, keep)
     with pytest.raises(SettingsError, match="keep=289 is over this bundle's maximum of 288"):
-        check_keep(star, 289)
+        check_keep(schedule, 289)
 
 
 def test_check_keep_is_about_the_last_stage() -> None:
@@ -171,7 +184,7 @@ def test_check_keep_is_about_the_last_stage() -> None:
 
 @pytest.mark.parametrize("schedule", [(), THREE, THREE[:1], THREE[1:], (stage(0, 576),), (stage(31, 1),)])
 def test_schedules(schedule: Schedule) -> None:
-    check_schedule(schedule, llava())
+    check_schedule(schedule, llava(), one(llava()))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +201,7 @@ def test_schedules(schedule: Schedule) -> None:
 )
 def test_schedules_that_cannot_be(schedule: Schedule, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
-        check_schedule(schedule, llava())
+        check_schedule(schedule, llava(), one(llava()))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +249,7 @@ def test_specs_of_old_manifests_keep_no_layers() -> None:
 
 
 def test_capacities_of_both_groups() -> None:
-    spec = export_spec(llava(), resolve_star(llava(), max_keep=288))
+    spec = export_spec(llava(), star(llava(), max_keep=288))
     early, late = 518 + 100 + 50, 288 + 100 + 50
     assert (spec.image_tokens, spec.keep, spec.budgets(), spec.budgets(7)) == (518, 64, (64,), (7,))
     assert spec.groups == (
@@ -289,7 +302,7 @@ def test_kv_bytes(dtype: Any, size: int) -> None:
 
 
 def test_bytes_of_a_sequence_are_those_of_both_groups() -> None:
-    spec, token = export_spec(llava(), resolve_star(llava(), max_keep=288)), 2 * 8 * 128 * 2
+    spec, token = export_spec(llava(), star(llava(), max_keep=288)), 2 * 8 * 128 * 2
     assert spec.sequence_bytes((10, 3)) == token * (14 * 10 + 18 * 3)
     assert spec.slot_bytes == token * (14 * 668 + 18 * 438)
     unpruned = export_spec(llava(), ())
@@ -308,11 +321,11 @@ def test_too_few_to_prune() -> None:
     with pytest.raises(
         SettingsError, match="a decoder of one layer cannot be pruned inside; use prune=False"
     ):
-        resolve_star(llava(layers=1))
+        star(llava(layers=1))
     with pytest.raises(SettingsError, match=r"drop_ratio=0.98 leaves 1 of 64 patches; lower it"):
-        resolve_star(llava(side=8), drop_ratio=0.98, keep=1)
-    assert resolve_star(llava(side=2), drop_ratio=0.5, keep=1)[0].tokens == 2
-    assert resolve_star(llava(layers=2), prune_layer=1)[1].after_layer == 1
+        star(llava(side=8), drop_ratio=0.98, keep=1)
+    assert star(llava(side=2), drop_ratio=0.5, keep=1)[0].tokens == 2
+    assert star(llava(layers=2), prune_layer=1)[1].after_layer == 1
 
 
 def test_capacities_reach_the_position_limit_exactly() -> None:
@@ -333,7 +346,7 @@ def test_capacities_must_be_positive(counts: dict[str, int], option: str) -> Non
 
 @pytest.mark.parametrize("pruned", [True, False])
 def test_round_trip_through_json(pruned: bool) -> None:
-    spec = export_spec(llava(), resolve_star(llava()) if pruned else ())
+    spec = export_spec(llava(), star(llava()) if pruned else ())
     assert convert(json.loads(json.dumps(spec.to_dict())), ExportSpec) == spec
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from star_export.bundle import open_bundle, write_manifest
 from star_export.errors import BundleError
-from star_export.specs import ModelSpec
+from star_export.specs import ImageLimits, ModelSpec
 from star_export.typed import convert
-from star_export.upgrades import UPGRADES
+from star_export.upgrades import FORMAT_VERSION, UPGRADES
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -105,6 +105,66 @@ def test_late_layers_without_pruning(folder: Path) -> None:
         open_bundle(folder)
 
 
+def to_format_3(folder: Path) -> None:
+    """Write what format 3 wrote of a bundle of format 2."""
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(UPGRADES[2](manifest)))
+
+
+@pytest.mark.parametrize("folder", ["star", "full"], indirect=True)
+def test_a_manifest_of_format_3_becomes_what_is_written_now(folder: Path) -> None:
+    from_2 = open_bundle(folder).manifest
+    to_format_3(folder)
+    old = open_bundle(folder)
+    assert old.manifest == from_2
+    assert old.spec.images == ImageLimits(max_images=1, max_tiles=1, max_image_tokens=16)
+    assert (old.spec.append_tokens, [stage.share for stage in old.spec.schedule]) in (
+        (1, [None, None]), (1, []),
+    )  # fmt: skip
+    assert "C" not in old.manifest["sizes"]
+
+
+def in_model(part: str, **values: object) -> Callable[[dict[str, Any]], object]:
+    return lambda manifest: manifest["spec"]["model"][part].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.update(spec=5), "spec: expected object, got int, found 5"),
+        (lambda m: m.pop("spec"), "object missing required field spec"),
+        (lambda m: m["spec"].update(schedule=5), "spec.schedule: expected array, got int, found 5"),
+        (lambda m: m["spec"].pop("schedule"), "spec: object missing required field schedule"),
+        (lambda m: m["spec"].update(schedule=[5]), r"spec.schedule\[0\]: expected object, got int"),
+        (
+            lambda m: m["spec"]["schedule"][0].pop("tokens"),
+            r"schedule\[0\]: object missing required field tok",
+        ),
+        (lambda m: m["spec"].update(model=[]), "spec.model: expected object, got array"),
+        (lambda m: m["spec"].pop("model"), "spec: object missing required field"),
+        (lambda m: m["spec"]["model"].update(vision=5), "spec.model.vision: expected object, got int"),
+        (lambda m: m["spec"]["model"].update(text=None), "spec.model.text: expected object, got null"),
+        (lambda m: m["spec"]["model"].pop("text"), "spec.model: object missing required field text"),
+        (in_model("vision", num_layers="2"), r"vision.num_layers: expected int, got str"),
+        (lambda m: m["spec"]["model"]["vision"].pop("num_layers"), "vision: object missing required field"),
+        (in_model("vision", patch_size=0), "vision.patch_size: expected int >= 1"),
+        (in_model("vision", image_size="8"), "vision.image_size: expected int, got str"),
+        (in_model("text", sliding_window=8), "over the model's 8 tokens of its sliding window"),
+        (
+            lambda m: m["spec"].update(append_tokens=2),
+            r"decode.inputs.input_ids: expected int64\[B, C\], found int64\[B, 1\]",
+        ),
+    ],
+)
+def test_damage_in_format_3_is_named(
+    folder: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    to_format_3(folder)
+    edit(folder, change)
+    with pytest.raises(BundleError, match=f"manifest.json is damaged: .*{message}"):
+        open_bundle(folder)
+
+
 def model_of_format_2() -> dict[str, Any]:
     """LLaVA-1.5-7B as format 2 wrote it."""
     vision = {
@@ -125,8 +185,11 @@ def model_of_format_2() -> dict[str, Any]:
 
 
 def upgraded(model: object) -> Any:
-    """What format 3 makes of it."""
-    return UPGRADES[2]({"format_version": 2, "spec": {"model": model}})["spec"]["model"]
+    """What the present format makes of it."""
+    manifest = {"format_version": 2, "spec": {"model": model}}
+    for version in range(2, FORMAT_VERSION):
+        manifest = UPGRADES[version](manifest)
+    return manifest["spec"]["model"]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -136,6 +199,9 @@ def test_a_model_of_format_2(bias: bool) -> None:
     model = convert(upgraded(old), ModelSpec)
     assert (model.model_type, model.vision.model_type) == ("llava", "clip_vision_model")
     assert {model.text.q_bias, model.text.k_bias, model.text.v_bias, model.text.o_bias} == {bias}
+    assert (model.tiling, model.text.sliding_window) == (None, None)
+    assert (model.vision.feature_layers, model.vision.has_cls) == ((23,), True)
+    assert (model.vision.feature_select, model.vision.tile_tokens) == ("default", 576)
     assert (model.vision.hidden_size, model.text.hidden_size, model.eos_token_ids) == (1024, 4096, (2,))
 
 

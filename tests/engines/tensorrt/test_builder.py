@@ -45,6 +45,8 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
         ("gqa", {}),
         pytest.param("deep", {}, marks=pytest.mark.slow),
         ("gqa", {"prune": False}),
+        ("next", {}),
+        ("onevision", {}),
         ("gqa", {"dtype": "bfloat16"}),
         ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
     ],
@@ -124,7 +126,7 @@ def test_float32_bundles_are_refused(bundle: BundleOf, tmp_path: Path) -> None:
 def test_budgets_over_tensorrts_topk_are_refused(copy: Callable[..., Path]) -> None:
     spec = open_bundle(copy("mha")).spec
     large = replace(spec, max_text_tokens=3800)
-    with pytest.raises(SettingsError, match="make 4088 tokens, TensorRT's TopK chooses at most 3840"):
+    with pytest.raises(SettingsError, match="keeps up to 4088 tokens, TensorRT's TopK chooses at most 3840"):
         build_engines(Path(), large, RTX, output=Path(), step=nullcontext)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.contract import DECODE, PREFILL, VISION, contract
 from star_export.dtypes import DTYPES
@@ -13,16 +14,19 @@ from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules, check_engine
 from star_export.errors import BundleError, SettingsError
-from star_export.specs import ExportSpec, resolve_star
+from star_export.specs import ExportSpec
 
 VISUAL, TEXT, KEEP, BATCH = 518, 128, 288, 4
 
 
 @pytest.fixture(scope="module")
 def spec(checkpoint: Callable[[str], Path]) -> ExportSpec:
-    model = open_checkpoint(str(checkpoint("mha"))).model
-    star = resolve_star(model, keep=64, max_keep=KEEP)
-    return ExportSpec(model=model, schedule=star, max_text_tokens=TEXT, max_new_tokens=32, dtype="float16")
+    opened = open_checkpoint(str(checkpoint("mha")))
+    options = BuildOptions(
+        model="x", output=Path("x"), keep=64, max_keep=KEEP, max_text_tokens=TEXT, max_new_tokens=32,
+        dtype="float16",
+    )  # fmt: skip
+    return resolve_spec(options, opened)
 
 
 def rules(spec: ExportSpec, graph: str) -> ShapeRules:
