@@ -159,7 +159,7 @@ def test_run_options(
     [
         ("", "the prompt is empty"),
         ("why " * 200, "this bundle has room for 128; shorten it or rebuild with --max-text-tokens"),
-        ("<image><image> what?", "the prompt holds 2 <image> tokens; this bundle takes exactly one image"),
+        ("<image><image> what?", "the prompt has 2 <image> tokens, expected 1, one for each picture"),
         ("What is in <image>", "no text follows <image>"),
     ],
 )
@@ -168,7 +168,10 @@ def test_run_prompts(cli: Any, bundle: BundleOf, picture: Path, prompt: str, mes
 
 
 def test_run_two_images(cli: Any, bundle: BundleOf, picture: Path) -> None:
-    refused(ask(cli, bundle("mha"), picture, "--image", picture), "takes exactly one image, got 2")
+    refused(
+        ask(cli, bundle("mha"), picture, "--image", picture),
+        "takes at most 1 picture, got 2; build it again with --max-images 2",
+    )
 
 
 def test_run_pictures(cli: Any, bundle: BundleOf, tmp_path: Path) -> None:
@@ -206,7 +209,7 @@ def test_missing_file(cli: Any, copy: Path, picture: Path) -> None:
 
 def test_newer_format(cli: Any, copy: Path, picture: Path) -> None:
     edit_manifest(copy, lambda manifest: manifest.update(format_version=99))
-    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 3")
+    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 4")
 
 
 def test_path_that_leaves_the_folder(cli: Any, copy: Path, picture: Path) -> None:
