@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from star_export.specs import DEFAULT_KEEP, DType
+from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, DType
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
@@ -38,11 +38,16 @@ FromBundleOption = Annotated[
 
 KeepOption = Annotated[
     int | None,
-    _pruning("--keep", metavar="N", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]"),
+    _pruning(
+        "--keep",
+        metavar="N",
+        help="Visual tokens of a request, of all its pictures, left after stage 2.  "
+        f"[default: {DEFAULT_KEEP}; {DEFAULT_TILED_KEEP} where pictures are cut into tiles]",
+    ),
 ]
 KeepRatioOption = Annotated[
     float | None,
-    _pruning("--keep-ratio", metavar="X", help="The same, as a share of all patches."),
+    _pruning("--keep-ratio", metavar="X", help="The same, as a share of the request's visual tokens."),
 ]
 MaxKeepOption = Annotated[
     int | None,
@@ -63,6 +68,18 @@ PruneOption = Annotated[
     bool, _pruning("--prune/--no-prune", metavar="", help="--no-prune builds the unpruned baseline.")
 ]
 
+MaxImagesOption = Annotated[int, _sizes("--max-images", help="Pictures that a request may have.")]
+MaxTilesOption = Annotated[
+    int | None,
+    _sizes("--max-tiles", help="Tiles that a picture may have.  [default: what the largest has]"),
+]
+MaxImageTokensOption = Annotated[
+    int | None,
+    _sizes(
+        "--max-image-tokens",
+        help="Visual tokens that a request may have.  [default: what fits, up to the largest pictures]",
+    ),
+]
 MaxTextTokensOption = Annotated[int, _sizes("--max-text-tokens", help="Text tokens that a prompt may have.")]
 MaxNewTokensOption = Annotated[int, _sizes("--max-new-tokens", help="Tokens that can be generated.")]
 MaxBatchOption = Annotated[int, _sizes("--max-batch", help="Sequences that an engine may decode at once.")]

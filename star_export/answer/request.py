@@ -194,7 +194,7 @@ class Requests:
             raise InputError(
                 f"the {said} has {tokens.text_tokens} text tokens, "
                 f"this bundle has room for {self.spec.max_text_tokens}; "
-                f"shorten it or rebuild with {option('max_text_tokens', tokens.text_tokens)}"
+                f"shorten it or build it again with {option('max_text_tokens', tokens.text_tokens)}"
             )
         return tokens
 

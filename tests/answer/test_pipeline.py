@@ -169,9 +169,9 @@ def test_every_kind_of_image_gives_the_same(mha: Pipeline, picture: Path) -> Non
 
 
 def test_no_image_or_too_many(mha: Pipeline, picture: Path) -> None:
-    with pytest.raises(InputError, match="^no picture is given"):
+    with pytest.raises(InputError, match="no picture is given"):
         mha.generate([], SHORT)
-    with pytest.raises(InputError, match="takes at most 1 picture, got 2; build it again with max_images=2$"):
+    with pytest.raises(InputError, match="takes at most 1 picture, got 2; build it again with max_images=2"):
         mha.generate([picture] * 2, SHORT)
 
 

@@ -43,6 +43,9 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--drop-ratio", 1), "--drop-ratio must be at least 0 and below 1, got 1"),
         (("--prune-layer", 6), "--prune-layer must be from 1 to 5 for this 6-layer decoder, got 6"),
         (("--prune-layer", 0), "--prune-layer must be from 1 to 5"),
+        (("--max-images", 0), "--max-images must be at least 1, got 0"),
+        (("--max-images", 3, "--max-image-tokens", 575), "--max-image-tokens 575 has no room for a picture"),
+        (("--max-tiles", 2), "--max-tiles must be from 1 to 1 for this model, got 2"),
         (("--max-text-tokens", 0), "--max-text-tokens must be at least 1, got 0"),
         (("--max-new-tokens", 5000), "over the model's 2048 positions"),
         (("--fp32-layers", "lm_head"), "--fp32-layers has no meaning with --dtype float32"),
@@ -158,7 +161,7 @@ def test_run_options(
     ("prompt", "message"),
     [
         ("", "the prompt is empty"),
-        ("why " * 200, "this bundle has room for 128; shorten it or rebuild with --max-text-tokens"),
+        ("why " * 200, "this bundle has room for 128; shorten it or build it again with --max-text-tokens"),
         ("<image><image> what?", "the prompt has 2 <image> tokens, expected 1, one for each picture"),
         ("What is in <image>", "no text follows <image>"),
     ],

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
 from star_export.answer.pipeline import load
 from star_export.errors import InputError
-from star_export.preprocessing import PromptSpec, render, tokenize
+from star_export.preprocessing import PromptSpec, render
 from star_export.preprocessing.conversation import IMAGE, Turn, read_conversation
 from tests.preprocessing.test_templates import HUB, TEMPLATES, spec_of, theirs
 
