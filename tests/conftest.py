@@ -65,8 +65,8 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         max_images: int = 1,
     ) -> Path:
         kind = "star" if prune else "full"
-        several = (f"{max_images}-images",) if max_images > 1 else ()
-        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *several, *fp32_layers))
+        several = [f"{max_images}-images"] if max_images > 1 else []
+        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several))
         if folder.exists():  # whole: builds rename
             return folder
         from star_export.build import BuildOptions, build

@@ -16,9 +16,10 @@ class Query:
     """A request as it was sent, of the right types, before a bundle was asked whether it can answer it.
 
     Attributes:
-        image: An encoded picture, or its base64 or a data URL as ASCII.
-        prompt: The question, or a whole prompt that contains ``<image>``.
-        keep: Visual tokens after stage 2; the bundle's own by default.
+        image: An encoded picture, or its base64 or a data URL as ASCII; or several.
+        prompt: The question, a whole prompt that contains ``<image>``, or a conversation: messages that end
+            with the question.
+        keep: Visual tokens of all pictures after the last stage; the bundle's own by default.
         max_new_tokens: Tokens to generate at most; what the caches hold by default.
         temperature: 0 is greedy.
         top_p: Sample from the smallest set of tokens that has this probability.
@@ -27,8 +28,8 @@ class Query:
         timeout_s: Seconds that it may take; at most what the service allows, which is the default.
     """
 
-    image: bytes
-    prompt: str
+    image: bytes | tuple[bytes, ...]
+    prompt: str | tuple[dict[str, Any], ...]
     keep: int | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -36,6 +37,11 @@ class Query:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     timeout_s: float | None = None
+
+    @property
+    def images(self) -> tuple[bytes, ...]:
+        """The pictures, in the order of their places in the prompt."""
+        return self.image if isinstance(self.image, tuple) else (self.image,)
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Query":

@@ -1,6 +1,6 @@
 """In-flight batching: requests join and leave a running decode batch at every step.
 
-Between two decode steps at most one piece of work is done for a new request: its picture goes
+Between two decode steps at most one piece of work is done for a new request: one of its pictures goes
 through the vision graph, or its prompt through prefill. Each sequence lives in a slot, one row of
 KV caches that are allocated once; as many slots as fit into the given bytes, so a pruned bundle
 has more. Nothing here knows of a server: any front door can submit requests from any thread.
@@ -88,7 +88,7 @@ class Scheduler:
             lengths = np.zeros((len(pipeline.spec.groups), rows), np.int64)
             pipeline.steps.decode_batch(caches, lengths[0], lengths)
         self._waiting: deque[Ticket] = deque()
-        self._arriving: tuple[Ticket, tuple[VisionOutput, ...]] | None = None
+        self._arriving: tuple[Ticket, list[VisionOutput]] | None = None
         self._running: dict[int, Ticket] = {}  # by slot
         self._changed = threading.Condition()
         self._closing = False
@@ -206,27 +206,30 @@ class Scheduler:
         slot = self._slots.lowest_free(self._running)
         if slot is None:
             return
-        if self._arriving is not None:
-            ticket, visions = self._arriving
-            self._guard(lambda: self._prefill(ticket, visions, slot), ticket)
-            self._arriving = None
+        if self._arriving is None:
+            with self._changed:
+                upcoming = self._waiting.popleft() if self._waiting else None
+            if upcoming is None:
+                return
+            upcoming.progress.reach("queue")
+            self._arriving = upcoming, []
+        ticket, seen = self._arriving
+        if len(seen) < len(ticket.request.images):
+            self._guard(partial(self._look, ticket, seen), ticket)
             return
-        with self._changed:
-            upcoming = self._waiting.popleft() if self._waiting else None
-        if upcoming is not None:
-            self._guard(lambda: self._look(upcoming), upcoming)
+        self._guard(partial(self._prefill, ticket, seen, slot), ticket)
+        self._arriving = None
 
-    def _look(self, ticket: Ticket) -> None:
-        """Features of the pictures, from the vision graph or from memory."""
-        ticket.progress.reach("queue")
-        seen = tuple(self._features.get(image, self._see) for image in ticket.request.images)
-        self._arriving = ticket, seen
-        ticket.progress.reach("vision")
+    def _look(self, ticket: Ticket, seen: list[VisionOutput]) -> None:
+        """Features of the next picture, from the vision graph or from memory."""
+        seen.append(self._features.get(ticket.request.images[len(seen)], self._see))
+        if len(seen) == len(ticket.request.images):
+            ticket.progress.reach("vision")
 
     def _see(self, image: PreparedImage) -> VisionOutput:
         return self.pipeline.steps.encode_image(image).copied(self.pipeline.spec.dtype)
 
-    def _prefill(self, ticket: Ticket, visions: tuple[VisionOutput, ...], slot: int) -> None:
+    def _prefill(self, ticket: Ticket, visions: list[VisionOutput], slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""
         request, ticket.slot = ticket.request, slot
         state = self.pipeline.steps.prefill(

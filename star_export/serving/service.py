@@ -73,7 +73,7 @@ class Service:
         return self._scheduler.admission.enter()
 
     def submit(self, query: Query, place: Place | None = None) -> Ticket:
-        """Check a request, decode its picture and queue it; waits while others are prepared.
+        """Check a request, decode its pictures and queue it; waits while others are prepared.
 
         Args:
             query: What is asked.
@@ -81,7 +81,7 @@ class Service:
                 when this fails, or else when the ticket is done.
 
         Raises:
-            InputError: If the picture, the prompt or the time-out cannot be used.
+            InputError: If a picture, the prompt or the time-out cannot be used.
             SettingsError: If a number is out of range.
             BusyError: If the service is full or closing.
         """
@@ -111,7 +111,7 @@ class Service:
 
     def _prepare(self, query: Query) -> Request:
         return self.pipeline.request(
-            image_bytes(query.image),
+            [image_bytes(image) for image in query.images],
             query.prompt,
             keep=query.keep,
             max_new_tokens=query.max_new_tokens,

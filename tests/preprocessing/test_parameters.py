@@ -116,7 +116,7 @@ def test_a_tokenizer_that_panics(path: Path, model: ModelSpec) -> None:
     with pytest.raises(BundleError, match=r"tokenizer.json is damaged: .*; build the bundle again"):
         read_tokenizer(file, prompt)
     with pytest.raises(InputError, match="the bundle's tokenizer cannot encode this prompt"):
-        tokenize("<image>", Tokenizer.from_file(str(file)), prompt, tokens_per_image=1)
+        tokenize("<image>", Tokenizer.from_file(str(file)), prompt, tokens_per_image=[1])
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[]"])

@@ -90,8 +90,8 @@ def test_a_query_has_the_values_that_were_given() -> None:
         ({"temperature": "hot"}, "temperature: expected float, got str, found 'hot'"),
         ({"top_p": None}, "top_p: expected float, got null"),
         ({"seed": "x"}, "seed: expected int"),
-        ({"prompt": 7}, "prompt: expected str, got int, found 7"),
-        ({"image": 7}, "image: expected bytes, got int, found 7"),
+        ({"prompt": 7}, r"prompt: expected str \| array, got int, found 7"),
+        ({"image": 7}, r"image: expected bytes \| array, got int, found 7"),
         ({"stop": "end"}, "stop: expected array, got str, found 'end'"),
         ({"stop": ["a", 1]}, r"stop\[1\]: expected str|stop\[...\]: expected str"),
         ({"timeout_s": []}, "timeout_s: expected float"),
@@ -102,6 +102,13 @@ def test_a_query_has_the_values_that_were_given() -> None:
 def test_values_of_other_types_and_unknown_names_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Query.of(ASKED | values)
+
+
+def test_several_pictures_and_turns() -> None:
+    turns = [{"role": "user", "content": "What is this?"}]
+    query = Query.of({"image": [PICTURE, TEXT], "prompt": turns})
+    assert (query.images, query.prompt) == ((PICTURE, TEXT), tuple(turns))
+    assert Query.of(ASKED).images == (PICTURE,)
 
 
 @pytest.mark.parametrize("name", ["image", "prompt"])

@@ -358,5 +358,25 @@ def test_pictures_that_were_prepared_twice_are_seen_once(mini: Pipeline, schedul
     assert (scheduler._features.hits, scheduler._features.misses) == (1, 1)
 
 
+def test_several_pictures_are_seen_one_between_two_steps(bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    with load(bundle("mha", max_images=2), threads=1) as pipeline:
+        turned = Image.open(PICTURE).rotate(90)
+        asked = [
+            pipeline.request(PICTURE, "What is it?", max_new_tokens=12),
+            pipeline.request([PICTURE, turned], "What is left of <image>, and what of <image>?"),
+        ]
+        alone = [_alone(pipeline, one) for one in asked]
+        run = pipeline.session.run
+        with Scheduler(pipeline, slots=2) as scheduler:
+            monkeypatch.setattr(pipeline.session, "run", lambda g, *rest: (ran.append(g), run(g, *rest))[1])
+            answers = [t.answer() for t in [scheduler.submit(one) for one in asked]]
+        assert [answer.token_ids for answer in answers] == [one.token_ids for one in alone]
+        assert scheduler._features.hits == 1  # the first picture of the second request is known
+        assert ran[:5] == [VISION, PREFILL, DECODE, DECODE, VISION]
+        usage = answers[1].usage
+        assert (usage.patches, usage.stage1_tokens, usage.stage2_tokens) == (1152, 1036, 64)
+
+
 def _alone(pipeline: Pipeline, request: Request):
     return pipeline.answer(request).result()

@@ -22,7 +22,7 @@ from star_export.serving import admission as admission_module
 from star_export.serving import ticket as module
 from star_export.serving.admission import Admission
 from star_export.serving.ticket import Answer, Piece, Stopwatch, Ticket, Usage
-from star_export.specs import ExportSpec, ModelSpec, Stage, TextSpec, VisionSpec
+from star_export.specs import ExportSpec, ImageLimits, ModelSpec, Stage, TextSpec, VisionSpec
 
 END = 0
 
@@ -246,16 +246,17 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     vision = VisionSpec(
         model_type="clip_vision_model", image_size=40, patch_size=4, hidden_size=8, intermediate_size=8,
         num_layers=2, num_heads=1, hidden_act="gelu", layer_norm_eps=1e-5,
+        feature_layers=(2,), has_cls=True, feature_select="default",
     )  # fmt: skip
     text = TextSpec(
         hidden_size=8, intermediate_size=8, num_layers=7, num_heads=2, num_kv_heads=1, head_dim=4,
         vocab_size=9, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False,
         q_bias=False, k_bias=False, v_bias=False, o_bias=False, tie_word_embeddings=False,
-        max_position_embeddings=999, rope_parameters={},
+        max_position_embeddings=999, rope_parameters={}, sliding_window=None,
     )  # fmt: skip
     model = ModelSpec(
         model_type="llava", vision=vision, text=text, projector_act="gelu", projector_bias=True,
-        image_token_id=1, eos_token_ids=(2,),
+        image_token_id=1, eos_token_ids=(2,), tiling=None,
     )  # fmt: skip
     schedule = (
         Stage(after_layer=0, score="received", tokens=90, max_tokens=90),
@@ -264,8 +265,10 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     spec = ExportSpec(
         model=model,
         schedule=schedule if pruned else (),
+        images=ImageLimits(max_images=1, max_tiles=1, max_image_tokens=100),
         max_text_tokens=20,
         max_new_tokens=9,
+        append_tokens=1,
         dtype="float16",
     )
     visual, keep = (90, 33) if pruned else (100, 100)

@@ -6,7 +6,7 @@ Not over HTTP: a body of more than about 4 MB, which one photo of a phone makes,
 import importlib
 import json
 import queue
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +42,19 @@ KINDS: dict[str, type[StarExportError]] = {
 
 
 def stream(
-    url: str, image: Path, prompt: str, *, timeout: float = 300.0, **inputs: Any
+    url: str,
+    image: Path | Sequence[Path],
+    prompt: str | Sequence[Mapping[str, Any]],
+    *,
+    timeout: float = 300.0,
+    **inputs: Any,
 ) -> Iterator[dict[str, Any]]:
-    """Ask a server about a picture.
+    """Ask a server about pictures.
 
     Args:
         url: Of Triton's gRPC port: ``localhost:8001``, or with ``grpc://`` before it.
-        image: File of the picture.
-        prompt: The question.
+        image: File of the picture, or of several.
+        prompt: The question, or messages that end with it.
         timeout: Seconds to wait for each piece.
         inputs: Optional inputs of the model (`star_export.serving.triton.fields`); None is left out.
 
@@ -57,7 +62,7 @@ def stream(
         Responses: ``text`` and ``token_ids`` that are new; the last has all outputs.
 
     Raises:
-        InputError: If the picture cannot be read, or the server refuses the request.
+        InputError: If a picture cannot be read, or the server refuses the request.
         SettingsError: If the URL is none of gRPC, or a number does not fit its input.
         BusyError: If the queue is full or the server goes down.
         DeadlineError: If it took too long, here or there.
@@ -66,7 +71,8 @@ def stream(
     """
     check_names(inputs)
     given = {name: value for name, value in inputs.items() if value is not None}
-    values = {"image": _read(image), "prompt": prompt, "stream": True, **given}
+    images = [_read(path) for path in ([image] if isinstance(image, Path) else image)]
+    values = {"image": images, **_asked(prompt), "stream": True, **given}
     grpc, address = _library(), _address(url)
     tensors = [_tensor(grpc, name, value) for name, value in values.items()]
     updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -85,6 +91,10 @@ def stream(
                 yield response
         finally:
             client.stop_stream(cancel_requests=not last)
+
+
+def _asked(prompt: str | Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {"prompt": prompt} if isinstance(prompt, str) else {"messages": json.dumps(list(prompt))}
 
 
 def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:

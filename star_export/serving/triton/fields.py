@@ -10,6 +10,7 @@ from typing import Any
 
 from star_export.errors import InputError
 from star_export.serving import query
+from star_export.typed import parse
 
 MODEL, UNARY_MODEL = "star_llava", "star_llava_infer"
 
@@ -30,8 +31,9 @@ class Field:
 
 
 INPUTS = (
-    Field("image", "STRING"),
-    Field("prompt", "STRING"),
+    Field("image", "STRING", length=-1),
+    Field("prompt", "STRING", optional=True),
+    Field("messages", "STRING", optional=True),
     Field("keep", "INT32", optional=True),
     Field("max_new_tokens", "INT32", optional=True),
     Field("temperature", "FP32", optional=True),
@@ -64,8 +66,10 @@ def check_names(names: Iterable[str]) -> None:
 def scalars(values: dict[str, Any]) -> dict[str, Any]:
     """Inputs as Python values, one element for the whole where there is only one.
 
+    ``messages``, a conversation as JSON, becomes the prompt.
+
     Raises:
-        InputError: If a text is not UTF-8.
+        InputError: If a text is not UTF-8, or the messages are no JSON list or beside a prompt.
     """
     plain: dict[str, Any] = {}
     for field in INPUTS:
@@ -75,7 +79,21 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
         if field.kind == "STRING" and field.name != "image":
             items = tuple(_decoded(item, field.name) for item in items)
         plain[field.name] = items if field.length < 0 else items[0]
+    if "messages" in plain:
+        if "prompt" in plain:
+            raise InputError("prompt and messages are both given; give one of them")
+        plain["prompt"] = _messages(plain.pop("messages"))
     return plain
+
+
+def _messages(text: str) -> tuple[Any, ...]:
+    try:
+        messages = parse(text.encode())
+    except ValueError as error:
+        raise InputError(f"messages must be JSON: {error}") from error
+    if not isinstance(messages, list):
+        raise InputError('messages must be a JSON list of {"role": ..., "content": ...}')
+    return tuple(messages)
 
 
 def _decoded(data: bytes, name: str) -> str:

@@ -83,16 +83,20 @@ def test_every_input_arrives_with_its_type() -> None:
     with fake_triton.serve(Answering(answer)) as (address, seen):
         list(stream(address, PICTURE, "W\u00e4s?", **given))
         list(stream(address, PICTURE, "What?", keep=None))
+        list(stream(address, [PICTURE, PICTURE], [{"role": "user", "content": "W\u00e4s?"}]))
     found = {name: array.tolist() for name, array in seen[0].inputs.items()}
     assert found.pop("stop") == ["\u00e9".encode(), b"b"]
     assert found.pop("image") == [PICTURE.read_bytes()]
     assert found.pop("prompt") == ["W\u00e4s?".encode()]
     assert found.pop("stream") == [True]
     assert found == {name: [value] for name, value in given.items() if name != "stop"}
-    assert set(seen[0].inputs) == {field.name for field in INPUTS}
+    assert set(seen[0].inputs) | {"messages"} == {field.name for field in INPUTS}
     dtypes = {str(array.dtype) for array in seen[0].inputs.values()}
     assert dtypes == {"object", "int32", "int64", "float32", "bool"}
     assert set(seen[1].inputs) == {"image", "prompt", "stream"}
+    assert set(seen[2].inputs) == {"image", "messages", "stream"}
+    assert seen[2].inputs["image"].tolist() == 2 * [PICTURE.read_bytes()]
+    assert json.loads(seen[2].inputs["messages"][0]) == [{"role": "user", "content": "W\u00e4s?"}]
 
 
 @pytest.mark.parametrize(

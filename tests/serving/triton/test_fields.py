@@ -1,6 +1,7 @@
 """What the models make of a request's fields."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ def test_inputs_become_python_values() -> None:
         "image": np.array([b"\xff"], object),
     }
     found = scalars(given)
-    assert found == {"image": b"\xff", "prompt": "café", "keep": 29, "stop": ("a", "b"), "stream": True}
+    assert found == {"image": (b"\xff",), "prompt": "café", "keep": 29, "stop": ("a", "b"), "stream": True}
     assert type(found["keep"]) is int
     assert scalars({**given, "stop": np.array([b"a"], object)})["stop"] == ("a",)
     with pytest.raises(InputError, match="stop must be UTF-8"):
@@ -27,15 +28,26 @@ def test_inputs_become_python_values() -> None:
 
 
 def test_inputs_are_what_a_query_takes() -> None:
-    """And whether it is streamed, which is the front door's own."""
-    assert {f.name for f in INPUTS} == {f.name for f in dataclasses.fields(Query)} | {"stream"}
+    """And whether it is streamed, which is the front door's own; the prompt may come as messages."""
+    assert {f.name for f in INPUTS} == {f.name for f in dataclasses.fields(Query)} | {"stream", "messages"}
     required = {f.name for f in dataclasses.fields(Query) if f.default is dataclasses.MISSING}
-    assert {f.name for f in INPUTS if not f.optional} == required
+    assert {f.name for f in INPUTS if not f.optional} == required - {"prompt"}
+
+
+def test_messages_become_the_prompt() -> None:
+    turns = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Wo?"}]}]
+    given = {"messages": np.array([json.dumps(turns).encode()], object)}
+    assert scalars(given) == {"prompt": tuple(turns)}
+    with pytest.raises(InputError, match="prompt and messages are both given; give one of them"):
+        scalars({**given, "prompt": np.array([b"Wo?"], object)})
+    for text, fault in ((b"[", "messages must be JSON: "), (b"{}", "messages must be a JSON list of ")):
+        with pytest.raises(InputError, match=fault):
+            scalars({"messages": np.array([text], object)})
 
 
 def test_unknown_fields_are_named() -> None:
     check_names(["keep", "stop", "id", "binary_data_output", "triton_enable_empty_final_response"])
     with pytest.raises(InputError, match=r"^unknown field max_tokens; did you mean max_new_tokens\?$"):
         check_names(["keep", "max_tokens"])
-    with pytest.raises(InputError, match=r"^unknown field n; there are image, prompt, keep, "):
+    with pytest.raises(InputError, match=r"^unknown field n; there are image, prompt, messages, keep, "):
         check_names(["n"])

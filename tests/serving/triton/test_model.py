@@ -203,8 +203,21 @@ def test_every_input_has_its_effect(model, mha: Pipeline, name: str) -> None:
 
 
 def test_inputs_without_an_effect_on_the_answer_are_tested_too() -> None:
-    """``stream`` and ``timeout_s``, below; a new input has to be entered somewhere."""
-    assert {field.name for field in INPUTS} == {*CHANGES, "stream", "timeout_s"}
+    """Three of them, below; a new input has to be entered somewhere."""
+    assert {field.name for field in INPUTS} == {*CHANGES, "messages", "stream", "timeout_s"}
+
+
+def test_messages_are_a_prompt(model, mha: Pipeline) -> None:
+    turns = [
+        {"role": "user", "content": "What is this?"},
+        {"role": "assistant", "content": "A square."},
+        {"role": "user", "content": "Where?"},
+    ]
+    one = request(messages=json.dumps(turns))
+    del one.inputs["prompt"]
+    send(model, one)
+    (response,) = one.sender
+    assert tuple(response.plain()["token_ids"]) == mha.generate(PICTURE, turns).result().token_ids
 
 
 def test_a_seed_of_zero_is_a_seed(model) -> None:
@@ -224,6 +237,8 @@ def test_a_stream_comes_in_pieces_that_make_the_answer(model, slow) -> None:
     [
         ({"image": b"no picture"}, "image must be an encoded picture"),
         ({"prompt": b"\xff"}, "prompt must be UTF-8"),
+        ({"messages": "[]"}, "prompt and messages are both given; give one of them"),
+        ({"image": [PICTURE, PICTURE]}, "this bundle takes 1 to 1 pictures, got 2; for more, build it again"),
         ({"keep": 9999}, "keep=9999 is not below"),
         ({"timeout_s": float("nan")}, "timeout_s must be above 0, got nan"),
         ({"parameters": {"keeps": 3}}, "unknown field keeps; did you mean keep?"),
