@@ -261,13 +261,14 @@ def test_logits_that_are_not_finite(
 
 
 TURNS = "{% for m in messages %}{{ m.role }}: {% for p in m.content %}"
+END = "{% if m.role == 'assistant' %}{{ eos_token }}{% endif %}"
 PARTS = "{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
 
 
 @pytest.mark.parametrize(
     ("template", "prefills", "ends"),
     [
-        (TURNS + PARTS + "{{ eos_token }}{% endfor %}assistant:", 1, 2),  # the end that the model gave, once
+        (TURNS + PARTS + END + "{% endfor %}assistant:", 1, 2),  # the end that the model gave, once
         (TURNS + PARTS + "\n{% endfor %}assistant:", 1, 0),
         (TURNS + PARTS + "\n{% endfor %}ASSISTANT:", 1, 0),  # the header as it was answered to
         ("{{ messages | length }}" + TURNS + PARTS + "\n{% endfor %}assistant:", 3, 0),
