@@ -14,6 +14,7 @@ from PIL.Image import Image
 from star_export.answer.chat import Chat
 from star_export.answer.generation import Result
 from star_export.answer.pipeline import Pipeline, load
+from star_export.build import BuildOptions, build
 from star_export.contract import DECODE, INPUT_IDS, VISION
 from star_export.engines import Runtime, open_session
 from star_export.errors import InputError, NonFiniteError, SettingsError
@@ -338,3 +339,31 @@ def test_settings_are_checked_at_once(star: Pipeline) -> None:
         star.chat(keep=0)
     with pytest.raises(SettingsError, match="is no token of this model"):
         star.chat(end_tokens=["<|eot_id|>"])
+
+
+@pytest.fixture(scope="module")
+def onevision(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Pipeline:
+    options = BuildOptions(
+        model=str(checkpoint("onevision")),
+        output=tmp_path_factory.mktemp("onevision") / "bundle",
+        keep=10,
+        max_images=3,
+        max_text_tokens=200,
+        max_new_tokens=8,
+    )
+    return load(build(options).folder, threads=1)
+
+
+def test_a_second_picture_changes_how_the_first_is_cut(onevision: Pipeline, shown: list[Image]) -> None:
+    """OneVision cuts a picture only when it is alone; its template has another head for past answers."""
+    chat = onevision.chat(images=shown[:1])
+    alone = said(chat, QUESTIONS[0])
+    said(chat, QUESTIONS[1])
+    assert chat.stats().prefills == 1
+    answer = said(chat, "and here?", images=shown[1:2])
+    asked = [*chat.messages[:-2], {"role": "user", "content": [{"type": "image"}, part("and here?")]}]
+    assert same(answer, onevision.generate(shown[:2], asked).result())
+    assert len(answer.stage1_indices) < len(alone.stage1_indices)
+    assert chat.stats().image_tokens == 2 * (25 + 1)
+    said(chat, QUESTIONS[2])
+    assert chat.stats().prefills == 2
