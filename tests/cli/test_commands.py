@@ -140,12 +140,13 @@ def test_inspect(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("inspect", bundle("gqa"))
     assert outcome.code == 0
     facts = (
-        "3 CLIP layers, 576 patches of 14 px in 336 px",
+        "2 CLIP layers, 576 patches of 14 px in 336 px",
         "1 picture, 576 visual tokens",
-        "-> 518 of each picture before the decoder, -> 64 (at most 288) after layer 2",
+        "-> 518 of each picture before the decoder",
+        "-> 64 (at most 288) after layer 2",
     )
     for fact in (*facts, "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
-        assert fact in outcome.out
+        assert fact in " ".join(outcome.out.split())
     manifest = json.loads(cli("inspect", bundle("gqa"), "--json").out)
     assert manifest["spec"]["schedule"][1]["tokens"] == 64
 
