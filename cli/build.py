@@ -9,6 +9,7 @@ import typer
 from star_export.checkpoint.hub import split_revision
 from star_export.cli import build_options as opt
 from star_export.cli.app import app
+from star_export.cli.facts import images, pruning
 from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
@@ -28,7 +29,7 @@ EPILOG = """
 
 `star-export build --model ./checkpoint --keep-ratio 0.1 -o bundle --check`
 
-`star-export build --model ./checkpoint --no-prune -o baseline`
+`star-export build --model ./checkpoint --no-prune --max-images 3 -o baseline`
 
 `star-export build --model llava-1.5-7b --keep 64 -o llava-7b --backend tensorrt-rtx --target sm89`
 
@@ -46,6 +47,9 @@ _EXPORT_ONLY = (
     "drop_ratio",
     "prune_layer",
     "prune",
+    "max_images",
+    "max_tiles",
+    "max_image_tokens",
     "max_text_tokens",
     "max_new_tokens",
     "dtype",
@@ -83,6 +87,9 @@ def build(
     drop_ratio: opt.DropRatioOption = DEFAULT_DROP_RATIO,
     prune_layer: opt.PruneLayerOption = None,
     prune: opt.PruneOption = True,
+    max_images: opt.MaxImagesOption = 1,
+    max_tiles: opt.MaxTilesOption = None,
+    max_image_tokens: opt.MaxImageTokensOption = None,
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     max_batch: opt.MaxBatchOption = 8,
@@ -213,11 +220,7 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
         err.print(f"  {step.step:<28}{step.seconds:>8.1f} s  {size:>12}")
     spec = report.spec
     total = megabytes(sum(step.bytes for step in report.steps))
-    budget = "no pruning"
-    if spec.schedule:
-        tokens = [spec.model.vision.num_patches, *(stage.tokens for stage in spec.schedule)]
-        budget = f"{' -> '.join(map(str, tokens))} visual tokens"
-    err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {budget}")
+    err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {images(spec)}, {pruning(spec)}")
     if engines is None and spec.dtype not in BACKENDS[ONNXRUNTIME].dtypes:  # nothing but TensorRT runs it
         err.print(f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx")
         return

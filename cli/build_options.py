@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from star_export.specs import DEFAULT_KEEP, DType
+from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, DType
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
@@ -38,11 +38,16 @@ FromBundleOption = Annotated[
 
 KeepOption = Annotated[
     int | None,
-    _pruning("--keep", metavar="N", help=f"Visual tokens left after stage 2.  [default: {DEFAULT_KEEP}]"),
+    _pruning(
+        "--keep",
+        metavar="N",
+        help="Visual tokens of a request after stage 2.  "
+        f"[default: {DEFAULT_KEEP}; {DEFAULT_TILED_KEEP} of cut pictures]",
+    ),
 ]
 KeepRatioOption = Annotated[
     float | None,
-    _pruning("--keep-ratio", metavar="X", help="The same, as a share of all patches."),
+    _pruning("--keep-ratio", metavar="X", help="Or their share of all the request has."),
 ]
 MaxKeepOption = Annotated[
     int | None,
@@ -63,6 +68,18 @@ PruneOption = Annotated[
     bool, _pruning("--prune/--no-prune", metavar="", help="--no-prune builds the unpruned baseline.")
 ]
 
+MaxImagesOption = Annotated[int, _sizes("--max-images", help="Pictures of a request, at most.")]
+MaxTilesOption = Annotated[
+    int | None,
+    _sizes("--max-tiles", help="Tiles of a picture.  [default: the largest's]"),
+]
+MaxImageTokensOption = Annotated[
+    int | None,
+    _sizes(
+        "--max-image-tokens",
+        help="Visual tokens in all.  [default: what fits]",
+    ),
+]
 MaxTextTokensOption = Annotated[int, _sizes("--max-text-tokens", help="Text tokens that a prompt may have.")]
 MaxNewTokensOption = Annotated[int, _sizes("--max-new-tokens", help="Tokens that can be generated.")]
 MaxBatchOption = Annotated[int, _sizes("--max-batch", help="Sequences that an engine may decode at once.")]
@@ -90,7 +107,7 @@ BuildBackendOption = Annotated[
     _engines(
         "--backend",
         metavar="NAME",
-        help="tensorrt and tensorrt-rtx build engines; onnxruntime runs the graphs.",
+        help="tensorrt[-rtx] build engines; onnxruntime runs the graphs.",
     ),
 ]
 TargetsOption = Annotated[
@@ -106,8 +123,7 @@ PluginsOption = Annotated[
     _engines(
         "--plugins",
         metavar="KIND",
-        help="tensorrt: TopKGather inside the engine (aot), from a library, or as standard "
-        "layers (none).  [default: aot]",
+        help="tensorrt: TopKGather in the engine (aot), from a library, or as layers (none).  [default: aot]",
     ),
 ]
 BuildPluginLibraryOption = Annotated[
@@ -127,7 +143,7 @@ HardwareCompatibleOption = Annotated[
     _engines(
         "--hardware-compatible",
         metavar="",
-        help="tensorrt: run on every GPU from sm80, without newer ones' kernels: slower.",
+        help="tensorrt: for all GPUs from sm80; slower: no kernels of newer ones.",
     ),
 ]
 VersionCompatibleOption = Annotated[
@@ -135,7 +151,7 @@ VersionCompatibleOption = Annotated[
     _engines(
         "--version-compatible",
         metavar="",
-        help="tensorrt: run on newer versions of the same major number; fewer kernels: can be slower.",
+        help="tensorrt: for newer versions of the same major number; can be slower.",
     ),
 ]
 WeightStreamingOption = Annotated[

@@ -3,6 +3,7 @@
 from star_export.cli import (
     bench,  # noqa: F401
     build,  # noqa: F401
+    chat,  # noqa: F401
     check,  # noqa: F401
     client,  # noqa: F401
     compare,  # noqa: F401

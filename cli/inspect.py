@@ -5,12 +5,13 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from star_export.cli.app import app
+from star_export.cli.facts import images, pruning
 from star_export.cli.options import BundleArgument, JsonOption
 from star_export.cli.output import megabytes, out, print_json
 
 if TYPE_CHECKING:
     from star_export.bundle import Bundle
-    from star_export.specs import Stage
+    from star_export.specs import ModelSpec
 
 EPILOG = """
 **Examples**
@@ -42,17 +43,16 @@ def _print_facts(bundle: "Bundle") -> None:
     source = bundle.manifest["source"]
     facts = {
         "source": f"{source['model']} ({source['revision'] or 'by file hashes'})",
-        "vision": f"{model.vision.num_layers} CLIP layers, {model.vision.num_patches} patches of "
-        f"{model.vision.patch_size} px in {model.vision.image_size} px",
+        "model": model.model_type,
+        "vision": _tower(model),
+        "pictures": images(spec),
         "decoder": f"{model.text.num_layers} layers, {model.text.num_heads} heads, "
         f"{model.text.num_kv_heads} KV heads, hidden size {model.text.hidden_size}",
         "dtype": f"{spec.dtype}, float32 in {', '.join(spec.fp32_layers)}"
         if spec.fp32_layers
         else spec.dtype,
-        "pruning": "none",
+        "pruning": pruning(spec),
     }
-    if spec.schedule:
-        facts["pruning"] = f"{model.vision.num_patches} {', '.join(map(_stage, spec.schedule))}"
     groups = [f"{len(group.layers)} layers x {group.capacity} tokens" for group in spec.groups]
     facts["KV caches"] = ", ".join((*groups, megabytes(spec.slot_bytes)))
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
@@ -65,10 +65,10 @@ def _print_facts(bundle: "Bundle") -> None:
     out.print(grid)
 
 
-def _stage(stage: "Stage") -> str:
-    most = "" if stage.max_tokens == stage.tokens else f" (at most {stage.max_tokens})"
-    place = f"after layer {stage.after_layer}" if stage.after_layer else "before the decoder"
-    return f"-> {stage.tokens}{most} {place}"
+def _tower(model: "ModelSpec") -> str:
+    vision, kind = model.vision, model.vision.model_type.removesuffix("_vision_model").upper()
+    whole = f"{vision.num_layers} {kind} layers, {vision.num_patches} patches of {vision.patch_size} px "
+    return f"{whole}in {'tiles of ' if model.tiling else ''}{vision.image_size} px"
 
 
 def _print_contract(bundle: "Bundle") -> None:

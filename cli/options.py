@@ -35,7 +35,9 @@ SourceOption = Annotated[
 ]
 RunKeepOption = Annotated[
     int | None,
-    typer.Option("--keep", metavar="N", help="Visual tokens after stage 2.  [default: the bundle's]"),
+    typer.Option(
+        "--keep", metavar="N", help="Visual tokens of all pictures after stage 2.  [default: the bundle's]"
+    ),
 ]
 KeepsOption = Annotated[
     list[int] | None,
@@ -52,7 +54,7 @@ PromptOption = Annotated[
         "--prompt",
         "-p",
         metavar="TEXT",
-        help="The question; with `<image>` in it, the whole prompt as it is.",
+        help="The question, which the pictures open; with `<image>` for each, the whole prompt as it is.",
     ),
 ]
 EndTokensOption = Annotated[
@@ -66,7 +68,13 @@ EndTokensOption = Annotated[
 
 # star-export run
 ImagesOption = Annotated[
-    list[Path], typer.Option("--image", "-i", metavar="FILE", help="The picture: PNG, JPEG, WebP, ...")
+    list[Path],
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="A picture: PNG, JPEG, WebP, ...; repeat for more, in the order of their places.",
+    ),
 ]
 RunNewTokensOption = Annotated[
     int | None,
@@ -87,6 +95,20 @@ StopOption = Annotated[
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeat for more."),
 ]
 VerifyOption = Annotated[bool, typer.Option("--verify", metavar="", help="Hash the weights before loading.")]
+
+# star-export chat
+ChatImagesOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", "-i", metavar="FILE", help="A picture of the first question; repeat for more."),
+]
+RepruneOption = Annotated[
+    bool,
+    typer.Option(
+        "--reprune",
+        metavar="",
+        help="Decide anew at every question which visual tokens stay; reads the whole conversation again.",
+    ),
+]
 
 # star-export check
 CheckImagesOption = Annotated[

@@ -2,6 +2,7 @@
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
+from star_export.cli.facts import timings
 from star_export.cli.output import err, print_json
 
 EPILOG = """
@@ -10,6 +11,8 @@ EPILOG = """
 `star-export run llava-7b --image dog.png --prompt "What is this?"`
 
 `star-export run llava-7b --image dog.png --prompt "Describe it." --keep 29 --json`
+
+`star-export run onevision --image dog.png --image cat.png --prompt "Which is larger?"`
 """
 
 
@@ -31,7 +34,7 @@ def run(
     verify: opt.VerifyOption = False,
     json: opt.JsonOption = False,
 ) -> None:
-    """Answer a prompt about a picture, streaming the text."""
+    """Answer a prompt about pictures, streaming the text."""
     from star_export.answer.pipeline import open_pipeline
     from star_export.answer.sampling import Sampling
     from star_export.engines import Runtime
@@ -54,9 +57,6 @@ def run(
     for piece in generation:
         print(piece, end="", flush=True)
     print()
-    result, timings = generation.result(), generation.result().timings_ms
+    result = generation.result()
     visual = f"{len(result.stage1_indices)} -> {len(result.stage2_indices)} visual tokens"
-    decode = f", {sum(timings.decode) / len(timings.decode):.1f} ms per token" if timings.decode else ""
-    err.print(
-        f"[dim]{visual}, vision {timings.vision:.0f} ms, prefill {timings.prefill:.0f} ms{decode}[/dim]"
-    )
+    err.print(f"[dim]{visual}, {timings(result.timings_ms)}[/dim]")

@@ -10,7 +10,9 @@ from star_export.cli.output import check_target, err, print_json, quiet_librarie
 from star_export.errors import SettingsError
 
 if TYPE_CHECKING:
-    from star_export.show.figure import Pixels
+    from PIL.Image import Image
+
+    from star_export.answer.pipeline import Pipeline
     from star_export.show.scores import Scores
 
 EPILOG = """
@@ -34,14 +36,9 @@ def show(
 ) -> None:
     """Draw which parts of a picture each stage keeps, by which scores, and what the answer is."""
     quiet_libraries()
-    _check_output(output)
-    from star_export.build import require_export_extra
-
-    require_export_extra("onnx")
+    check_figure("--output", output)
     from star_export.bundle import open_bundle
-    from star_export.files import atomic_open
     from star_export.preprocessing import load_image
-    from star_export.preprocessing.images import visible_pixels
     from star_export.show.scores import ScoreReader
 
     picture = load_image(image)
@@ -51,10 +48,7 @@ def show(
         for budget in [reader.pipeline.budget(k) for k in keep or (None,)]:
             status.update(f"answering with {budget} visual tokens")
             answers.append(reader.read(picture, prompt, keep=budget, max_new_tokens=max_new_tokens))
-    seen = visible_pixels(picture, reader.pipeline.image_spec)
-    content = _drawn(output, seen, prompt, answers)
-    with atomic_open(output) as file:
-        file.write(content)
+    write_figure(output, reader.pipeline, picture, prompt, answers)
     if json:
         print_json({"output": str(output), "prompt": prompt, "answers": [a.to_dict() for a in answers]})
         return
@@ -63,18 +57,34 @@ def show(
     print(f"drawn in {output}")
 
 
-def _check_output(output: Path) -> None:
-    """Refuse what cannot be written before any graph runs."""
+def check_figure(option: str, output: Path) -> None:
+    """Refuse what cannot be drawn or written, before any graph runs.
+
+    Raises:
+        SettingsError: If it is no .png or .html file, or in no folder.
+        PlatformError: If the ``export`` extra is missing.
+    """
+    from star_export.build import require_export_extra
+
     if output.suffix.lower() not in (".png", ".html"):
-        raise SettingsError(f"--output must end in .png or .html, got {output}")
-    check_target("--output", output)
+        raise SettingsError(f"{option} must end in .png or .html, got {output}")
+    check_target(option, output)
+    require_export_extra("onnx")
 
 
-def _drawn(output: Path, picture: "Pixels", prompt: str, answers: "Sequence[Scores]") -> bytes:
-    """The file's content, by its extension."""
+def write_figure(
+    output: Path, pipeline: "Pipeline", picture: "Image", prompt: str, answers: "Sequence[Scores]"
+) -> None:
+    """Draw what was kept of a picture, in the form that the file's extension says."""
+    from star_export.files import atomic_open
+    from star_export.preprocessing.images import visible_pixels
     from star_export.show.figure import draw_sheet
     from star_export.show.page import png, render_page
 
+    seen = visible_pixels(picture, pipeline.image_spec)
     if output.suffix.lower() == ".html":
-        return render_page(picture, prompt, answers).encode()
-    return png(draw_sheet(picture, prompt, answers))
+        content = render_page(seen, prompt, answers).encode()
+    else:
+        content = png(draw_sheet(seen, prompt, answers))
+    with atomic_open(output) as file:
+        file.write(content)

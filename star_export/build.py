@@ -274,7 +274,9 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOpt
         prompt = convert.prompt_spec(
             processor, checkpoint.model, chat_template=options.chat_template, end_tokens=options.end_tokens
         )
-        prompt = convert.fit_content(prompt, tokenizer, max_text_tokens=options.max_text_tokens)
+        prompt = convert.fit_content(
+            prompt, tokenizer, max_text_tokens=options.max_text_tokens, max_images=options.max_images
+        )
         parameters = {
             "image": asdict(convert.image_spec(processor, checkpoint.model)),
             "prompt": asdict(replace(prompt, forms=prompt_forms(prompt))),

@@ -10,9 +10,9 @@ import numpy as np
 
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
-from star_export.answer.steps import Steps, VisionOutput
+from star_export.answer.steps import DecodeState, Steps, VisionOutput
 from star_export.answer.transcript import Transcript
-from star_export.engines.session import Int64
+from star_export.engines.session import Caches, Int64
 from star_export.errors import InputError
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
 
@@ -65,14 +65,33 @@ class Result:
         return asdict(self)
 
 
-class Generation:
-    """Pieces of an answer as they come, then its :class:`Result`."""
+class Clock:
+    """Milliseconds since the last lap, and since the start."""
 
-    def __init__(self, steps: Steps, request: Request, transcript: Transcript) -> None:
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000.0 * lap
+
+    def total(self) -> float:
+        return 1000.0 * (time.perf_counter() - self._start)
+
+
+class Generation:
+    """Pieces of an answer as they come, then its :class:`Result`.
+
+    Args:
+        run: Gives the pieces, and returns the result.
+    """
+
+    def __init__(self, run: Generator[str, None, Result]) -> None:
         self._outcome: list[Result | Exception] = []
         # Knows nothing of self: an answer that nobody wants any more is let go at once, not by the
         # garbage collector, and so are the KV caches.
-        self._pieces = _pieces(steps, request, transcript, self._outcome)
+        self._pieces = _pieces(run, self._outcome)
 
     def __iter__(self) -> Iterator[str]:
         return self._pieces
@@ -98,35 +117,79 @@ class Generation:
 
 
 def _pieces(
-    steps: Steps, request: Request, transcript: Transcript, outcome: list[Result | Exception]
+    run: Generator[str, None, Result], outcome: list[Result | Exception]
 ) -> Generator[str, None, None]:
     try:
-        outcome.append((yield from _run(steps, request, transcript)))
+        outcome.append((yield from run))
     except Exception as error:
         outcome.append(error)
         raise
 
 
-def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
-    sampler, clock = Sampler(request.sampling), _Clock()
+def answer_request(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
+    """Pieces of the answer to one request, in the steps' own caches."""
+    sampler, clock = Sampler(request.sampling), Clock()
     with steps.claimed_caches() as caches:
         visions = steps.encode_images(request.images)
-        vision_ms = clock.lap()
-        state = steps.prefill(request.tokens, *visions, keep=request.keep, caches=caches)
-        token = state.next_token(sampler)
-        prefill_ms = clock.lap()
-        stage1 = stage1_indices(request.images, visions)
-        stage2 = stage2_indices(request.tokens, state.kept_positions)
-        laps: list[float] = []
-        while True:
-            if piece := transcript.push(token):
-                yield piece
-            if transcript.finish_reason:
-                break
-            clock.lap()
-            steps.decode(state, token)
-            token = state.next_token(sampler)
-            laps.append(clock.lap())
+        opening = open_answer(steps, request, visions, caches, sampler, clock)
+        return (yield from answer_pieces(steps, opening, sampler, transcript, clock))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A prompt that is in the caches, and the first token of its answer.
+
+    Attributes:
+        state: The sequence, whose caches do not hold ``first`` yet.
+        first: That token.
+        prompt_tokens: Tokens before it, visual ones included.
+        stage1: Visual tokens that stage 1 kept; see :class:`Result`.
+        stage2: Stage-1 tokens that stage 2 kept.
+        vision_ms: Milliseconds that the pictures took.
+        prefill_ms: Those from there to the first token.
+    """
+
+    state: DecodeState
+    first: int
+    prompt_tokens: int
+    stage1: tuple[int, ...]
+    stage2: tuple[int, ...]
+    vision_ms: float
+    prefill_ms: float
+
+
+def open_answer(
+    steps: Steps,
+    request: Request,
+    visions: Sequence[VisionOutput],
+    caches: Caches,
+    sampler: Sampler,
+    clock: Clock,
+) -> Opening:
+    """Read a request's prompt; the clock has run since before its pictures were seen."""
+    vision_ms = clock.lap()
+    state = steps.prefill(request.tokens, *visions, keep=request.keep, caches=caches)
+    first = state.next_token(sampler)
+    prefill_ms = clock.lap()
+    stage1 = stage1_indices(request.images, visions)
+    stage2 = stage2_indices(request.tokens, state.kept_positions)
+    return Opening(state, first, state.position, stage1, stage2, vision_ms, prefill_ms)
+
+
+def answer_pieces(
+    steps: Steps, opening: Opening, sampler: Sampler, transcript: Transcript, clock: Clock
+) -> Generator[str, None, Result]:
+    """Pieces of an answer that was opened."""
+    token, laps = opening.first, list[float]()
+    while True:
+        if piece := transcript.push(token):
+            yield piece
+        if transcript.finish_reason:
+            break
+        clock.lap()
+        steps.decode(opening.state, token)
+        token = opening.state.next_token(sampler)
+        laps.append(clock.lap())
     rest = transcript.finish()
     total = clock.total()
     if rest:
@@ -135,10 +198,10 @@ def _run(steps: Steps, request: Request, transcript: Transcript) -> Generator[st
         text=transcript.text,
         token_ids=tuple(transcript.token_ids),
         finish_reason=transcript.finish_reason,
-        stage1_indices=stage1,
-        stage2_indices=stage2,
-        prompt_tokens=state.prompt_tokens,
-        timings_ms=Timings(vision_ms, prefill_ms, tuple(laps), total),
+        stage1_indices=opening.stage1,
+        stage2_indices=opening.stage2,
+        prompt_tokens=opening.prompt_tokens,
+        timings_ms=Timings(opening.vision_ms, opening.prefill_ms, tuple(laps), total),
     )
 
 
@@ -155,18 +218,3 @@ def stage1_indices(images: Sequence[PreparedImage], visions: Sequence[VisionOutp
 def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
     """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
     return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
-
-
-class _Clock:
-    """Milliseconds since the last lap, and since the start."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        self._last, lap = now, now - self._last
-        return 1000.0 * lap
-
-    def total(self) -> float:
-        return 1000.0 * (time.perf_counter() - self._start)

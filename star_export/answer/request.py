@@ -1,9 +1,27 @@
-"""What is asked, checked and prepared."""
+"""What is asked: pictures and prompts, checked and prepared for one bundle."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from star_export.answer.sampling import Sampling
-from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.answer.transcript import Transcript, check_stop
+from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle
+from star_export.errors import BundleError, InputError, SettingsError, option
+from star_export.preprocessing import (
+    PreparedImage,
+    TokenizedPrompt,
+    load_image,
+    prepare,
+    read_preprocessing,
+    read_tokenizer,
+    render,
+    tokenize,
+)
+from star_export.preprocessing.continuing import tokens_behind_answer
+from star_export.preprocessing.conversation import Conversation, Prompt
+from star_export.preprocessing.images import ImageInput
+from star_export.preprocessing.prompts import end_token_ids
+from star_export.specs import ExportSpec, ImageLimits, check_keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,3 +45,192 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     end_token_ids: tuple[int, ...] = ()
+
+
+class Requests:
+    """Makes requests of pictures and prompts; any thread may.
+
+    Args:
+        bundle: An opened bundle.
+
+    Attributes:
+        spec: What was exported.
+        tokenizer: The model's.
+
+    Raises:
+        BundleError: If tokenizer or preprocessing parameters cannot be read.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.spec: ExportSpec = bundle.spec
+        parameters = read_preprocessing(bundle.path(PREPROCESSOR), self.spec.model)
+        self.image_spec, self.prompt_spec = parameters.image, parameters.prompt
+        self.tokenizer = read_tokenizer(bundle.path(TOKENIZER), self.prompt_spec)
+        try:
+            self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
+        except SettingsError as error:
+            raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error.marked}") from error
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer: the model's own, and those that the build added."""
+        return (*self.spec.model.eos_token_ids, *self._added_ends)
+
+    def request(
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: Prompt,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int | None = None,
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
+        end_tokens: Sequence[str] = (),
+    ) -> Request:
+        """Check and prepare what a pipeline's ``generate`` or a scheduler runs; see there."""
+        pictures = self.prepare(image)
+        return Request(
+            keep=self.budget(keep, pictures),
+            tokens=self.tokenize(prompt, pictures),
+            images=pictures,
+            max_new_tokens=self.new_tokens(max_new_tokens),
+            sampling=sampling or Sampling(),
+            stop=check_stop(stop),
+            end_token_ids=end_token_ids(end_tokens, self.tokenizer),
+        )
+
+    def new_tokens(self, wanted: int | None) -> int:
+        """Tokens of an answer, at most: ``wanted``, or what the caches have room for.
+
+        Raises:
+            SettingsError: If they have no room for ``wanted``.
+        """
+        most = self.spec.max_new_tokens
+        if wanted is not None and not 1 <= wanted <= most:
+            raise SettingsError(
+                f"{option('max_new_tokens')} must be from 1 to {most}, got {wanted}; "
+                f"for more, build the bundle with a larger {option('max_new_tokens')}"
+            )
+        return most if wanted is None else wanted
+
+    def transcript(self, request: Request) -> Transcript:
+        """An empty answer to a request."""
+        return Transcript(
+            self.tokenizer,
+            eos_token_ids=(*self.end_token_ids, *request.end_token_ids),
+            max_new_tokens=request.max_new_tokens,
+            stop=request.stop,
+        )
+
+    def budget(self, keep: int | None, images: Sequence[PreparedImage] = ()) -> int:
+        """Visual tokens that the last layers see of these pictures, or of the largest ones.
+
+        Never more than enter the decoder.
+
+        Raises:
+            SettingsError: If the bundle cannot serve ``keep``.
+        """
+        entering = sum(self.entering(images)) or self.spec.max_visual_tokens
+        if not self.spec.decoder_stages:
+            if keep is not None:
+                raise SettingsError(
+                    f"this bundle was built with {option('prune', False)}; "
+                    f"{option('keep')} has no meaning for it"
+                )
+            return entering
+        if keep is None:
+            tokens = sum(image.packing.tokens for image in images)
+            keep = self.spec.default_keep(tokens or self.spec.images.max_image_tokens)
+        check_keep(self.spec.schedule, keep)
+        return self.spec.budgets(keep, entering=entering)[-1]
+
+    def entering(self, images: Sequence[PreparedImage]) -> list[int]:
+        """Visual tokens of each picture when the decoder starts."""
+        return [self.spec.entering(image.packing.tokens, image.packing.newlines) for image in images]
+
+    def prepare(self, image: ImageInput | Sequence[ImageInput]) -> tuple[PreparedImage, ...]:
+        """Pictures as the vision graph takes them.
+
+        Raises:
+            InputError: If one cannot be read, or there are more, or larger ones, than the bundle takes.
+        """
+        sources: list[ImageInput] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
+        limits = self.spec.images
+        if not sources:
+            raise InputError("no picture is given; a question needs one at least")
+        if len(sources) > limits.max_images:
+            raise InputError(
+                f"this bundle takes at most {limits.max_images} {_pictures(limits.max_images)}, "
+                f"got {len(sources)}; build it again with {option('max_images', len(sources))}"
+            )
+        prepared = prepare([load_image(source) for source in sources], self.image_spec, self.spec.model)
+        check_limits(prepared, limits)
+        return prepared
+
+    def tokenize(
+        self,
+        prompt: Prompt,
+        images: Sequence[PreparedImage],
+        *,
+        tokens_per_image: Sequence[int] | None = None,
+    ) -> TokenizedPrompt:
+        """Token ids and positions of a prompt about some pictures.
+
+        Args:
+            prompt: As :meth:`generate` takes it.
+            images: The pictures.
+            tokens_per_image: Visual tokens to make room for; what stage 1 keeps of each by default.
+
+        Raises:
+            InputError: If it is empty, too long, or has not one place for each picture.
+        """
+        text = render(prompt, self.prompt_spec, images=len(images))
+        counts = self.entering(images) if tokens_per_image is None else tokens_per_image
+        tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=counts)
+        self._check_vocabulary(int(tokens.input_ids.max()))
+        if tokens.text_tokens > self.spec.max_text_tokens:
+            said = "prompt" if isinstance(prompt, str) or len(prompt) == 1 else "conversation"
+            raise InputError(
+                f"the {said} has {tokens.text_tokens} text tokens, "
+                f"this bundle has room for {self.spec.max_text_tokens}; "
+                f"shorten it or build it again with {option('max_text_tokens', tokens.text_tokens)}"
+            )
+        return tokens
+
+    def continued(self, conversation: Conversation) -> tuple[int, ...] | None:
+        """Tokens that a conversation has behind its last answer; see :func:`tokens_behind_answer`."""
+        tokens = tokens_behind_answer(conversation, self.tokenizer, self.prompt_spec)
+        if tokens:
+            self._check_vocabulary(max(tokens))
+        return tokens
+
+    def _check_vocabulary(self, largest: int) -> None:
+        if largest >= self.spec.model.text.vocab_size:
+            raise BundleError(
+                f"{self.bundle.path(TOKENIZER)} gives token {largest}, the model has "
+                f"{self.spec.model.text.vocab_size}; build the bundle again"
+            )
+
+
+def _pictures(count: int) -> str:
+    return "picture" if count == 1 else "pictures"
+
+
+def check_limits(images: Sequence[PreparedImage], limits: ImageLimits) -> None:
+    """Refuse pictures that a bundle has no room for.
+
+    Raises:
+        InputError: With the number to build for.
+    """
+    tiles, tokens = max(len(i.pixels) for i in images), sum(i.packing.tokens for i in images)
+    if tiles > limits.max_tiles:
+        raise InputError(
+            f"a picture has {tiles} tiles, this bundle takes {limits.max_tiles}; "
+            f"scale it down or build with {option('max_tiles', tiles)}"
+        )
+    if tokens > limits.max_image_tokens:
+        raise InputError(
+            f"the pictures have {tokens} visual tokens, this bundle has room for {limits.max_image_tokens}; "
+            f"scale them down or build with {option('max_image_tokens', tokens)}"
+        )

@@ -41,6 +41,13 @@ class Turn:
         """Its texts alone."""
         return tuple(part for part in self.content if isinstance(part, str))
 
+    @property
+    def parts(self) -> list[dict[str, str]]:
+        """Its parts as messages have them."""
+        return [
+            {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in self.content
+        ]
+
     def joined(self, image_token: str) -> str:
         """All of it as one text, pictures as LLaVA-1.5 writes them."""
         return "".join(part if isinstance(part, str) else f"{image_token}\n" for part in self.content)
@@ -71,7 +78,8 @@ def read_conversation(prompt: Prompt, image_token: str, *, images: int = 1) -> C
     open the user's first turn.
 
     Raises:
-        InputError: If a turn cannot be read, a text cannot be used, or the turns are out of order.
+        InputError: If a turn cannot be read, a text cannot be used, the turns are out of order, or there
+            are other than one place for each picture.
     """
     turns = _turns(prompt)
     _check_order([turn.role for turn in turns])
@@ -79,9 +87,15 @@ def read_conversation(prompt: Prompt, image_token: str, *, images: int = 1) -> C
         check_unicode("".join(turn.texts))
     if not "".join(turns[-1].texts).strip():
         raise InputError("the prompt is empty; ask something about the picture")
-    if not any(image_token in turn.joined(image_token) for turn in turns):
+    places = sum(turn.joined(image_token).count(image_token) for turn in turns)
+    if not places:
         first = next(index for index, turn in enumerate(turns) if turn.role == "user")
         turns[first] = replace(turns[first], content=(*[IMAGE] * images, *turns[first].content))
+    elif places != images:
+        raise InputError(
+            f"the conversation has {places} places of pictures, expected {images}, one for each picture; "
+            'put {"type": "image"} where each stands, or nowhere, so that all open the first question'
+        )
     return tuple(turns)
 
 

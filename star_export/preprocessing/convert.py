@@ -152,11 +152,14 @@ def stored_template(processor: Any) -> str | None:
     return None
 
 
-def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int) -> PromptSpec:
+def fit_content(
+    spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int, max_images: int = 1
+) -> PromptSpec:
     """The spec with the form of content that its chat template takes, tried on a question.
 
     Raises:
-        CheckpointError: If no form gives a prompt with one image, the question and text after the image.
+        CheckpointError: If no form gives a prompt with ``max_images`` pictures, each once, the question, and
+            text after the pictures.
         SettingsError: If even a short prompt has more than ``max_text_tokens``.
     """
     if spec.chat_template is None:
@@ -168,7 +171,7 @@ def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int)
     reasons: dict[str, None] = {}  # in order, each once
     for tried in (replace(spec, content="parts"), replace(spec, content="string")):
         try:
-            count = _ask(tried, tokenizer).text_tokens
+            count = _ask(tried, tokenizer, max_images).text_tokens
         except InputError as error:
             reasons[error.marked] = None
             continue
@@ -184,22 +187,22 @@ def fit_content(spec: PromptSpec, tokenizer: Tokenizer, *, max_text_tokens: int)
     )
 
 
-def _ask(spec: PromptSpec, tokenizer: Tokenizer) -> TokenizedPrompt:
+def _ask(spec: PromptSpec, tokenizer: Tokenizer, images: int) -> TokenizedPrompt:
     """Render and tokenize a question.
 
     Raises:
-        InputError: If the template refuses, loses or merely prints it, or it has not exactly one image.
+        InputError: If the template refuses, loses or merely prints it, or a picture.
     """
-    text = render(_QUESTION, spec)
+    text = render(_QUESTION, spec, images=images)
     if spec.chat_template is not None:
         message = spec.message(Turn("user", (IMAGE, _QUESTION)))
         if spec.content == "parts":
             parts = [{**part, _UNREAD: _UNREAD} for part in message["content"]]
             if _UNREAD in render_messages([{**message, "content": parts}], spec):
                 raise InputError("the chat template prints a list of parts as it is")
-        if text == render(_OTHER_QUESTION, spec):
+        if text == render(_OTHER_QUESTION, spec, images=images):
             raise InputError("the chat template leaves the question out")
-    return tokenize(text, tokenizer, spec, tokens_per_image=[1])
+    return tokenize(text, tokenizer, spec, tokens_per_image=[1] * images)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Prompts as plain text around the turns, for runtimes that have no Jinja."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from star_export.preprocessing.conversation import IMAGE, Conversation, Turn
@@ -37,6 +37,8 @@ class PromptForms:
         user_with_image: A question with one, whose image token is in the prefix.
         assistant: An answer.
         generation_prompt: After the last question.
+        image: What stands for a picture in that prefix, first found; as often as the question has pictures.
+            None in bundles that were built for one.
     """
 
     start: str
@@ -44,12 +46,18 @@ class PromptForms:
     user_with_image: TurnForm
     assistant: TurnForm
     generation_prompt: str
+    image: str | None = None  # absent before format 4
 
     def render(self, conversation: Conversation) -> str:
-        """A conversation of user and assistant, where a picture opens its turn."""
+        """A conversation of user and assistant, where pictures open their turn."""
         return "".join([self.start, *map(self._turn, conversation), self.generation_prompt])
 
     def _turn(self, turn: Turn) -> str:
-        question = self.user_with_image if IMAGE in turn.content else self.user
-        form = self.assistant if turn.role == "assistant" else question
+        form = self.assistant if turn.role == "assistant" else self._question(turn.content.count(IMAGE))
         return form.around("".join(turn.texts))
+
+    def _question(self, images: int) -> TurnForm:
+        if images < 2 or self.image is None:
+            return self.user_with_image if images else self.user
+        prefix = self.user_with_image.prefix.replace(self.image, images * self.image, 1)
+        return replace(self.user_with_image, prefix=prefix)

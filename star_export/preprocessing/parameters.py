@@ -74,3 +74,9 @@ def _check(parameters: Preprocessing, model: ModelSpec) -> None:
     forms, token = parameters.prompt.forms, parameters.prompt.image_token
     if forms is not None and (count := forms.user_with_image.prefix.count(token)) != 1:
         raise ValueError(f"prompt.forms.user_with_image.prefix: expected one {token}, found {count}")
+    if (
+        forms is not None
+        and forms.image is not None
+        and (token not in forms.image or forms.image not in forms.user_with_image.prefix)
+    ):
+        raise ValueError(f"prompt.forms.image: expected {token}, as it is in user_with_image.prefix")

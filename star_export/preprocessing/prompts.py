@@ -56,10 +56,7 @@ class PromptSpec:
         """A turn as the chat template takes it."""
         if self.content == "string":
             return {"role": turn.role, "content": turn.joined(self.image_token)}
-        parts = [
-            {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in turn.content
-        ]
-        return {"role": turn.role, "content": parts}
+        return {"role": turn.role, "content": turn.parts}
 
 
 @dataclass(frozen=True)
@@ -154,6 +151,19 @@ def has_bos(text: str, spec: PromptSpec) -> bool:
     return bos is not None and text.startswith(bos)
 
 
+def encode(text: str, tokenizer: Tokenizer, spec: PromptSpec) -> list[int]:
+    """Token ids of a rendered prompt, with BOS before them if the model has one.
+
+    Raises:
+        InputError: If the tokenizer fails.
+    """
+    try:
+        with rust_panics():
+            return tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
+    except Exception as error:  # tokenizers raises plain Exception
+        raise InputError(f"the bundle's tokenizer cannot encode this prompt: {error}") from error
+
+
 def tokenize(
     text: str, tokenizer: Tokenizer, spec: PromptSpec, *, tokens_per_image: Sequence[int]
 ) -> TokenizedPrompt:
@@ -168,17 +178,12 @@ def tokenize(
     Raises:
         InputError: If there are more image tokens than pictures or fewer, or no text follows the last.
     """
-    try:
-        with rust_panics():
-            ids = tokenizer.encode(text, add_special_tokens=not has_bos(text, spec)).ids
-    except Exception as error:  # tokenizers raises plain Exception
-        raise InputError(f"the bundle's tokenizer cannot encode this prompt: {error}") from error
-    prompt = np.array(ids, dtype=np.int64)
+    prompt = np.array(encode(text, tokenizer, spec), dtype=np.int64)
     places = prompt == spec.image_token_id
     if places.sum() != len(tokens_per_image):
         raise InputError(
-            f"the prompt has {places.sum()} {spec.image_token} tokens for {len(tokens_per_image)} pictures; "
-            "it takes one for each"
+            f"the prompt has {places.sum()} {spec.image_token} tokens, expected {len(tokens_per_image)}, "
+            "one for each picture"
         )
     repeats = np.ones_like(prompt)
     repeats[places] = tokens_per_image

@@ -23,6 +23,7 @@ from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.session import Caches, Closing, DeviceArray, Int64, Tensor
 from star_export.errors import BundleError, SettingsError, option
+from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
@@ -204,7 +205,7 @@ class ScoreReader(Closing):
         self.pipeline.close()
 
     def read(
-        self, image: ImageInput, prompt: str, *, keep: int | None = None, max_new_tokens: int | None = None
+        self, image: ImageInput, prompt: Prompt, *, keep: int | None = None, max_new_tokens: int | None = None
     ) -> Scores:
         """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
 

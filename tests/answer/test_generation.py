@@ -48,7 +48,10 @@ def tokens(pipeline: Pipeline, request: Request) -> tuple[int, ...]:
 def spoiled(pipeline: Pipeline, request: Request, sampling: Sampling = GREEDY) -> Request:
     """NaN, further into the KV caches than the request itself would reach."""
     (image,) = request.images
-    nan, tokens = replace(image, pixels=np.full_like(image.pixels, np.nan)), pipeline.tokenize(LONGER)
+    nan, tokens = (
+        replace(image, pixels=np.full_like(image.pixels, np.nan)),
+        pipeline.tokenize(LONGER, request.images),
+    )
     return replace(request, images=(nan,), tokens=tokens, keep=288, sampling=sampling)
 
 
@@ -102,7 +105,7 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
     bad = mha.steps.encode_image(*spoiled(mha, good).images).features
     with pytest.raises(NonFiniteError):
-        respond(mha, mha.tokenize(LONGER), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
+        respond(mha, mha.tokenize(LONGER, good.images), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
     fine = mha.steps.encode_image(*good.images).features
     answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()

@@ -54,7 +54,7 @@ def test_result_fields(pipeline: Pipeline, picture: Path) -> None:
     assert len(result.stage2_indices) == pipeline.spec.keep == 64
     assert set(result.stage2_indices) < set(range(518))
     assert list(result.stage2_indices) == sorted(set(result.stage2_indices))
-    assert result.prompt_tokens == 518 + pipeline.tokenize(SHORT).text_tokens
+    assert result.prompt_tokens == 518 + pipeline.tokenize(SHORT, pipeline.prepare(picture)).text_tokens
     assert len(result.token_ids) == 9
     assert result.text == pipeline.tokenizer.decode(list(result.token_ids))
     assert len(result.timings_ms.decode) == 8  # the first token comes from prefill
@@ -66,7 +66,7 @@ def test_unpruned_result_fields(fresh: Load, picture: Path) -> None:
     pipeline = fresh("gqa", prune=False)
     result = answer(pipeline, picture, max_new_tokens=3)
     assert result.stage1_indices == result.stage2_indices == tuple(range(576))
-    assert result.prompt_tokens == 576 + pipeline.tokenize(SHORT).text_tokens
+    assert result.prompt_tokens == 576 + pipeline.tokenize(SHORT, pipeline.prepare(picture)).text_tokens
     with pytest.raises(SettingsError, match="built with prune=False; keep has no meaning"):
         pipeline.generate(picture, SHORT, keep=64)
 
@@ -168,21 +168,22 @@ def test_every_kind_of_image_gives_the_same(mha: Pipeline, picture: Path) -> Non
         assert same(answer(mha, image, max_new_tokens=4), expected)
 
 
-@pytest.mark.parametrize("count", [0, 2])
-def test_other_than_one_image(mha: Pipeline, picture: Path, count: int) -> None:
-    with pytest.raises(InputError, match=f"takes exactly one image, got {count}"):
-        mha.generate([picture] * count, SHORT)
+def test_no_image_or_too_many(mha: Pipeline, picture: Path) -> None:
+    with pytest.raises(InputError, match="no picture is given"):
+        mha.generate([], SHORT)
+    with pytest.raises(InputError, match="takes at most 1 picture, got 2; build it again with max_images=2"):
+        mha.generate([picture] * 2, SHORT)
 
 
-def words_of(pipeline: Pipeline, tokens: int) -> str:
+def words_of(pipeline: Pipeline, picture: Path, tokens: int) -> str:
     """A prompt that has exactly ``tokens`` text tokens once it is rendered."""
-    return "a" + " a" * (tokens - pipeline.tokenize("a").text_tokens)
+    return "a" + " a" * (tokens - pipeline.tokenize("a", pipeline.prepare(picture)).text_tokens)
 
 
 def test_a_prompt_that_just_fits_fills_the_caches(mha: Pipeline, picture: Path) -> None:
-    tokens = mha.tokenize(words_of(mha, 128))
+    tokens = mha.tokenize(words_of(mha, picture, 128), mha.prepare(picture))
     assert tokens.text_tokens == 128
-    result = answer(mha, picture, words_of(mha, 128), keep=288)
+    result = answer(mha, picture, words_of(mha, picture, 128), keep=288)
     assert result.prompt_tokens == 518 + 128
     assert len(result.token_ids) == 32
 
@@ -191,14 +192,14 @@ def test_a_prompt_that_is_too_long(mha: Pipeline, picture: Path) -> None:
     with pytest.raises(
         InputError, match=r"has 129 text tokens, this bundle has room for 128; .* max_text_tokens=129"
     ):
-        mha.generate(picture, words_of(mha, 129))
+        mha.generate(picture, words_of(mha, picture, 129))
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
         ("", "the prompt is empty"),
-        ("<image><image> which one?", "exactly one image"),
+        ("<image><image> which one?", "the prompt has 2 <image> tokens, expected 1, one for each picture"),
         ("What is this? <image>", "no text follows <image>"),
     ],
 )

@@ -162,8 +162,8 @@ def test_only_a_checkpoint_without_template_gets_a_notice(
     [
         ([write("chat_template.jinja", "{% nonsense %}")], "unknown tag 'nonsense'"),
         ([write("chat_template.jinja", "Ask me! ASSISTANT:")], "leaves the question out"),
-        ([write("chat_template.jinja", TURN + TEXTS + END)], "has 0 <image> tokens for 1 pictures"),
-        ([write("chat_template.jinja", "<image>" + JOINS)], "has 2 <image> tokens for 1 pictures"),
+        ([write("chat_template.jinja", TURN + TEXTS + END)], "has 0 <image> tokens"),
+        ([write("chat_template.jinja", "<image>" + JOINS)], "has 2 <image> tokens"),
         (
             [write("chat_template.jinja", TURN + TEXTS + IMAGES.replace("\n", "") + "{%- endfor -%}")],
             "no text follows",

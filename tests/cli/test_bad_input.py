@@ -43,8 +43,11 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--drop-ratio", 1), "--drop-ratio must be at least 0 and below 1, got 1"),
         (("--prune-layer", 6), "--prune-layer must be from 1 to 5 for this 6-layer decoder, got 6"),
         (("--prune-layer", 0), "--prune-layer must be from 1 to 5"),
+        (("--max-images", 0), "--max-images must be at least 1, got 0"),
+        (("--max-images", 3, "--max-image-tokens", 575), "--max-image-tokens 575 has no room for a picture"),
+        (("--max-tiles", 2), "--max-tiles must be from 1 to 1 for this model, got 2"),
         (("--max-text-tokens", 0), "--max-text-tokens must be at least 1, got 0"),
-        (("--max-new-tokens", 5000), "over the model's 2048 positions"),
+        (("--max-new-tokens", 5000), "has no room for a picture"),
         (("--fp32-layers", "lm_head"), "--fp32-layers has no meaning with --dtype float32"),
         (
             ("--dtype", "float16", "--fp32-layers", "language_model.layers.6"),  # of 6 layers
@@ -158,8 +161,8 @@ def test_run_options(
     ("prompt", "message"),
     [
         ("", "the prompt is empty"),
-        ("why " * 200, "this bundle has room for 128; shorten it or rebuild with --max-text-tokens"),
-        ("<image><image> what?", "the prompt holds 2 <image> tokens; this bundle takes exactly one image"),
+        ("why " * 200, "this bundle has room for 128; shorten it or build it again with --max-text-tokens"),
+        ("<image><image> what?", "the prompt has 2 <image> tokens, expected 1, one for each picture"),
         ("What is in <image>", "no text follows <image>"),
     ],
 )
@@ -168,7 +171,10 @@ def test_run_prompts(cli: Any, bundle: BundleOf, picture: Path, prompt: str, mes
 
 
 def test_run_two_images(cli: Any, bundle: BundleOf, picture: Path) -> None:
-    refused(ask(cli, bundle("mha"), picture, "--image", picture), "takes exactly one image, got 2")
+    refused(
+        ask(cli, bundle("mha"), picture, "--image", picture),
+        "takes at most 1 picture, got 2; build it again with --max-images 2",
+    )
 
 
 def test_run_pictures(cli: Any, bundle: BundleOf, tmp_path: Path) -> None:
@@ -206,7 +212,7 @@ def test_missing_file(cli: Any, copy: Path, picture: Path) -> None:
 
 def test_newer_format(cli: Any, copy: Path, picture: Path) -> None:
     edit_manifest(copy, lambda manifest: manifest.update(format_version=99))
-    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 3")
+    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 4")
 
 
 def test_path_that_leaves_the_folder(cli: Any, copy: Path, picture: Path) -> None:

@@ -22,7 +22,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & {"torch", "transformers", "onnxruntime", "numpy", "onnx", "PIL", "tokenizers"}
 
 
-@pytest.mark.parametrize("command", ["build", "run", "check", "show", "inspect", "doctor", "bench"])
+@pytest.mark.parametrize("command", ["build", "run", "chat", "check", "show", "inspect", "doctor", "bench"])
 def test_help_shows_an_example(cli: Any, command: str) -> None:
     outcome = cli(command, "--help")
     assert outcome.code == 0
@@ -80,6 +80,19 @@ def test_run_streams_what_json_reports(cli: Any, bundle: BundleOf, picture: Path
     assert len(result["stage1_indices"]) == 518
 
 
+def test_run_with_several_pictures(cli: Any, bundle: BundleOf, picture: Path) -> None:
+    request = ("run", bundle("mini", max_images=3), "-i", picture, "-i", picture, "--json", "-p")
+    opened, placed = (
+        json.loads(cli(*request, prompt).out)
+        for prompt in ("where?", "USER: <image>\n<image>\nwhere? ASSISTANT:")
+    )
+    assert len(opened["stage1_indices"]) == 2 * 518
+    assert max(opened["stage1_indices"]) >= 576
+    assert len(opened["stage2_indices"]) == 64
+    assert opened["token_ids"] == placed["token_ids"]
+    refused(cli(*request, "<image> where?"), "the prompt has 1 <image> tokens, expected 2")
+
+
 def test_run_with_another_budget(cli: Any, bundle: BundleOf, picture: Path) -> None:
     request = ("run", bundle("mha"), "-i", picture, "-p", "Where?", "--max-new-tokens", 1, "--json")
     for keep in (1, 29, 288):
@@ -126,8 +139,14 @@ def test_check_with_a_picture_of_ones_own(cli: Any, bundle: BundleOf, picture: P
 def test_inspect(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("inspect", bundle("gqa"))
     assert outcome.code == 0
-    for fact in ("576 -> 518", "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
-        assert fact in outcome.out
+    facts = (
+        "2 CLIP layers, 576 patches of 14 px in 336 px",
+        "1 picture, 576 visual tokens",
+        "-> 518 of each picture before the decoder",
+        "-> 64 (at most 288) after layer 2",
+    )
+    for fact in (*facts, "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
+        assert fact in " ".join(outcome.out.split())
     manifest = json.loads(cli("inspect", bundle("gqa"), "--json").out)
     assert manifest["spec"]["schedule"][1]["tokens"] == 64
 

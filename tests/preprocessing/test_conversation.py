@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from tokenizers import Tokenizer
 from transformers import AutoProcessor
 
 from star_export.answer.pipeline import load
 from star_export.errors import InputError
-from star_export.preprocessing import PromptSpec, render, tokenize
+from star_export.preprocessing import PromptSpec, render
 from star_export.preprocessing.conversation import IMAGE, Turn, read_conversation
 from tests.preprocessing.test_templates import HUB, TEMPLATES, spec_of, theirs
 
@@ -96,14 +95,14 @@ def test_without_a_template_turns_are_written_as_the_hubs_llava_writes_them(aske
 
 
 def test_a_conversation_equals_the_processors(
-    checkpoint: Callable[[str], Path], bundle: Callable[..., Path]
+    checkpoint: Callable[[str], Path], bundle: Callable[..., Path], picture: Path
 ) -> None:
     given, parts, _ = ASKED["three questions"]
     processor = AutoProcessor.from_pretrained(checkpoint("gqa"))
     expected = processor.apply_chat_template(parts, add_generation_prompt=True)
     pipeline = load(bundle("gqa"), threads=1)
     assert render(given, pipeline.prompt_spec) == expected
-    tokens = pipeline.tokenize(given)
+    tokens = pipeline.tokenize(given, pipeline.prepare(picture))
     after = pipeline.tokenizer.decode(tokens.input_ids[0, tokens.query_positions[0]])
     assert all(said.strip() in after for said in (FIRST, SAID, AGAIN, SAID_AGAIN, LAST))
 
@@ -138,14 +137,6 @@ def test_the_place_of_the_picture_is_kept_where_it_is_given(content: Any) -> Non
     assert render(turns("Hi!", "Hello.", content), spec) == (
         "USER: Hi! ASSISTANT: Hello. USER: <image>\nWhat? ASSISTANT:"
     )
-
-
-def test_a_bundle_still_takes_one_picture(bundle: Callable[..., Path]) -> None:
-    tokenizer = Tokenizer.from_file(str(bundle("mha") / "tokenizer.json"))
-    spec = replace(spec_of(""), chat_template=None)
-    twice = render(turns([IMAGE_PART, IMAGE_PART, text("Which?")]), spec)
-    with pytest.raises(InputError, match="holds 2 <image> tokens; this bundle takes exactly one image"):
-        tokenize(twice, tokenizer, spec, tokens_per_image=4)
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ LLAVA = PromptForms(
     user_with_image=TurnForm(prefix="USER: <image>\n", suffix=" "),
     assistant=TurnForm(prefix="ASSISTANT: ", suffix=" "),
     generation_prompt="ASSISTANT:",
+    image="<image>\n",
 )
 INST = TurnForm(prefix="[INST] ", suffix=" [/INST]")
 TURNS = "{% for m in messages %}<{{ m.role }}>"
@@ -53,6 +54,7 @@ def test_published_forms() -> None:
         user_with_image=replace(INST, prefix="[INST] <image>\n"),
         assistant=TurnForm(prefix=" ", suffix="</s> "),
         generation_prompt="",
+        image="<image>\n",
     )
     assert prompt_forms(spec(TEMPLATES["next-mistral"])) == mistral
     chatml = PromptForms(
@@ -61,6 +63,7 @@ def test_published_forms() -> None:
         user_with_image=TurnForm(prefix="<|im_start|>user\n<image>", suffix="<|im_end|>\n"),
         assistant=TurnForm(prefix="<|im_start|>assistant\n", suffix="<|im_end|>\n"),
         generation_prompt="<|im_start|>assistant\n",
+        image="<image>",
     )
     assert prompt_forms(spec(TEMPLATES["chatml"])) == chatml
     onevision = PromptForms(
@@ -69,6 +72,7 @@ def test_published_forms() -> None:
         user_with_image=TurnForm(prefix="<|im_start|>user <image>\n", suffix="<|im_end|>"),
         assistant=TurnForm(prefix="<|im_start|>assistant \n", suffix="<|im_end|>"),
         generation_prompt="<|im_start|>assistant\n",
+        image="<image>",
     )
     assert prompt_forms(spec(TEMPLATES["onevision"])) == onevision
 
@@ -81,7 +85,7 @@ def test_forms_give_what_the_template_gives(style: str, content: Literal["parts"
     forms = prompt_forms(asked)
     assert (forms is None) == (style in NO_FORMS[content])
     said = [Turn("assistant", (f" {i} \n",)) if i % 2 else Turn("user", (f"\t{i}?",)) for i in range(9)]
-    said[4] = Turn("user", (IMAGE, " this? "))
+    said[4], said[6] = Turn("user", (IMAGE, " this? ")), Turn("user", (*[IMAGE] * 5, "\nwhich?"))
     if forms is not None:
         assert forms.render(tuple(said)) == render_conversation(tuple(said), asked)
 
@@ -121,6 +125,10 @@ def test_white_space_that_texts_lose(asked: PromptSpec, strips: tuple[str, str, 
     [
         TURNS + IMAGES + TEXTS,  # no end
         TURNS + TEXTS + IMAGES + END,  # the picture after its question
+        TURNS + IMAGES.replace("<image>", "{{ loop.index }}<image>") + TEXTS + END,  # numbers the pictures
+        TURNS + IMAGES.replace("<image>", "<image>{{ '; ' if loop.last else ', ' }}") + TEXTS + END,
+        TURNS + "[" + IMAGES.replace("<image>", "{{ ', ' if not loop.first }}<image>") + "]" + TEXTS + END,
+        TURNS + "{% if loop.first %}" + IMAGES + "{% endif %}" + TEXTS + END,  # not in later turns
         TURNS + "{{ loop.index }}" + IMAGES + TEXTS + END,
         TURNS + IMAGES + TEXTS + "{% if loop.index > 3 %}!{% endif %}" + END,
         TURNS + IMAGES + TEXTS.replace("p.text", "p.text | upper") + END,
@@ -136,3 +144,16 @@ def test_white_space_that_texts_lose(asked: PromptSpec, strips: tuple[str, str, 
 )
 def test_what_is_more_than_text_around_turns(template: str) -> None:
     assert prompt_forms(spec(template)) is None
+
+
+@pytest.mark.parametrize("written", ["Picture: <image>\n", "<a><image></a>", "<image>"])
+def test_what_stands_for_each_of_several_pictures(written: str) -> None:
+    forms = prompt_forms(spec(TURNS + IMAGES.replace("<image>", written) + TEXTS + END))
+    assert forms is not None
+    assert forms.image == written
+
+
+def test_forms_of_a_bundle_for_one_picture() -> None:
+    """As bundles before format 4 have them."""
+    old = replace(LLAVA, image=None)
+    assert old.render((Turn("user", (IMAGE, "Why?")),)) == "USER: <image>\nWhy? ASSISTANT:"

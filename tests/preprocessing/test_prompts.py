@@ -52,7 +52,7 @@ def with_template(template: str) -> PromptSpec:
 
 
 def token_ids(text: str, tokenizer: Tokenizer) -> TokenizedPrompt:
-    return tokenize(text, tokenizer, PLAIN, tokens_per_image=10)
+    return tokenize(text, tokenizer, PLAIN, tokens_per_image=[10])
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -96,7 +96,7 @@ def test_empty_prompt(prompt: str) -> None:
 
 def test_template_that_writes_bos_itself(tokenizer: Tokenizer) -> None:
     spec = with_template("{{ bos_token }}<image>{% if tools is not none %}tools{% endif %} What?")
-    tokens = tokenize(render("hello", spec), tokenizer, spec, tokens_per_image=2)
+    tokens = tokenize(render("hello", spec), tokenizer, spec, tokens_per_image=[2])
     assert tokens.input_ids[0, :3].tolist() == [tokenizer.token_to_id("<s>"), IMAGE_ID, IMAGE_ID]
 
 
@@ -125,7 +125,7 @@ def test_tokens_equal_transformers(
     processor: Any, spec: PromptSpec, tokenizer: Tokenizer, prompt: str
 ) -> None:
     text = render(prompt, spec)
-    ours = tokenize(text, tokenizer, spec, tokens_per_image=576)
+    ours = tokenize(text, tokenizer, spec, tokens_per_image=[576])
     theirs = processor(images=Image.new("RGB", (50, 50)), text=text, return_tensors="np")["input_ids"]
     assert ours.input_ids.dtype == np.int64
     assert np.array_equal(ours.input_ids, theirs)
@@ -146,9 +146,12 @@ def test_positions(tokenizer: Tokenizer) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("<image> one <image> two", "holds 2 <image> tokens; this bundle takes exactly one image"),
-        ("no picture", "holds 0 <image> tokens"),
-        ("What is this? <image>", "no text follows <image>; STAR scores the picture by the text after it"),
+        ("<image> one <image> two", "has 2 <image> tokens, expected 1, one for each picture"),
+        ("no picture", "has 0 <image> tokens, expected 1"),
+        (
+            "What is this? <image>",
+            "no text follows <image>; STAR scores the pictures by the text after the last",
+        ),
     ],
 )
 def test_prompts_that_cannot_be_used(tokenizer: Tokenizer, text: str, message: str) -> None:
