@@ -57,11 +57,12 @@ def resolve_images(
     if max_images < 1:
         raise SettingsError(f"{option('max_images')} must be at least 1, got {max_images}")
     smallest, needed = smallest_image(model)[0], _largest(model, max_images, tiles)
-    tokens = min(needed, room) if max_image_tokens is None else max_image_tokens
+    # No room for any picture: check_capacities says so, by the options that take it.
+    tokens = min(needed, max(room, smallest)) if max_image_tokens is None else max_image_tokens
     if tokens < smallest:
         raise SettingsError(
             f"{option('max_image_tokens', tokens)} has no room for a picture, which has {smallest} visual "
-            f"tokens at least; give more, or lower {option('max_text_tokens')} or {option('max_new_tokens')}"
+            "tokens at least; give more"
         )
     return ImageLimits(max_images=max_images, max_tiles=tiles, max_image_tokens=min(tokens, needed))
 

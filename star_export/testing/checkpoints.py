@@ -247,13 +247,13 @@ def _config(shape: Preset, tokenizer: PreTrainedTokenizerFast) -> Any:
     if shape.family == "llava_onevision":
         tiling["vision_aspect_ratio"] = f"anyres_max_{shape.max_grid}"
         tiling["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
-    several = isinstance(shape.feature_layer, tuple)
+    layers = shape.feature_layer
     return CONFIG_MAPPING[shape.family](
         vision_config=vision,
         text_config=text,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         tie_word_embeddings=shape.tied,
-        vision_feature_layer=list(shape.feature_layer) if several else shape.feature_layer,
+        vision_feature_layer=list(layers) if isinstance(layers, tuple) else layers,
         vision_feature_select_strategy=shape.feature_select,
         **tiling,
     )
