@@ -17,7 +17,7 @@ _output = partial(typer.Option, rich_help_panel="Output")
 
 ModelOption = Annotated[
     str | None,
-    _model("--model", "-m", metavar="NAME", help="llava-1.5-7b or another short name, a hub id or a local folder."),
+    _model("--model", "-m", metavar="NAME", help="A short name such as llava-1.5-7b, a hub id or a folder."),
 ]
 RevisionOption = Annotated[
     str | None,

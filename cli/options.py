@@ -198,7 +198,7 @@ MinRetentionOption = Annotated[
 CompareModelOption = Annotated[
     str,
     typer.Option(
-        "--model", "-m", metavar="NAME", help="llava-1.5-7b or another short name, a hub id or a local folder."
+        "--model", "-m", metavar="NAME", help="A short name such as llava-1.5-7b, a hub id or a folder."
     ),
 ]
 CompareLimitOption = Annotated[int, typer.Option("--limit", metavar="N", help="Questions to ask.")]

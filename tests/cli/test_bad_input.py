@@ -47,7 +47,7 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         (("--max-images", 3, "--max-image-tokens", 575), "--max-image-tokens 575 has no room for a picture"),
         (("--max-tiles", 2), "--max-tiles must be from 1 to 1 for this model, got 2"),
         (("--max-text-tokens", 0), "--max-text-tokens must be at least 1, got 0"),
-        (("--max-new-tokens", 5000), "has no room for a picture"),
+        (("--max-new-tokens", 5000), "over the model's 2048 positions"),
         (("--fp32-layers", "lm_head"), "--fp32-layers has no meaning with --dtype float32"),
         (
             ("--dtype", "float16", "--fp32-layers", "language_model.layers.6"),  # of 6 layers
