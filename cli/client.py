@@ -16,7 +16,7 @@ EPILOG = """
 @app.command(epilog=EPILOG)
 def client(
     url: opt.UrlArgument,
-    image: opt.ImageOption,
+    image: opt.ImagesOption,
     prompt: opt.PromptOption,
     keep: opt.RunKeepOption = None,
     max_new_tokens: opt.RunNewTokensOption = None,
@@ -27,7 +27,7 @@ def client(
     timeout: opt.ClientTimeoutOption = 300.0,
     json: opt.JsonOption = False,
 ) -> None:
-    """Ask a Triton server about a picture, streaming the text."""
+    """Ask a Triton server about pictures, streaming the text."""
     from star_export.serving.triton.client import collect, stream
 
     responses = stream(
