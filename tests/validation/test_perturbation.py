@@ -41,6 +41,10 @@ class Lab:
     def pipeline(self) -> Pipeline:
         return Pipeline(self.bundle, open_session(self.bundle, Runtime(threads=1)))
 
+    def tokens(self) -> TokenizedPrompt:
+        pipeline = self.pipeline()
+        return pipeline.tokenize(self.probe.prompt, pipeline.prepare(self.probe.pictures))
+
     def failed(self, pipeline: Pipeline | None = None) -> list[str]:
         """Stages that fail, in order."""
         check = ParityCheck(pipeline or self.pipeline(), self.reference, self.processor, max_new_tokens=3)
@@ -128,7 +132,7 @@ def test_every_vision_weight(mha: Lab) -> None:
 
 def test_every_decoder_weight(mha: Lab) -> None:
     # Rows in use: a token of the prompt; the second position, since the first turns nothing.
-    token = int(mha.pipeline().tokenize(mha.probe.prompt).input_ids[0, -1])
+    token = int(mha.tokens().input_ids[0, -1])
     found = first_failures(mha, "decoder", embed_tokens=token, cos=1, sin=1)
     assert len(found) == 1 + 6 * 9 + 2 + 2
     late = ("layers.3", "layers.4", "layers.5", "model.norm", "lm_head")
@@ -146,7 +150,7 @@ def test_every_decoder_bias(make_lab: Callable[[str], Lab]) -> None:
 
 
 def test_rotary_rows_that_only_decoding_uses(mha: Lab) -> None:
-    length = mha.pipeline().tokenize(mha.probe.prompt).input_ids.shape[1]
+    length = mha.tokens().input_ids.shape[1]
     found = first_failures(mha, "decoder", "rotary.", cos=length, sin=length)
     assert found == {"rotary.cos": "decode_logits", "rotary.sin": "decode_logits"}
 
@@ -360,7 +364,7 @@ PROMPT_FAULTS: dict[str, Callable[[TokenizedPrompt], TokenizedPrompt]] = {
 def test_prompt(mha: Lab, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     pipeline, change = mha.pipeline(), PROMPT_FAULTS[fault]
     tokenize = pipeline.tokenize
-    monkeypatch.setattr(pipeline, "tokenize", lambda prompt: change(tokenize(prompt)))
+    monkeypatch.setattr(pipeline, "tokenize", lambda *given: change(tokenize(*given)))
     assert mha.failed(pipeline) == ["preprocessing"]
 
 
