@@ -8,6 +8,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from star_export.checkpoint.families import FAMILIES
+from star_export.checkpoint.supported import require_supported
 from star_export.errors import CheckpointError, InputError, SettingsError, option
 from star_export.files import atomic_open
 from star_export.preprocessing.conversation import IMAGE, Turn
@@ -20,45 +22,81 @@ from star_export.preprocessing.prompts import (
     tokenize,
 )
 from star_export.specs import ModelSpec
+from star_export.typed import convert
 
 log = logging.getLogger("star_export.preprocessing")
 
 #: What a build asks to try a chat template, and a key of its content that no template reads.
 _QUESTION, _OTHER_QUESTION, _UNREAD = "What is in the picture?", "Where is it?", "star_export_unread"
 
-_IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil")
-
 
 def image_spec(processor: Any, model: ModelSpec) -> ImageSpec:
     """Image parameters of a processor.
 
     Raises:
-        CheckpointError: If it is of another kind or gives another size than the tower takes.
+        CheckpointError: If it is of another kind or gives other sizes than the model takes.
     """
     images = processor.image_processor
-    kind = type(images).__name__
-    if kind not in _IMAGE_PROCESSORS:
-        raise CheckpointError(f"image processor {kind} is not supported; supported: CLIPImageProcessor")
+    kind = type(images).__name__.removesuffix("Fast").removesuffix("Pil")
+    require_supported("image processor", kind, FAMILIES[model.model_type].image_processors)
     if not (images.do_rescale and images.do_normalize and images.do_resize):
         raise CheckpointError("an image processor without resize, rescale or normalize is not supported")
-    size, side = dict(images.size), model.vision.image_size
-    crop = (images.crop_size["height"], images.crop_size["width"]) if images.do_center_crop else None
-    exact = (size["height"], size["width"]) if size.get("height") else None
-    shortest = size.get("shortest_edge")
+    if model.tiling is None:
+        sizes = _whole_sizes(images, model)
+    else:
+        sizes = _tile_sizes(images, model, model.tiling.pinpoints)
+    values = sizes | {
+        "resample": None if images.resample is None else int(images.resample),
+        "rescale_factor": images.rescale_factor,
+        "mean": images.image_mean,
+        "std": images.image_std,
+    }
+    try:
+        return convert(values, ImageSpec)
+    except ValueError as error:
+        raise CheckpointError(f"the image processor's parameters are not supported: {error}") from error
+
+
+def _whole_sizes(images: Any, model: ModelSpec) -> dict[str, Any]:
+    """What a picture that is one tile is resized and cropped to."""
+    if getattr(images, "do_pad", None):
+        raise CheckpointError("an image processor that pads pictures (do_pad) is not supported here")
+    side, shortest, exact = model.vision.image_size, *_size(images)
+    crop = _pair(images.crop_size) if images.do_center_crop else None
     fits = crop == (side, side) and (shortest or min(exact or (0,))) >= side
     if not fits and not (crop is None and exact == (side, side)):
         raise CheckpointError(
-            f"the image processor's size {size} and crop {crop} do not give {side}x{side} pixels"
+            f"the image processor's size {dict(images.size)} and crop {crop} do not give {side}x{side} pixels"
         )
-    return ImageSpec(
-        shortest_edge=shortest,
-        resize_to=exact,
-        resample=int(images.resample),
-        crop=crop,
-        rescale_factor=float(images.rescale_factor),
-        mean=tuple(images.image_mean),
-        std=tuple(images.image_std),
-    )
+    return {"shortest_edge": shortest, "resize_to": exact, "crop": crop}
+
+
+def _tile_sizes(images: Any, model: ModelSpec, pinpoints: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """What a picture that is cut is resized to for its first tile, which all of its tiles are as large as."""
+    side, shortest, exact = model.vision.image_size, *_size(images)
+    crop = _pair(images.crop_size)  # tiles have this size, whether they are cropped or not
+    if {exact or (shortest, shortest), crop or (side, side)} != {(side, side)}:
+        raise CheckpointError(
+            f"the image processor's size {dict(images.size)} and crop {crop} do not give tiles of "
+            f"{side}x{side} pixels"
+        )
+    if images.image_grid_pinpoints != (expected := [list(pair) for pair in pinpoints]):
+        raise CheckpointError(
+            f"image_grid_pinpoints are {images.image_grid_pinpoints} in the image processor and {expected} "
+            "in config.json; make them agree"
+        )
+    return {"shortest_edge": None, "resize_to": (side, side), "crop": None}
+
+
+def _size(images: Any) -> tuple[int | None, tuple[int, int] | None]:
+    """Length of the shortest edge that an image processor resizes to, and exact size; one is None."""
+    return dict(images.size).get("shortest_edge"), _pair(images.size)
+
+
+def _pair(size: Any) -> tuple[int, int] | None:
+    """``(height, width)``, where a size has both."""
+    values = dict(size or {})
+    return (values["height"], values["width"]) if values.get("height") and values.get("width") else None
 
 
 def prompt_spec(

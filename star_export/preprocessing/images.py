@@ -1,12 +1,14 @@
-"""Pictures to what the vision graph takes, bit for bit as transformers' CLIP image processor.
+"""Pictures to what the vision graph takes, bit for bit as transformers' image processors on Pillow.
 
 Grey pictures of more than 8 bits are the exception: there they turn white, here they are scaled.
 The steps are resize, centre crop, rescale, normalise; their parameters are read
-from the source model's processor and stored in the bundle.
+from the source model's processor and stored in the bundle. Families that cut pictures make several
+tiles of one; each goes through the same steps.
 """
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from star_export.errors import InputError
 from star_export.preprocessing.packing import Packing
-from star_export.specs import ModelSpec, Side, VisionSpec
+from star_export.specs import ModelSpec, Side, Tiling, VisionSpec, picture_grid
 
 #: Pictures with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
@@ -170,24 +172,73 @@ def prepare(images: Sequence[Image.Image], spec: ImageSpec, model: ModelSpec) ->
         images: RGB.
         spec: The model's image parameters.
         model: What takes them: whether it cuts them into tiles.
+
+    Raises:
+        InputError: If one of several is too long for the square that it is padded to.
     """
-    if model.tiling is not None:
-        raise NotImplementedError
-    return tuple(_whole(image, spec, model.vision) for image in images)
+    tiling, vision = model.tiling, model.vision
+    if tiling is None:
+        return tuple(_whole(visible_pixels(image, spec), spec, vision) for image in images)
+    if tiling.several_whole and len(images) > 1:
+        squares = (visible_pixels(_square(image, spec), spec) for image in images)
+        return tuple(_whole(pixels, spec, vision, newlines=1) for pixels in squares)
+    return tuple(_cut(image, spec, tiling, vision) for image in images)
 
 
-def _whole(image: Image.Image, spec: ImageSpec, vision: VisionSpec) -> PreparedImage:
+def _whole(
+    pixels: npt.NDArray[np.uint8], spec: ImageSpec, vision: VisionSpec, *, newlines: int = 0
+) -> PreparedImage:
     """A picture as one tile."""
-    pixels = _normalised(visible_pixels(image, spec), spec)
-    return PreparedImage(pixels=pixels[None], packing=Packing(tokens=vision.tile_tokens))
+    packing = Packing(tokens=vision.tile_tokens + newlines, newlines=newlines)
+    return PreparedImage(pixels=_normalised(pixels[None], spec), packing=packing)
+
+
+def _square(image: Image.Image, spec: ImageSpec) -> Image.Image:
+    """The picture in the middle of a square of the mean colour."""
+    side = max(image.size)
+    if side**2 > MAX_PIXELS:
+        raise InputError(
+            f"one of the pictures is {image.width}x{image.height}; several are padded to squares, "
+            f"which may have {MAX_PIXELS} pixels; scale it down"
+        )
+    square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in spec.mean))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _cut(image: Image.Image, spec: ImageSpec, tiling: Tiling, vision: VisionSpec) -> PreparedImage:
+    """A picture as a tile of all of it, then those that it is cut into, row by row."""
+    tile = vision.image_size
+    grid = picture_grid((image.height, image.width), tiling, tile=tile, side=vision.grid_side)
+    rows, columns = grid.tiles
+    canvas = _padded(image, (rows * tile, columns * tile), spec)
+    tiles = canvas.reshape(rows, tile, columns, tile, 3).swapaxes(1, 2).reshape(-1, tile, tile, 3)
+    pixels = np.concatenate([visible_pixels(image, spec)[None], tiles])
+    packing = Packing(tokens=vision.tile_tokens + grid.tokens, newlines=grid.shape[0], grid=grid)
+    return PreparedImage(pixels=_normalised(pixels, spec), packing=packing)
+
+
+def _padded(image: Image.Image, size: tuple[int, int], spec: ImageSpec) -> npt.NDArray[np.uint8]:
+    """The picture, as large as fits in ``size (height, width)``, in the middle of black."""
+    scale_down, scale_across = size[0] / image.height, size[1] / image.width
+    if scale_across < scale_down:
+        height, width = min(math.ceil(image.height * scale_across), size[0]), size[1]
+    else:
+        height, width = size[0], min(math.ceil(image.width * scale_down), size[1])
+    canvas = np.zeros((*size, 3), np.uint8)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    resized = image.resize((width, height), resample=Image.Resampling(spec.resample))
+    canvas[top : top + height, left : left + width] = np.asarray(resized)
+    return canvas
 
 
 def _normalised(pixels: npt.NDArray[np.uint8], spec: ImageSpec) -> npt.NDArray[np.float32]:
-    """Pixels ``[H, W, 3]`` as the model takes them, ``[3, H, W]``."""
+    """Pixels ``[tiles, H, W, 3]`` as the model takes them, ``[tiles, 3, H, W]``."""
     # float64 and back, like transformers: rescaling in float32 would differ in the last bit.
-    scaled = (pixels.astype(np.float64) * spec.rescale_factor).astype(np.float32)
+    scaled = (np.arange(256, dtype=np.float64) * spec.rescale_factor).astype(np.float32)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    return np.ascontiguousarray(((scaled - mean) / std).transpose(2, 0, 1))
+    values = (scaled[:, None] - mean) / std  # [256, 3]: to look up is faster than to compute each pixel
+    return np.stack([values[pixels[..., channel], channel] for channel in range(3)], axis=1)
 
 
 def _resized(size: tuple[int, int], spec: ImageSpec) -> tuple[int, int]:

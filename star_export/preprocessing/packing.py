@@ -81,10 +81,12 @@ def _grid(grid: Grid, vision: VisionSpec) -> tuple[Int64, Float32]:
 def _samples(size: int, wanted: int) -> tuple[Int64, Int64, Float32]:
     """For each of ``wanted`` places along a side: the two nearest of ``size``, and the second's weight."""
     if size == wanted:
-        places = np.arange(size)
-        return places, places, np.zeros(size, np.float32)
+        every = np.arange(size)
+        return every, every, np.zeros(size, np.float32)
     scale = np.float32(size) / np.float32(wanted)
-    centres = np.maximum(scale * (np.arange(wanted, dtype=np.float32) + np.float32(0.5)) - np.float32(0.5), 0)
+    # Rounded once, as by the fused multiply-add in torch's kernels.
+    places = np.float64(scale) * (np.arange(wanted) + 0.5) - 0.5
+    centres = np.maximum(places.astype(np.float32), np.float32(0))
     low = centres.astype(np.int64)
     return low, np.minimum(low + 1, size - 1), (centres - low).astype(np.float32)
 

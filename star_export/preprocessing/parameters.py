@@ -66,6 +66,8 @@ def _check(parameters: Preprocessing, model: ModelSpec) -> None:
         raise ValueError(f"image: does not give the {side}x{side} pixels that the model takes")
     if min(image.resize_to or (image.shortest_edge or 0,)) < side:
         raise ValueError(f"image: is resized to less than the {side} pixels that the model takes")
+    if model.tiling is not None and image.resize_to != (side, side):
+        raise ValueError(f"image.resize_to: must be [{side}, {side}] for a model that cuts pictures")
     found = parameters.prompt.image_token_id
     if found != model.image_token_id:
         raise ValueError(f"prompt.image_token_id: the model has {model.image_token_id}, found {found}")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from star_export.checkpoint.config import read_model
+from star_export.checkpoint.families import FAMILIES
 from star_export.checkpoint.folder import read_json, refuse_lfs_pointer
 from star_export.errors import CheckpointError
 from star_export.preprocessing.tokenizer_model import (
@@ -17,28 +19,30 @@ from star_export.preprocessing.tokenizer_model import (
     open_sentencepiece,
     require_same_tokens,
 )
+from star_export.specs import ModelSpec
 
 _SENTENCEPIECE = "tokenizer.model"
 _IMAGES = "preprocessor_config.json"
 
 
 def read_processor(folder: Path) -> Any:
-    """The checkpoint's ``LlavaProcessor``, which the model's config overrules where the two differ.
+    """The checkpoint's processor, which the model's config overrules where the two differ.
 
     Its tokenizer has no truncation and no padding, whatever its file says, and agrees with a
     ``tokenizer.model`` beside it.
 
     Raises:
-        CheckpointError: If the tokenizer or the image processor is missing or cannot be read.
+        CheckpointError: If the tokenizer or the image processor is missing or cannot be read, or the
+            model is not supported.
         PlatformError: If the tokenizer needs sentencepiece and that is not installed.
     """
-    from transformers import LlavaProcessor
-
+    model = read_model(folder)
+    processors = processor_class(FAMILIES[model.model_type].processor)
     _require_files(folder)
     with _with_tokenizer_json(folder) as readable:
         try:
             # Where torchvision is installed it would be the default, with other rounding than Pillow.
-            processor = LlavaProcessor.from_pretrained(readable, local_files_only=True, backend="pil")
+            processor = processors.from_pretrained(readable, local_files_only=True, backend="pil")
         except Exception as error:  # transformers raises many unrelated types
             reason = str(error).strip().split("\n")[0]
             raise CheckpointError(f"{folder} has no readable tokenizer and processor: {reason}") from error
@@ -49,8 +53,16 @@ def read_processor(folder: Path) -> Any:
         processor.tokenizer.init_kwargs.pop(name, None)  # where a processor's call finds them again
     if (folder / _SENTENCEPIECE).is_file():
         require_same_tokens(tokenizer, folder / _SENTENCEPIECE)
-    _follow_config(processor, folder)
+    _follow_model(processor, model)
     return processor
+
+
+def processor_class(name: str) -> Any:
+    """transformers' processor of that name, for text and pictures: its part for videos needs torchvision."""
+    import transformers
+
+    parts = classmethod(lambda _: ["image_processor", "tokenizer"])
+    return type(name, (getattr(transformers, name),), {"get_attributes": parts})
 
 
 def _require_files(folder: Path) -> None:
@@ -89,15 +101,16 @@ def _with_tokenizer_json(folder: Path) -> Iterator[Path]:
         yield Path(scratch)
 
 
-def _follow_config(processor: Any, folder: Path) -> None:
+def _follow_model(processor: Any, model: ModelSpec) -> None:
     """Take what decides how many image tokens there are from the model, as the bundle does."""
-    from transformers import LlavaConfig
-
-    config = LlavaConfig.from_pretrained(folder, local_files_only=True)
-    processor.patch_size = config.vision_config.patch_size
-    processor.vision_feature_select_strategy = config.vision_feature_select_strategy
-    processor.num_additional_image_tokens = 1  # CLIP's class token
+    vision = model.vision
+    processor.patch_size = vision.patch_size
+    processor.vision_feature_select_strategy = vision.feature_select
+    processor.num_additional_image_tokens = int(vision.has_cls)
+    if model.tiling is not None and model.tiling.max_grid is not None:
+        processor.num_image_tokens = vision.num_patches + vision.has_cls
+        processor.vision_aspect_ratio = f"anyres_max_{model.tiling.max_grid}"
     if processor.image_token not in processor.tokenizer.get_vocab():
-        known = processor.tokenizer.convert_ids_to_tokens(config.image_token_index)
+        known = processor.tokenizer.convert_ids_to_tokens(model.image_token_id)
         processor.image_token = known or processor.image_token
     processor.image_token_id = processor.tokenizer.convert_tokens_to_ids(processor.image_token)

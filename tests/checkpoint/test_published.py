@@ -138,7 +138,7 @@ def test_the_reference_follows_the_models_config(folder: Path, poorer: dict[str,
     picture = load_image(Image.new("RGB", (70, 60), "red"))
     expected = expected_input(processor, picture, PROMPT, image_tokens=58)
     assert int((expected.full_ids == 340).sum()) == 64
-    found = tokenize(PROMPT, tokenizer, spec, tokens_per_image=58)
+    found = tokenize(PROMPT, tokenizer, spec, tokens_per_image=[58])
     assert compare_tokenized(found, expected) is None
 
 

@@ -138,7 +138,7 @@ def test_a_published_checkpoint_asks_as_transformers_does(published: Callable[..
     assert render(QUESTION, spec) == prompt
     picture = Image.new("RGB", (80, 60))
     expected = expected_input(read_processor(folder), picture, QUESTION, image_tokens=58)
-    found = tokenize(prompt, tokenizer, spec, tokens_per_image=58)
+    found = tokenize(prompt, tokenizer, spec, tokens_per_image=[58])
     assert compare_tokenized(found, expected) is None
     assert QUESTION in tokenizer.decode(found.input_ids[0, found.query_positions[0]])
 

@@ -19,8 +19,10 @@ from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.errors import InputError
 from star_export.preprocessing import ImageSpec, PreparedImage, convert, load_image, prepare
 from star_export.preprocessing.images import Packing
+from tests.shapes import NEXT
 
 SIDE = 96  # the "mha" checkpoint's image size
+MODEL = replace(NEXT, tiling=None)  # 576 visual tokens, like it
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,8 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def pixels_of(image: Image.Image, spec: ImageSpec) -> np.ndarray:
-    return prepare(image, spec, patch_size=4).pixels
+    (prepared,) = prepare([image], spec, MODEL)
+    return prepared.pixels
 
 
 def transformers_pixels(processor: Any, image: Image.Image) -> np.ndarray:
@@ -303,7 +306,7 @@ def test_white_is_the_least_usual_one_that_no_value_exceeds(mode: str, top: floa
 
 
 def test_a_prepared_picture_says_how_many_visual_tokens_it_gives(spec: ImageSpec) -> None:
-    image = prepare(noise(50, 40), spec, patch_size=4)
+    (image,) = prepare([noise(50, 40)], spec, MODEL)
     assert (image.pixels.shape, image.pixels.dtype) == ((1, 3, SIDE, SIDE), np.float32)
     assert image.packing == Packing(tokens=576)
 

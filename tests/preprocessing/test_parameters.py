@@ -3,7 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from star_export.bundle import open_bundle
 from star_export.errors import BundleError, InputError
 from star_export.preprocessing import read_preprocessing, read_tokenizer, tokenize
-from star_export.specs import ModelSpec
+from star_export.specs import ModelSpec, Tiling
 
 
 @pytest.fixture
@@ -88,6 +88,15 @@ def test_a_size_given_exactly(path: Path, model: ModelSpec) -> None:
         assert read_preprocessing(path, model).image.resize_to == (96, 96)
 
 
+def test_pictures_that_are_cut_are_resized_exactly(path: Path, model: ModelSpec) -> None:
+    tiling = Tiling(pinpoints=((96, 192),), max_grid=None, several_whole=False)
+    cutting = replace(model, tiling=tiling)
+    with pytest.raises(BundleError, match=r"image.resize_to: must be \[96, 96\] for a model that cuts pict"):
+        read_preprocessing(path, cutting)
+    edit(path, lambda p: p["image"].update(shortest_edge=None, resize_to=[96, 96], crop=None))
+    assert read_preprocessing(path, cutting).image.resize_to == (96, 96)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b"{}", b"\xff", b'{"image": {}}'])
 def test_a_file_that_is_none(path: Path, model: ModelSpec, content: bytes) -> None:
     path.write_bytes(content)
@@ -116,7 +125,7 @@ def test_a_tokenizer_that_panics(path: Path, model: ModelSpec) -> None:
     with pytest.raises(BundleError, match=r"tokenizer.json is damaged: .*; build the bundle again"):
         read_tokenizer(file, prompt)
     with pytest.raises(InputError, match="the bundle's tokenizer cannot encode this prompt"):
-        tokenize("<image>", Tokenizer.from_file(str(file)), prompt, tokens_per_image=1)
+        tokenize("<image>", Tokenizer.from_file(str(file)), prompt, tokens_per_image=[1])
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff", b"[]"])

@@ -17,12 +17,21 @@ class Family:
     Attributes:
         model_spec: Its config, and the folder of the checkpoint -> shape of the model.
         tensor_prefixes: What each part is called here -> all that transformers calls it in files and modules.
+        processor: transformers' class that reads its prompts and pictures.
+        image_processors: Its classes of the pictures' part, without what they end in (``Fast``, ``Pil``).
     """
 
     model_spec: Callable[[Any, Path], ModelSpec]
     tensor_prefixes: dict[str, Pattern[str]]
+    processor: str
+    image_processors: tuple[str, ...]
 
 
 FAMILIES = {
-    "llava": Family(llava.model_spec, llava.TENSOR_PREFIXES),
+    "llava": Family(
+        llava.model_spec,
+        llava.TENSOR_PREFIXES,
+        "LlavaProcessor",
+        ("CLIPImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor"),
+    ),
 }
