@@ -5,8 +5,10 @@ from collections.abc import Callable
 from torch import nn
 
 from star_export.graphs.towers.clip import CLIPVisionTower
+from star_export.graphs.towers.siglip import SiglipVisionTower
 from star_export.specs import VisionSpec
 
 TOWERS: dict[str, Callable[[VisionSpec], nn.Module]] = {
     "clip_vision_model": CLIPVisionTower,
+    "siglip_vision_model": SiglipVisionTower,
 }

@@ -12,7 +12,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from star_export.testing.checkpoints import make_tokenizer
+from star_export.testing.tokenizers import make_tokenizer
 
 HIDDEN, VISION_LAYERS, LAYERS, HEADS = 128, 6, 8, 4
 PATCH = 4

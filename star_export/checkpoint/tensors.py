@@ -12,6 +12,9 @@ from star_export.errors import CheckpointError
 
 _DTYPES = tuple(DTYPES[name].safetensors for name in get_args(DType))
 
+#: Integers that old versions of transformers saved beside the weights.
+_NO_WEIGHTS = ".position_ids"
+
 
 class StoredTensor(NamedTuple):
     """Where a tensor is: its file, its name in there, its shape."""
@@ -62,6 +65,8 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
     try:
         with safe_open(path, framework="np") as file:
             for name in file.keys():  # noqa: SIM118 (a file, not a dict)
+                if name.endswith(_NO_WEIGHTS):
+                    continue
                 stored = file.get_slice(name)
                 require_supported(f"dtype of {name}", stored.get_dtype(), _DTYPES)
                 yield StoredTensor(path, name, tuple(stored.get_shape()))

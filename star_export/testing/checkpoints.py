@@ -8,36 +8,18 @@ Example:
 """
 
 import argparse
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
-from transformers import (
-    CONFIG_MAPPING,
-    CLIPImageProcessor,
-    CLIPVisionConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, PreTrainedTokenizerFast
 
-_SPECIAL_TOKENS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
-_CORPUS = (
-    "USER: What is in the picture? ASSISTANT: a red circle above the blue square",
-    "How many objects are there and what colour is the one on the left?",
-    "Describe the image in detail. Where is the dog? What is written on the sign?",
-)
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message['role'] | upper }}: "
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}"
-    "{% endfor %}{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}"
-)
+from star_export.testing.processors import CHAT_TEMPLATE, CHATML, LLAMA3, MISTRAL, VICUNA, write_processor
+from star_export.testing.tokenizers import TOKENIZERS
+
+Rope = tuple[tuple[str, object], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +27,11 @@ class Preset:
     """Shape of a checkpoint; see :data:`PRESETS`.
 
     Attributes:
-        decoder: Hugging Face's name of the decoder's kind.
+        family: Hugging Face's name of the model's kind; the next two of the tower's and the decoder's.
+        vision_intermediate: Width of the tower's MLP; four times its own by default.
+        tokenizer: A key of :data:`~star_export.testing.tokenizers.TOKENIZERS`.
+        grids: ``(rows, columns)`` of tiles that a picture may be cut into.
+        max_grid: Tiles above which OneVision scales a grid down.
     """
 
     image_size: int
@@ -58,19 +44,27 @@ class Preset:
     layers: int
     heads: int
     kv_heads: int
+    family: str = "llava"
+    tower: str = "clip_vision_model"
     decoder: str = "llama"
+    vision_intermediate: int | None = None
+    feature_layer: int | tuple[int, ...] = -2
+    feature_select: str = "default"
+    grids: tuple[tuple[int, int], ...] = ()
+    max_grid: int = 9
     vocab: int = 512
     max_positions: int = 2048
     chat_template: str | None = None
-    llama2_tokenizer: bool = False
-    rope_parameters: tuple[tuple[str, object], ...] = (("rope_type", "default"), ("rope_theta", 10000.0))
+    tokenizer: str = "bytes"
+    rope_parameters: Rope = (("rope_type", "default"), ("rope_theta", 10000.0))
+    sliding_window: int | None = None
     attention_bias: bool = False
     tied: bool = False
     dtype: torch.dtype = torch.float32
     shard_size: str = "200kB"
 
 
-_LLAMA3_ROPE: tuple[tuple[str, object], ...] = (
+_LLAMA3_ROPE: Rope = (
     ("rope_type", "llama3"),
     ("rope_theta", 500000.0),
     ("factor", 8.0),
@@ -78,6 +72,16 @@ _LLAMA3_ROPE: tuple[tuple[str, object], ...] = (
     ("high_freq_factor", 4.0),
     ("original_max_position_embeddings", 256),
 )
+
+
+def _theta(theta: float) -> Rope:
+    return (("rope_type", "default"), ("rope_theta", theta))
+
+
+#: LLaVA-NeXT's own grids, and all of up to three by three tiles, as OneVision's are of up to six by six.
+_NEXT_GRIDS = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+_THREE = tuple((rows, columns) for rows in (1, 2, 3) for columns in (1, 2, 3))
+_SIX = tuple((rows, columns) for rows in range(1, 7) for columns in range(1, 7))
 
 PRESETS = {
     # Multi-head attention, LLaVA-1.5's 24x24 patches.
@@ -94,7 +98,7 @@ PRESETS = {
     # Llama-2's tokenizer, as LLaVA-1.5 has it; 8x8 patches and few layers: quick to build.
     "vicuna": Preset(
         image_size=56, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
-        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4, llama2_tokenizer=True,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4, tokenizer="llama2",
     ),
     # More layers than LLaVA-1.5-7B and another image grid (16x16).
     "deep": Preset(
@@ -118,6 +122,58 @@ PRESETS = {
         hidden=2048, intermediate=5504, layers=24, heads=16, kv_heads=16, vocab=32064,
         max_positions=4096, dtype=torch.float16, shard_size="1GB",
     ),
+    # Hidden states of several layers side by side, and one with CLS among the visual tokens.
+    "feature-layers": Preset(
+        image_size=56, patch_size=7, vision_hidden=32, vision_layers=4, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4, tokenizer="llama2",
+        feature_layer=(-2, 0, 1),
+    ),
+    "full": Preset(
+        image_size=56, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4, tokenizer="llama2",
+        feature_select="full",
+    ),
+    # LLaVA-Interleave: SigLIP with its head size of 72, pixels over as in 384 / 14; Qwen2 with a tied head.
+    "interleave": Preset(
+        image_size=58, patch_size=7, vision_hidden=144, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4,
+        tower="siglip_vision_model", feature_layer=-1, feature_select="full", decoder="qwen2",
+        tokenizer="qwen2", chat_template=CHATML, rope_parameters=_theta(1e6), tied=True,
+    ),
+    # LLaVA-NeXT: 4x4 patches in a tile.
+    "next": Preset(
+        image_size=28, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=4,
+        family="llava_next", grids=_NEXT_GRIDS, tokenizer="llama2", chat_template=VICUNA,
+    ),
+    "next-mistral": Preset(
+        image_size=28, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=2, decoder="mistral",
+        family="llava_next", grids=_NEXT_GRIDS, tokenizer="llama2", chat_template=MISTRAL,
+        rope_parameters=_theta(1e6), sliding_window=512,
+    ),
+    "next-llama3": Preset(
+        image_size=28, patch_size=7, vision_hidden=32, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=2,
+        family="llava_next", grids=_NEXT_GRIDS, tokenizer="llama3", chat_template=LLAMA3,
+        rope_parameters=_theta(5e5),
+    ),
+    # LLaVA-OneVision: 5x5 patches in a tile; grids of more than three tiles are scaled down.
+    "onevision": Preset(
+        image_size=36, patch_size=7, vision_hidden=144, vision_layers=3, vision_heads=2,
+        hidden=64, intermediate=128, layers=3, heads=4, kv_heads=2,
+        family="llava_onevision", tower="siglip_vision_model", feature_layer=-1, feature_select="full",
+        decoder="qwen2", grids=_THREE, max_grid=3, tokenizer="qwen2", chat_template=CHATML,
+        rope_parameters=_theta(1e6), tied=True,
+    ),
+    # LLaVA-OneVision-0.5B's own shape: 0.9 B parameters, 0.5 B of them the decoder.
+    "bench-onevision": Preset(
+        image_size=384, patch_size=14, vision_hidden=1152, vision_layers=26, vision_heads=16,
+        vision_intermediate=4304, hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2,
+        family="llava_onevision", tower="siglip_vision_model", feature_layer=-1, feature_select="full",
+        decoder="qwen2", grids=_SIX, tokenizer="qwen2", chat_template=CHATML, rope_parameters=_theta(1e6),
+        tied=True, vocab=151936, max_positions=32768, dtype=torch.float16, shard_size="1GB",
+    ),
 }  # fmt: skip
 
 
@@ -134,22 +190,22 @@ def make_checkpoint(folder: Path, preset: str | Preset, *, seed: int = 0) -> Pat
     """
     shape = PRESETS[preset] if isinstance(preset, str) else preset
     folder.mkdir(parents=True, exist_ok=True)
-    processor = _processor(shape)
-    image_token_id = processor.tokenizer.convert_tokens_to_ids("<image>")
+    tokenizer = TOKENIZERS[shape.tokenizer]()
+    config = _config(shape, tokenizer)
     before = torch.get_rng_state()
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_config(shape, image_token_id))
+    model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)](config)
     _spread(model)
     torch.set_rng_state(before)
     model.to(shape.dtype).save_pretrained(folder, max_shard_size=shape.shard_size)
-    processor.save_pretrained(folder)
+    write_processor(folder, config, tokenizer, shape.chat_template)
     return folder
 
 
-def _config(shape: Preset, image_token_id: int) -> LlavaConfig:
-    vision = CLIPVisionConfig(
+def _config(shape: Preset, tokenizer: PreTrainedTokenizerFast) -> Any:
+    vision = CONFIG_MAPPING[shape.tower](
         hidden_size=shape.vision_hidden,
-        intermediate_size=4 * shape.vision_hidden,
+        intermediate_size=shape.vision_intermediate or 4 * shape.vision_hidden,
         num_hidden_layers=shape.vision_layers,
         num_attention_heads=shape.vision_heads,
         image_size=shape.image_size,
@@ -164,17 +220,35 @@ def _config(shape: Preset, image_token_id: int) -> LlavaConfig:
         vocab_size=shape.vocab,
         max_position_embeddings=shape.max_positions,
         rope_parameters=dict(shape.rope_parameters),
-        attention_bias=shape.attention_bias,
         tie_word_embeddings=shape.tied,
-        bos_token_id=1,
-        eos_token_id=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        **_of_one_kind(shape),
     )
-    return LlavaConfig(
+    tiling: dict[str, Any] = {}
+    if shape.grids:
+        side = shape.image_size
+        tiling["image_grid_pinpoints"] = [[rows * side, columns * side] for rows, columns in shape.grids]
+    if shape.family == "llava_onevision":
+        tiling["vision_aspect_ratio"] = f"anyres_max_{shape.max_grid}"
+        tiling["video_token_index"] = tokenizer.convert_tokens_to_ids("<video>")
+    several = isinstance(shape.feature_layer, tuple)
+    return CONFIG_MAPPING[shape.family](
         vision_config=vision,
         text_config=text,
-        image_token_index=image_token_id,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         tie_word_embeddings=shape.tied,
+        vision_feature_layer=list(shape.feature_layer) if several else shape.feature_layer,
+        vision_feature_select_strategy=shape.feature_select,
+        **tiling,
     )
+
+
+def _of_one_kind(shape: Preset) -> dict[str, Any]:
+    """What a decoder's config has that others have not."""
+    if shape.decoder == "llama":
+        return {"attention_bias": shape.attention_bias}
+    return {"sliding_window": shape.sliding_window} if shape.decoder == "mistral" else {}
 
 
 def _spread(model: nn.Module) -> None:
@@ -184,7 +258,7 @@ def _spread(model: nn.Module) -> None:
         if "embed_tokens" in name or name.endswith("class_embedding"):
             # Small, so that tied embeddings do not just repeat the last token.
             nn.init.normal_(parameter, std=0.3)
-        elif "position_embedding" in name:
+        elif "position_embedding" in name or name.endswith("image_newline"):
             nn.init.normal_(parameter, std=0.5)
         elif parameter.ndim > 1:
             gain = 1.7 if ("q_proj" in name or "k_proj" in name) else 1.0
@@ -192,92 +266,6 @@ def _spread(model: nn.Module) -> None:
         else:
             center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
             nn.init.normal_(parameter, mean=center, std=0.1)
-
-
-def _processor(shape: Preset) -> LlavaProcessor:
-    side = shape.image_size
-    images = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
-    return LlavaProcessor(
-        image_processor=images,
-        tokenizer=llama2_tokenizer() if shape.llama2_tokenizer else make_tokenizer(_CORPUS, vocab_size=400),
-        patch_size=shape.patch_size,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=shape.chat_template,
-    )
-
-
-def make_tokenizer(
-    sentences: Iterable[str],
-    *,
-    vocab_size: int,
-    normalizer: normalizers.Normalizer | None = None,
-    pre_tokenizer: pre_tokenizers.PreTokenizer | None = None,
-    decoder: decoders.Decoder | None = None,
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer that adds BOS.
-
-    Args:
-        sentences: What it is trained on.
-        vocab_size: Tokens at most, with 5 special ones and 256 bytes.
-        normalizer: Applied to text first; nothing by default.
-        pre_tokenizer: Byte level by default.
-        decoder: Byte level by default.
-    """
-    tokenizer = Tokenizer(models.BPE())
-    if normalizer is not None:
-        tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = pre_tokenizer or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoder or decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=_SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(sentences, trainer)
-    return _fast(tokenizer)
-
-
-def llama2_tokenizer() -> PreTrainedTokenizerFast:
-    """Llama-2's kind: words begin with ``▁``, characters that have no token are bytes (``<0xE7>``)."""
-    trained = Tokenizer(models.BPE())
-    spaces = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    trained.normalizer = spaces
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")  # no token spans two words
-    trained.train_from_iterator(_CORPUS, trainers.BpeTrainer(vocab_size=200, show_progress=False))
-    model = json.loads(trained.to_str())["model"]
-    names = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
-    tokenizer = Tokenizer(
-        models.BPE(
-            {name: i for i, name in enumerate(names)},
-            [tuple(merge) for merge in model["merges"]],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    tokenizer.normalizer = spaces
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(_SPECIAL_TOKENS)
-    return _fast(tokenizer)
-
-
-def _fast(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """With BOS before a text, and the special tokens by name."""
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        extra_special_tokens={"image_token": "<image>"},
-    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from star_export.answer.transcript import TextStream, Transcript, check_stop
 from star_export.errors import SettingsError
 from star_export.preprocessing.prompts import end_token_ids
-from star_export.testing.checkpoints import llama2_tokenizer
+from star_export.testing.tokenizers import llama2_tokenizer
 
 END = 0
 MINI = Path(__file__).parents[2] / "models/mini/tokenizer.json"

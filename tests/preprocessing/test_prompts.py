@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 from star_export.errors import InputError
 from star_export.preprocessing import PromptSpec, TokenizedPrompt, render, tokenize
 from star_export.preprocessing.prompts import has_bos, rust_panics
-from star_export.testing.checkpoints import CHAT_TEMPLATE
+from star_export.testing.processors import CHAT_TEMPLATE
 
 PROMPTS = ["What is in the picture?", "Zwei Wörter, {braces} & 'quotes' 犬 🐕", " spaces \n\n and lines "]
 IMAGE_ID = 4

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-from star_export.checkpoint.decoders import llama
+from star_export.checkpoint.decoders import llama, mistral, qwen2
 from star_export.checkpoint.supported import require_supported
 from star_export.specs import TextSpec
 
 #: Config, and whether the head's weights are the embedding's -> shape.
 DECODERS: dict[str, Callable[[Any, bool], TextSpec]] = {
     "llama": llama.text_spec,
+    "mistral": mistral.text_spec,
+    "qwen2": qwen2.text_spec,
 }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from re import Pattern
 from typing import Any
 
-from star_export.checkpoint.families import llava
+from star_export.checkpoint.families import llava, llava_next, llava_onevision
+from star_export.checkpoint.families.parts import TENSOR_PREFIXES
 from star_export.specs import ModelSpec
 
 
@@ -30,8 +31,17 @@ class Family:
 FAMILIES = {
     "llava": Family(
         llava.model_spec,
-        llava.TENSOR_PREFIXES,
+        TENSOR_PREFIXES,
         "LlavaProcessor",
         ("CLIPImageProcessor", "SiglipImageProcessor", "LlavaImageProcessor"),
+    ),
+    "llava_next": Family(
+        llava_next.model_spec, TENSOR_PREFIXES, "LlavaNextProcessor", ("LlavaNextImageProcessor",)
+    ),
+    "llava_onevision": Family(
+        llava_onevision.model_spec,
+        TENSOR_PREFIXES,
+        "LlavaOnevisionProcessor",
+        ("LlavaOnevisionImageProcessor",),
     ),
 }

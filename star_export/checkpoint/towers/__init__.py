@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from star_export.checkpoint.supported import require_supported
-from star_export.checkpoint.towers import clip
+from star_export.checkpoint.towers import clip, siglip
 from star_export.errors import CheckpointError
 from star_export.specs import FeatureSelect, VisionSpec
 
@@ -12,6 +12,7 @@ from star_export.specs import FeatureSelect, VisionSpec
 #: Their modules are in `star_export.graphs.towers`.
 TOWERS: dict[str, Callable[[Any, tuple[int, ...], FeatureSelect], VisionSpec]] = {
     "clip_vision_model": clip.vision_spec,
+    "siglip_vision_model": siglip.vision_spec,
 }
 
 
