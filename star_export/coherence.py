@@ -27,8 +27,8 @@ def check_spec(spec: ExportSpec) -> None:
     """
     model = spec.model
     vision, text = model.vision, model.text
-    if vision.image_size % vision.patch_size:
-        raise ValueError(f"spec.model.vision: {vision.image_size} px are no whole patches")
+    if not vision.grid_side:
+        raise ValueError(f"spec.model.vision: {vision.image_size} px are no whole patch")
     if max(vision.feature_layers, default=0) != vision.num_layers:
         raise ValueError(
             f"spec.model.vision.feature_layers: {vision.feature_layers} of {vision.num_layers} layers"

@@ -17,6 +17,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Largest budget below each small model's stage-1 count that tests use.
 MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288}
+#: The same of the small checkpoints of other families: of a picture's 16 to 88 visual tokens.
+MAX_KEEP |= dict.fromkeys(
+    ("full", "feature-layers", "interleave", "next", "next-mistral", "next-llama3", "onevision"), 40
+)
 MINI = Path(__file__).parents[1] / "models/mini"
 PROMPT = "What is in the picture?"
 
@@ -62,9 +66,11 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         dtype: str = "float32",
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
+        max_images: int = 1,
     ) -> Path:
         kind = "star" if prune else "full"
-        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers))
+        several = [f"{max_images}-images"] if max_images > 1 else []
+        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several))
         if folder.exists():  # whole: builds rename
             return folder
         from star_export.build import BuildOptions, build
@@ -72,11 +78,12 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         options = BuildOptions(
             model=str(checkpoint(preset)),
             output=folder,
-            keep=64 if prune else None,
+            keep=min(64, MAX_KEEP[preset]) if prune else None,
             max_keep=MAX_KEEP[preset] if prune else None,
             prune=prune,
             max_text_tokens=128,
             max_new_tokens=max_new_tokens,
+            max_images=max_images,
             dtype=dtype,
             fp32_layers=fp32_layers,
         )
