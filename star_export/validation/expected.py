@@ -124,13 +124,13 @@ def _render(processor: Any, images: int, prompt: str | Messages, chat_template: 
     if isinstance(prompt, str) and image in prompt:
         return prompt
     question = [*[{"type": "image"}] * images, {"type": "text", "text": prompt}]
-    messages = [{"role": "user", "content": question}] if isinstance(prompt, str) else list(prompt)
+    messages: Messages = [{"role": "user", "content": question}] if isinstance(prompt, str) else list(prompt)
     template = chat_template or stored_template(processor)
     if template is None:
         said = [f"{message['role'].upper()}: {_joined(message, image)} " for message in messages]
         return "".join([*said, "ASSISTANT:"])
 
-    def apply(conversation: list[Any]) -> str:
+    def apply(conversation: Messages) -> str:
         text: str = processor.apply_chat_template(
             conversation, chat_template=template, add_generation_prompt=True, tokenize=False
         )

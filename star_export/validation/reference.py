@@ -174,8 +174,8 @@ class Reference:
         )
         states = [n if n >= 0 else layers + 1 + n for n in ([given] if isinstance(given, int) else given)]
         suffix = f"encoder.layers.{max(states) - 1}.self_attn"
-        modules = self.model.model.vision_tower.named_modules()
-        (found,) = (module for name, module in modules if name.endswith(suffix))
+        modules: dict[str, torch.nn.Module] = dict(self.model.model.vision_tower.named_modules())
+        (found,) = (module for name, module in modules.items() if name.endswith(suffix))
         return found
 
     def _received(self, weights: Tensor) -> Tensor:
