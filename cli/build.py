@@ -207,9 +207,8 @@ def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> No
 
 def _check(report: "BuildReport", context: typer.Context) -> "ParityReport":
     from star_export.validation.parity import check_bundle
-    from star_export.validation.probes import make_probes
 
-    return run_check(check_bundle, report.folder, probes=make_probes(2), runtime=_runtime(context))
+    return run_check(check_bundle, report.folder, probes=2, runtime=_runtime(context))
 
 
 def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> None:

@@ -57,7 +57,7 @@ def check(
     from star_export.build import require_export_extra
     from star_export.engines import Runtime
     from star_export.preprocessing import load_image
-    from star_export.validation.probes import Probe, make_probes
+    from star_export.validation.probes import Probe
 
     if scores:
         refuse(context, _PARITY_ONLY, "has no meaning with --scores, which runs the graphs alone")
@@ -71,7 +71,7 @@ def check(
         check_target("--junit", junit)
     if not polygraphy:
         require_export_extra(*(("onnx",) if scores else ()))
-    chosen = [Probe(path.name, load_image(path), prompt) for path in image or ()] or make_probes(probes)
+    chosen = [Probe(path.name, (load_image(path),), prompt) for path in image or ()] or probes
     options: dict[str, Any] = {"probes": chosen, "keep": keep or ()}
     if scores:
         from star_export.show.scores import check_scores

@@ -26,7 +26,7 @@ from star_export.errors import BundleError, SettingsError, option
 from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
-from star_export.validation.probes import Probe
+from star_export.validation.probes import Probe, choose_probes
 
 #: Scores whose standard deviation is below this share of their mean count as uniform.
 #: Measured on the test checkpoints: 0.7 to 2.6 as they should be, and over the wrong axis
@@ -226,7 +226,7 @@ class ScoreReader(Closing):
 def check_scores(
     folder: Path,
     *,
-    probes: Sequence[Probe],
+    probes: Sequence[Probe] | int,
     keep: Sequence[int] = (),
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ScoreReport:
@@ -234,7 +234,7 @@ def check_scores(
 
     Args:
         folder: The bundle; every file is hashed first.
-        probes: Pictures and prompts to look at.
+        probes: Pictures and prompts to look at, or how many of the built-in ones.
         keep: Budgets of stage 2; the bundle's own by default.
         progress: Called with cases done and cases in all.
 
@@ -244,10 +244,11 @@ def check_scores(
     stages: list[ScoreStatistics] = []
     with ScoreReader(open_bundle(folder, verify=True)) as reader:
         budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
-        for index, probe in enumerate(probes):
+        chosen = choose_probes(probes, reader.pipeline, max_images=1)
+        for index, probe in enumerate(chosen):
             for number, budget in enumerate(budgets):
-                progress(index * len(budgets) + number, len(probes) * len(budgets))
-                found = reader.read(probe.picture, probe.prompt, keep=budget, max_new_tokens=1)
+                progress(index * len(budgets) + number, len(chosen) * len(budgets))
+                found = reader.read(probe.pictures[0], probe.text, keep=budget, max_new_tokens=1)
                 if number == 0:  # stage 1 knows no budget
                     stages.append(statistics(found.stage1, probe, 1))
                 stages.append(statistics(found.stage2, probe, 2))
@@ -262,7 +263,7 @@ def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
     present = share[share > 0]
     return ScoreStatistics(
         picture=probe.name,
-        prompt=probe.prompt,
+        prompt=probe.text,
         stage=stage,
         tokens=len(scores),
         kept=len(found.kept),

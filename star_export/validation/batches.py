@@ -13,7 +13,7 @@ from star_export.answer.steps import Steps
 from star_export.engines.session import Caches, Int64
 from star_export.errors import InputError, SettingsError
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
-from star_export.validation.probes import Probe
+from star_export.validation.probes import Messages, Probe
 from star_export.validation.report import StageResult
 from star_export.validation.verdicts import Array, Tolerances, compare_arrays, worst
 
@@ -66,7 +66,7 @@ def _fill(pipeline: Pipeline, probes: Sequence[Probe], rows: Sequence[Caches]) -
     lengths = []
     for row, caches in enumerate(rows):
         probe = probes[row % len(probes)]
-        images = pipeline.prepare(probe.picture)
+        images = pipeline.prepare(probe.pictures)
         visions = pipeline.steps.encode_images(images)
         tokens, keep = _prompt(pipeline, images, probe.prompt, row), None
         if pipeline.spec.schedule:
@@ -75,10 +75,12 @@ def _fill(pipeline: Pipeline, probes: Sequence[Probe], rows: Sequence[Caches]) -
     return np.stack(lengths, axis=1)
 
 
-def _prompt(pipeline: Pipeline, images: Sequence[PreparedImage], prompt: str, row: int) -> TokenizedPrompt:
+def _prompt(
+    pipeline: Pipeline, images: Sequence[PreparedImage], prompt: str | Messages, row: int
+) -> TokenizedPrompt:
     """A prompt that is longer in every row, as long as the bundle has room."""
     try:
-        return pipeline.tokenize(prompt + " Why?" * row, images)
+        return pipeline.tokenize(prompt + " Why?" * row if isinstance(prompt, str) else prompt, images)
     except InputError:
         return pipeline.tokenize(prompt, images)
 

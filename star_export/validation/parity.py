@@ -2,7 +2,8 @@
 
 Stages, each with what came before it forced to the bundle's own choices:
 preprocessing, vision features, stage-1 set, stage-2 set, prefill logits, KV
-caches of both groups, teacher-forced decode logits, greedy tokens.
+caches of both groups, teacher-forced decode logits, logits of a question
+appended to the caches, greedy tokens.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +29,14 @@ from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
 from star_export.validation.batches import compare_batches
-from star_export.validation.expected import ExpectedInput, compare_tokenized, expected_input
+from star_export.validation.expected import (
+    ExpectedInput,
+    ExpectedPrompt,
+    compare_tokenized,
+    expected_input,
+)
 from star_export.validation.nonfinite import WatchedSession
-from star_export.validation.probes import Probe
+from star_export.validation.probes import Probe, budgets_of, choose_probes
 from star_export.validation.reference import PrefillReference, Reference
 from star_export.validation.report import CaseReport, ParityReport, StageResult
 from star_export.validation.verdicts import (
@@ -42,6 +48,9 @@ from star_export.validation.verdicts import (
     worst,
 )
 
+#: What is asked after the answer, on the same caches.
+FOLLOW_UP = " And what is to the right of it? Describe it in detail."
+
 
 class ParityCheck:
     """Compares one pipeline with one reference.
@@ -49,7 +58,7 @@ class ParityCheck:
     Args:
         pipeline: The bundle, loaded by any backend.
         reference: The Hugging Face model, its weights rounded as the bundle's.
-        processor: The checkpoint's own ``LlavaProcessor``.
+        processor: The checkpoint's own processor.
         max_new_tokens: Tokens to decode in the last two stages.
     """
 
@@ -68,7 +77,7 @@ class ParityCheck:
         stages = tuple(self._stages(probe, keep))
         if agreement is not None:
             stages = tuple(replace(s, agreement=agreement.get(s.stage)) for s in stages)
-        return CaseReport(probe.name, probe.prompt, keep, stages)
+        return CaseReport(probe.name, probe.text, keep, stages)
 
     def agreement(self, probe: Probe, keep: int | None) -> dict[str, float]:
         """Share of kept tokens that the reference keeps too, by stage; stage 2 given the same stage 1."""
@@ -81,51 +90,57 @@ class ParityCheck:
         return shares
 
     def _stages(self, probe: Probe, keep: int | None) -> Iterator[StageResult]:
-        spec = self.pipeline.spec
-        prompt_spec = self.pipeline.prompt_spec
-        expected = expected_input(
+        spec, prompt_spec = self.pipeline.spec, self.pipeline.prompt_spec
+        given = expected_input(
             self.processor,
-            probe.picture,
+            probe.pictures,
             probe.prompt,
-            image_tokens=spec.image_tokens,
             chat_template=prompt_spec.chat_template if prompt_spec.given_template else None,
         )
-        (image,) = self.pipeline.prepare(probe.picture)
-        tokens = self.pipeline.tokenize(probe.prompt, [image])
+        seen = self.reference.encode_images(given.pictures)
+        counts = [spec.entering(len(picture.scores), picture.newlines) for picture in seen]
+        expected = given.prompt([len(picture.scores) for picture in seen], counts)
+        images = self.pipeline.prepare(probe.pictures)
+        tokens = self.pipeline.tokenize(probe.prompt, images)
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
             return
-        yield compare_arrays("preprocessing", image.pixels, expected.pixel_values.numpy(), 0.0)
-
-        vision = self.pipeline.steps.encode_image(image)
-        seen = self.reference.encode_image(expected.pixel_values)
-        stage1 = compare_sets(
-            "stage1_set", vision.indices, seen.scores.numpy(), spec.image_tokens, self.tolerances.score
-        )
-        if np.isinf(stage1.error):
-            yield stage1
-            return
-        features = seen.features[torch.from_numpy(vision.indices)]
         yield compare_arrays(
-            "vision_features",
-            on_host(vision.features)[0].astype(np.float32, copy=False),
-            features.numpy(),
-            self.tolerances.vision_features,
+            "preprocessing", _batch([i.pixels for i in images]), given.pixels.numpy(), tolerance=0.0
         )
+
+        visions = self.pipeline.steps.encode_images(images)
+        kept = [
+            compare_sets("stage1_set", vision.indices, picture.scores.numpy(), count, self.tolerances.score)
+            for vision, picture, count in zip(visions, seen, counts, strict=True)
+        ]
+        if np.isinf(worst(kept).error):
+            yield _of_pictures(kept, counts)
+            return
+        features = [
+            picture.features[torch.from_numpy(vision.indices)]
+            for vision, picture in zip(visions, seen, strict=True)
+        ]
+        yield _of_pictures(list(map(self._features_result, visions, features)), counts)
         if keep is not None:
-            yield stage1
-        yield from self._decoder_stages(probe, keep, tokens, vision, expected, features)
+            yield _of_pictures(kept, counts)
+        yield from self._decoder_stages(probe, keep, tokens, visions, given, expected, torch.cat(features))
+
+    def _features_result(self, vision: VisionOutput, features: torch.Tensor) -> StageResult:
+        found = on_host(vision.features)[0].astype(np.float32, copy=False)
+        return compare_arrays("vision_features", found, features.numpy(), self.tolerances.vision_features)
 
     def _decoder_stages(
         self,
         probe: Probe,
         keep: int | None,
         tokens: TokenizedPrompt,
-        vision: VisionOutput,
-        wanted: ExpectedInput,
+        visions: Sequence[VisionOutput],
+        given: ExpectedInput,
+        wanted: ExpectedPrompt,
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
-        state = self.pipeline.steps.prefill(tokens, vision, keep=keep or 0)
+        state = self.pipeline.steps.prefill(tokens, *visions, keep=keep or 0)
         if fault := _positions_fault(wanted, state):
             yield fault
             return
@@ -145,18 +160,22 @@ class ParityCheck:
         forced = None
         if keep is None:
             forced = self.reference.generate(
-                wanted.full_ids,
-                wanted.pixel_values,
+                given.full_ids,
+                given.pictures,
                 max_new_tokens=self.max_new_tokens,
                 end_token_ids=self.pipeline.end_token_ids,
             )
-        yield from self._token_stages(probe, keep, state, *self._teach(expected, forced))
+        teacher, logits = self._teach(expected, forced)
+        yield self._decode_stage(state, teacher, logits)
+        yield from self._append_stage(keep, state, expected, given, teacher)
+        yield self._greedy_stage(probe, keep, teacher, logits)
 
     def _kept_stages(
         self, keep: int | None, tokens: TokenizedPrompt, state: DecodeState, expected: PrefillReference
     ) -> Iterator[StageResult]:
         """The visual tokens that each stage inside the decoder kept of those that came to it."""
-        visual, budgets = tokens.image_positions[0], self.pipeline.spec.budgets(keep)
+        visual = tokens.image_positions[0]
+        budgets = self.pipeline.spec.budgets(keep, entering=len(visual))
         stages = zip(state.stage_positions, expected.scores, budgets, strict=True)
         for number, (positions, scores, budget) in enumerate(stages, start=2):
             kept = np.flatnonzero(np.isin(visual, positions))
@@ -181,25 +200,55 @@ class ParityCheck:
             results.append(replace(result, detail=f"{name}: {result.detail}"))
         return worst(results)
 
-    def _token_stages(
-        self, probe: Probe, keep: int | None, state: DecodeState, teacher: list[int], logits: list[Array]
-    ) -> Iterator[StageResult]:
+    def _decode_stage(self, state: DecodeState, teacher: list[int], logits: list[Array]) -> StageResult:
+        """The reference's answer, fed token by token."""
         results = []
         for token, wanted in zip(teacher, logits[1:], strict=True):
             self.pipeline.steps.decode(state, token)
             results.append(
                 compare_arrays("decode_logits", state.logits, wanted, self.tolerances.decode_logits)
             )
+        return worst(results)
+
+    def _append_stage(
+        self,
+        keep: int | None,
+        state: DecodeState,
+        expected: PrefillReference,
+        given: ExpectedInput,
+        answer: list[int],
+    ) -> Iterator[StageResult]:
+        """Another question behind the answer: all but its last token at once, then that one."""
+        spec = self.pipeline.spec
+        room = min(group.capacity - n for group, n in zip(spec.groups, state.lengths, strict=True))
+        question = self.processor.tokenizer(FOLLOW_UP, add_special_tokens=False)["input_ids"][:room]
+        if spec.append_tokens == 1 or len(question) < 2:
+            return  # a bundle from before there were conversations, or without room for one
+        if keep is None:
+            ids = torch.cat([given.full_ids, torch.tensor([*answer, *question])])
+            wanted = list(self.reference.forward(ids, given.pictures, rows=2))
+        else:
+            wanted = [self.reference.decode(expected, token) for token in question][-2:]
+        results = []
+        for some, logits in zip((question[:-1], question[-1:]), wanted, strict=True):
+            self.pipeline.steps.decode(state, *some)
+            results.append(
+                compare_arrays("append_logits", state.logits, logits.numpy(), self.tolerances.decode_logits)
+            )
         yield worst(results)
+
+    def _greedy_stage(
+        self, probe: Probe, keep: int | None, teacher: list[int], logits: list[Array]
+    ) -> StageResult:
+        """The answer as users get it."""
         answer = self.pipeline.generate(
-            probe.picture, probe.prompt, keep=keep, max_new_tokens=self.max_new_tokens
+            probe.pictures, probe.prompt, keep=keep, max_new_tokens=self.max_new_tokens
         )
         try:
             found = list(answer.result().token_ids)
         except NonFiniteError as error:
-            yield StageResult("greedy_tokens", "fail", float("inf"), 0.0, str(error))
-            return
-        yield compare_tokens("greedy_tokens", found, teacher, logits, self.tolerances.token_margin)
+            return StageResult("greedy_tokens", "fail", float("inf"), 0.0, str(error))
+        return compare_tokens("greedy_tokens", found, teacher, logits, self.tolerances.token_margin)
 
     def _teach(self, expected: PrefillReference, forced: list[int] | None) -> tuple[list[int], list[Array]]:
         """Tokens of the reference, greedy or ``forced``; logits before each and after the last."""
@@ -219,7 +268,7 @@ def check_bundle(
     model: str | None = None,
     runtime: Runtime | None = None,
     keep: Sequence[int] = (),
-    probes: Sequence[Probe],
+    probes: Sequence[Probe] | int,
     max_new_tokens: int = 8,
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ParityReport:
@@ -230,7 +279,7 @@ def check_bundle(
         model: Where the checkpoint is now; by default where the manifest says it was.
         runtime: What runs the graphs.
         keep: Budgets to check; the bundle's own by default.
-        probes: Pictures and prompts to check with.
+        probes: Pictures and prompts to check with, or how many of the built-in ones.
         max_new_tokens: Tokens to decode.
         progress: Called with cases done and cases in all.
 
@@ -238,20 +287,19 @@ def check_bundle(
         BundleError, CheckpointError, SettingsError: If it cannot run.
     """
     bundle, runtime = open_bundle(folder, verify=True), runtime or Runtime()
-    if not probes:
-        raise SettingsError("a check needs at least one picture")
     if not bundle.spec.schedule and keep:
         raise SettingsError(
             f"this bundle was built with {option('prune', False)}; {option('keep')} has no meaning for it"
         )
     with WatchedSession(open_session(bundle, runtime), bundle) as session:
         pipeline = Pipeline(bundle, session)
-        budgets = [pipeline.budget(k) for k in keep or (None,)] if bundle.spec.schedule else [None]
+        chosen = choose_probes(probes, pipeline)
+        wanted = [(probe, budget) for probe in chosen for budget in budgets_of(probe, pipeline, keep)]
         checkpoint = _source_checkpoint(bundle, model)
         reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
         check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
-        cases = _run(check, [(probe, budget) for probe in probes for budget in budgets], progress)
-        batches = compare_batches(pipeline, probes)
+        cases = _run(check, wanted, progress)
+        batches = compare_batches(pipeline, chosen)
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
     if (facts := runtime.entry.facts(bundle)) is not None:
         versions[facts.backend] = facts.version
@@ -301,7 +349,7 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     return checkpoint
 
 
-def _positions_fault(wanted: ExpectedInput, state: DecodeState) -> StageResult | None:
+def _positions_fault(wanted: ExpectedPrompt, state: DecodeState) -> StageResult | None:
     """A failed stage if the positions that a prefill says it kept cannot be, else None."""
     before = np.arange(len(wanted.input_ids))
     text = np.setdiff1d(before, wanted.image_positions.numpy())
@@ -315,3 +363,23 @@ def _positions_fault(wanted: ExpectedInput, state: DecodeState) -> StageResult |
             return StageResult(f"stage{number}_set", "fail", float("inf"), 0.0, fault)
         before = kept
     return None
+
+
+def _batch(pictures: Sequence[Array]) -> Array:
+    """Tiles of each picture as the processors stack them: ``[N, T, 3, H, W]``, zeros where one has fewer."""
+    batch = np.zeros((len(pictures), max(map(len, pictures)), *pictures[0].shape[1:]), np.float32)
+    for row, tiles in zip(batch, pictures, strict=True):
+        row[: len(tiles)] = tiles
+    return batch
+
+
+def _of_pictures(results: list[StageResult], counts: Sequence[int]) -> StageResult:
+    """The worst result of a request's pictures; ``counts`` of tokens weigh what agrees in each."""
+    found = worst(results)
+    if len(results) == 1 or np.isinf(found.error):
+        return found
+    found = replace(found, detail=f"picture {results.index(found) + 1}: {found.detail}")
+    if found.agreement is None:
+        return found
+    shares = [result.agreement or 0.0 for result in results]
+    return replace(found, agreement=float(np.average(shares, weights=counts)))

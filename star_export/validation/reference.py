@@ -9,7 +9,8 @@ choice neither hides nor causes later differences.
 import inspect
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,37 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
 
 from star_export.checkpoint.folder import INDEX, find_shards
 from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.files import write_json
 
+#: Score of tokens that stage 1 always keeps: newlines and CLS.
+STAYS = 1e30
+
+#: What the model takes pictures as: ``pixel_values``, and ``image_sizes`` and ``batch_num_images`` where
+#: its processor gives them.
+Pictures = Mapping[str, Tensor]
+
 
 @dataclass(frozen=True)
 class VisionReference:
-    """Stage 1 as PyTorch sees it.
+    """One picture before stage 1, as PyTorch sees it.
 
     Attributes:
-        features: Projected features of every patch, ``[P, C]``.
-        scores: Attention each patch receives, ``[P]``.
+        features: Its visual tokens, projected and packed, ``[P, C]``.
+        scores: Attention that each receives, ``[P]``; :data:`STAYS` where it is no patch.
     """
 
     features: Tensor
     scores: Tensor
+
+    @property
+    def newlines(self) -> int:
+        """How many of its tokens are no patches."""
+        return int((self.scores == STAYS).sum())
 
 
 @dataclass
@@ -87,7 +100,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
                 if (folder / name).is_file():
                     shutil.copy(folder / name, source)
         try:
-            model = LlavaForConditionalGeneration.from_pretrained(
+            model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, attn_implementation=attention, local_files_only=True
             )
         except Exception as error:  # transformers raises many unrelated types
@@ -136,18 +149,56 @@ class Reference:
                 setattr(self.model.get_submodule(module), leaf, rounded)
 
     @torch.no_grad()
-    def encode_image(self, pixel_values: Tensor) -> VisionReference:
-        """Features and stage-1 scores of ``pixel_values [1, 3, H, W]``."""
-        layer = self.model.config.vision_feature_layer
-        output = self.model.model.vision_tower(
-            pixel_values, output_hidden_states=True, output_attentions=True
+    def encode_images(self, pictures: Pictures) -> tuple[VisionReference, ...]:
+        """Visual tokens and stage-1 scores of each picture of a request.
+
+        Behind the projector every token carries its score as one more channel, so that the model itself
+        unpads, scales and packs both alike.
+        """
+        model, maps = self.model.model, list[Tensor]()
+        with ExitStack() as stack:
+            for module, hook in (
+                (self._scoring_attention(), lambda _m, _i, output: maps.append(output[1])),
+                (model.multi_modal_projector, lambda _m, _i, x: torch.cat([x, self._received(maps[0])], -1)),
+            ):
+                stack.callback(module.register_forward_hook(hook).remove)
+            stack.enter_context(self._scored_newline())
+            packed = model.get_image_features(**pictures).pooler_output
+        return tuple(VisionReference(tokens[:, :-1], tokens[:, -1]) for tokens in packed)
+
+    def _scoring_attention(self) -> torch.nn.Module:
+        """The attention in the layer that writes the last hidden state that is projected."""
+        given, layers = (
+            self.model.config.vision_feature_layer,
+            self.model.config.vision_config.num_hidden_layers,
         )
-        states = output.hidden_states
-        producer = (layer if layer >= 0 else len(states) + layer) - 1  # the layer that wrote states[layer]
-        attention = output.attentions[producer][0].float()  # [H, 1+P, 1+P]
-        received = attention.mean(0)[1:, 1:].mean(0)  # CLS neither asks nor is asked
-        features = self.model.model.multi_modal_projector(states[layer][0, 1:])
-        return VisionReference(features, received)
+        states = [n if n >= 0 else layers + 1 + n for n in ([given] if isinstance(given, int) else given)]
+        suffix = f"encoder.layers.{max(states) - 1}.self_attn"
+        modules: dict[str, torch.nn.Module] = dict(self.model.model.vision_tower.named_modules())
+        (found,) = (module for name, module in modules.items() if name.endswith(suffix))
+        return found
+
+    def _received(self, weights: Tensor) -> Tensor:
+        """Of attention maps ``[T, H, N, N]``, what each used token receives from patches of its tile."""
+        config = self.model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        cls, left_out = weights.shape[-1] - side**2, int(config.vision_feature_select_strategy == "default")
+        first = max(cls, left_out)
+        patches = weights.float().mean(1)[:, first:, first:].mean(1)
+        return torch.nn.functional.pad(patches, (first - left_out, 0), value=STAYS)[..., None]
+
+    @contextmanager
+    def _scored_newline(self) -> Iterator[None]:
+        """The newline, where the family has one, with its score as one more channel."""
+        model = self.model.model
+        newline = getattr(model, "image_newline", None)
+        if newline is not None:
+            model.image_newline = torch.nn.Parameter(torch.cat([newline, newline.new_tensor([STAYS])]))
+        try:
+            yield
+        finally:
+            if newline is not None:
+                model.image_newline = newline
 
     @torch.no_grad()
     def prefill(
@@ -171,7 +222,7 @@ class Reference:
         """
         x = self.decoder.embed_tokens(input_ids)[None].clone()
         x[0, image_positions] = features
-        cache, layers = DynamicCache(config=self.model.config.text_config), self.decoder.layers
+        cache, layers = DynamicCache(), self.decoder.layers  # every key stays: no window is left
         positions, first, scores = torch.arange(len(input_ids)), 0, []
         for after_layer, kept in stages:
             x, attention = self._run(layers[first:after_layer], x, positions, cache)
@@ -191,28 +242,35 @@ class Reference:
         return self._logits(x)
 
     @torch.no_grad()
+    def forward(self, input_ids: Tensor, pictures: Pictures, *, rows: int) -> Tensor:
+        """Logits of the whole model, unpruned, at the last rows of ``input_ids [S]``: ``[rows, vocab]``."""
+        output = self.model(input_ids=input_ids[None], **pictures, logits_to_keep=rows)
+        logits: Tensor = output.logits[0]
+        return logits
+
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
-        pixel_values: Tensor,
+        pictures: Pictures,
         *,
         max_new_tokens: int,
         end_token_ids: Sequence[int] = (),
     ) -> list[int]:
-        """Greedy tokens of ``LlavaForConditionalGeneration.generate``, unpruned.
+        """Greedy tokens of the model's own ``generate``, unpruned.
 
         Args:
-            input_ids: ``[S]`` with one image token per patch.
-            pixel_values: ``[1, 3, H, W]``.
+            input_ids: ``[S]`` with one image token per visual token.
+            pictures: The pictures.
             max_new_tokens: Tokens to generate at most.
             end_token_ids: Tokens that end the answer; the model's own by default.
         """
         output = self.model.generate(
             input_ids=input_ids[None],
-            pixel_values=pixel_values,
             attention_mask=torch.ones_like(input_ids)[None],
             max_new_tokens=max_new_tokens,
             eos_token_id=list(end_token_ids) or None,
+            **pictures,
         )
         return [int(token) for token in output[0, len(input_ids) :]]
 

@@ -23,9 +23,12 @@ from star_export.engines.backends import ONNXRUNTIME
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper, on_host
 from star_export.errors import PlatformError, SettingsError, StarExportError
 from star_export.progress import CaseProgress
-from star_export.validation.probes import Probe
+from star_export.validation.probes import Probe, budgets_of, choose_probes
 from star_export.validation.report import JUnitTest, case_name, to_junit
 from star_export.validation.verdicts import Tolerances
+
+#: Tokens that are appended at once, where the bundle can.
+MORE = 3
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class ComparatorReport:
 def compare_runtimes(
     folder: Path,
     *,
-    probes: Sequence[Probe],
+    probes: Sequence[Probe] | int,
     keep: Sequence[int] = (),
     runtime: Runtime | None = None,
     progress: CaseProgress = lambda _done, _total: None,
@@ -116,7 +119,7 @@ def compare_runtimes(
 
     Args:
         folder: A float32 or float16 bundle; every file is hashed first.
-        probes: Pictures and prompts.
+        probes: Pictures and prompts, or how many of the built-in ones.
         keep: Budgets of stage 2; the bundle's own by default.
         runtime: How they run; its backend is each of them in turn.
         progress: Called with cases done and cases in all.
@@ -142,11 +145,10 @@ def compare_runtimes(
     with ExitStack() as stack:
         recorder = stack.enter_context(Recorder(open_session(bundle)))
         pipeline = Pipeline(bundle, recorder)
-        given = keep or ((None,) if bundle.spec.schedule else ())
-        budgets: list[int | None] = [pipeline.budget(k) for k in given] or [None]
         engines, not_run = _open_engines(bundle, runtime or Runtime(), stack)
         sessions = {ONNXRUNTIME: recorder.session, **engines}
-        cases = [(probe, budget) for probe in probes for budget in budgets]
+        chosen = choose_probes(probes, pipeline)
+        cases = [(probe, budget) for probe in chosen for budget in budgets_of(probe, pipeline, keep)]
         for index, (probe, budget) in enumerate(cases):
             progress(index, len(cases))
             calls = _record(pipeline, recorder, probe, budget)
@@ -190,15 +192,18 @@ class Recorder(Wrapper):
 
 
 def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
-    """Vision, prefill and one decode step of a request."""
+    """Vision of each picture, prefill, and decode of one token and of some at once."""
     recorder.calls = []
-    images = pipeline.prepare(probe.picture)
+    images = pipeline.prepare(probe.pictures)
     visions = pipeline.steps.encode_images(images)
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
     state = pipeline.steps.prefill(
         pipeline.tokenize(probe.prompt, images), *visions, keep=keep, caches=caches
     )
-    pipeline.steps.decode(state, int(state.logits.argmax()))
+    token, spec = int(state.logits.argmax()), pipeline.spec
+    pipeline.steps.decode(state, token)
+    if more := min(spec.append_tokens, spec.max_new_tokens) - 1:
+        pipeline.steps.decode(state, *[token] * min(more, MORE))
     return recorder.calls
 
 

@@ -25,7 +25,12 @@ from star_export.preprocessing import convert, load_image, tokenize
 from star_export.preprocessing.processor import read_processor
 from star_export.preprocessing.tokenizer_model import convert_sentencepiece, open_sentencepiece
 from star_export.testing.checkpoints import PRESETS, make_checkpoint
-from star_export.validation.expected import compare_tokenized, expected_input, processor_inputs
+from star_export.validation.expected import (
+    compare_tokenized,
+    expected_input,
+    picture_inputs,
+    processor_inputs,
+)
 from star_export.validation.reference import Reference
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -136,10 +141,10 @@ def test_the_reference_follows_the_models_config(folder: Path, poorer: dict[str,
         edit(folder / "processor_config.json", **poorer)
     processor, spec, tokenizer = prepare(folder, folder / "bundle")
     picture = load_image(Image.new("RGB", (70, 60), "red"))
-    expected = expected_input(processor, picture, PROMPT, image_tokens=58)
+    expected = expected_input(processor, [picture], PROMPT)
     assert int((expected.full_ids == 340).sum()) == 64
     found = tokenize(PROMPT, tokenizer, spec, tokens_per_image=[58])
-    assert compare_tokenized(found, expected) is None
+    assert compare_tokenized(found, expected.prompt([64], [58])) is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +167,7 @@ def test_the_reference_follows_the_models_config(folder: Path, poorer: dict[str,
 def test_the_reference_neither_cuts_nor_pads(base: Path, folder: Path, left: dict[str, Any]) -> None:
     edit(folder / "tokenizer.json", **left)
     picture = Image.new("RGB", (70, 60))
-    whole, found = (processor_inputs(read_processor(f), picture, PROMPT) for f in (base, folder))
+    whole, found = (processor_inputs(read_processor(f), [picture], PROMPT) for f in (base, folder))
     assert found["input_ids"].tolist() == whole["input_ids"].tolist()
 
 
@@ -275,9 +280,9 @@ def test_settings_of_no_effect_are_not_named(
 
 def test_the_reference_generates_without_them(base: Path, folder: Path) -> None:
     edit(folder / "generation_config.json", repetition_penalty=5.0, suppress_tokens=list(range(4, 300)))
-    inputs = processor_inputs(read_processor(base), Image.new("RGB", (70, 60), "red"), PROMPT)
+    inputs = processor_inputs(read_processor(base), [Image.new("RGB", (70, 60), "red")], PROMPT)
     answers = [
-        Reference(f).generate(inputs["input_ids"][0], inputs["pixel_values"], max_new_tokens=8)
+        Reference(f).generate(inputs["input_ids"][0], picture_inputs(inputs), max_new_tokens=8)
         for f in (base, folder)
     ]
     assert answers[0] == answers[1]

@@ -137,9 +137,9 @@ def test_a_published_checkpoint_asks_as_transformers_does(published: Callable[..
     spec, tokenizer = prepared(folder)
     assert render(QUESTION, spec) == prompt
     picture = Image.new("RGB", (80, 60))
-    expected = expected_input(read_processor(folder), picture, QUESTION, image_tokens=58)
+    expected = expected_input(read_processor(folder), [picture], QUESTION)
     found = tokenize(prompt, tokenizer, spec, tokens_per_image=[58])
-    assert compare_tokenized(found, expected) is None
+    assert compare_tokenized(found, expected.prompt([64], [58])) is None
     assert QUESTION in tokenizer.decode(found.input_ids[0, found.query_positions[0]])
 
 
@@ -253,10 +253,10 @@ def test_a_template_that_nobody_gave_is_checked_against_the_checkpoints(built: P
 def test_end_tokens_of_build_run_and_check(built: Path, picture: Path, tmp_path: Path) -> None:
     probe = make_probes(1)[0]
     pipeline = load(built)
-    whole = pipeline.generate(probe.picture, probe.prompt, max_new_tokens=8).result().token_ids
+    whole = pipeline.generate(probe.pictures, probe.prompt, max_new_tokens=8).result().token_ids
     end = next(token for token in whole[1:] if token != whole[0])
     text, ended = pipeline.tokenizer.id_to_token(end), whole[: whole.index(end) + 1]
-    asked = pipeline.generate(probe.picture, probe.prompt, max_new_tokens=8, end_tokens=[text]).result()
+    asked = pipeline.generate(probe.pictures, probe.prompt, max_new_tokens=8, end_tokens=[text]).result()
     assert (asked.token_ids, asked.finish_reason) == (ended, "stop")
     with pytest.raises(
         SettingsError, match="end_tokens='<|eot_id|>' is no token of this model".replace("|", r"\|")
@@ -264,7 +264,7 @@ def test_end_tokens_of_build_run_and_check(built: Path, picture: Path, tmp_path:
         pipeline.request(picture, QUESTION, end_tokens=["<|eot_id|>"])
 
     other = with_prompt(built, tmp_path / "bundle", end_tokens=[text])
-    stored = load(other).generate(probe.picture, probe.prompt, max_new_tokens=8).result()
+    stored = load(other).generate(probe.pictures, probe.prompt, max_new_tokens=8).result()
     assert (stored.token_ids, stored.finish_reason) == (ended, "stop")
     report = check_bundle(other, probes=[probe], max_new_tokens=8)
     assert report.passed

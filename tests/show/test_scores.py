@@ -26,10 +26,12 @@ def test_scores_are_those_of_pytorch(
 ) -> None:
     opened = open_bundle(bundle(preset, dtype=dtype))
     reader = ScoreReader(opened)
-    found = reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
-    reference, tokens = Reference(checkpoint(preset)), reader.pipeline.tokenize(PROBE.prompt)
+    found = reader.read(PROBE.pictures[0], PROBE.prompt, max_new_tokens=1)
+    reference = Reference(checkpoint(preset))
     reference.round_weights(opened.spec.weight_dtype)
-    seen = reference.encode_image(torch.from_numpy(reader.pipeline.prepare(PROBE.picture).pixels))
+    (image,) = images = reader.pipeline.prepare(PROBE.pictures)
+    tokens = reader.pipeline.tokenize(PROBE.prompt, images)
+    (seen,) = reference.encode_images({"pixel_values": torch.from_numpy(image.pixels)})
     expected = reference.prefill(
         torch.from_numpy(tokens.input_ids[0]),
         seen.features[torch.from_numpy(found.stage1.kept)],
@@ -45,7 +47,7 @@ def test_scores_are_those_of_pytorch(
 @pytest.mark.parametrize("keep", [29, 288])
 def test_the_highest_scores_are_kept(bundle: BundleOf, keep: int) -> None:
     found = ScoreReader(open_bundle(bundle("mha"))).read(
-        PROBE.picture, PROBE.prompt, keep=keep, max_new_tokens=1
+        PROBE.pictures[0], PROBE.prompt, keep=keep, max_new_tokens=1
     )
     for stage, count in ((found.stage1, 518), (found.stage2, keep)):
         best = np.argsort(-stage.scores, kind="stable")[:count]
@@ -54,7 +56,7 @@ def test_the_highest_scores_are_kept(bundle: BundleOf, keep: int) -> None:
 
 
 def test_statistics() -> None:
-    probe = Probe("p", PROBE.picture, "?")
+    probe = Probe("p", PROBE.pictures, "?")
     found = statistics(StageScores(np.array([1, 1, 2, 4], np.float32), np.array([2, 3])), probe, 2)
     assert (found.low, found.median, found.high) == (0.5, 0.75, 2.0)
     assert (found.tokens, found.kept, found.kept_share) == (4, 2, 0.75)
@@ -91,10 +93,10 @@ def test_scores_that_are_not_finite(bundle: BundleOf, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(session, "run", run)
     with pytest.raises(BundleError, match="some scores are inf or NaN; run `star-export check` without"):
-        reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
+        reader.read(PROBE.pictures[0], PROBE.prompt, max_new_tokens=1)
     monkeypatch.undo()
     reader.pipeline.image_spec = replace(reader.pipeline.image_spec, rescale_factor=float("nan"))
     with pytest.raises(NonFiniteError, match="star-export check names the first tensor"):
-        reader.read(PROBE.picture, PROBE.prompt, max_new_tokens=1)
+        reader.read(PROBE.pictures[0], PROBE.prompt, max_new_tokens=1)
     with pytest.raises(InputError, match="the prompt is empty"):
-        reader.read(PROBE.picture, " ")
+        reader.read(PROBE.pictures[0], " ")

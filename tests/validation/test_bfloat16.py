@@ -104,6 +104,6 @@ def test_the_graphs_match_when_every_tensor_is_rounded(
         # It did round: float32 would be a thousand times closer, float16 eight times.
         assert errors["vision_features"] > 2e-2
         assert errors["prefill_logits"] > 1e-2
-    features = pipeline.steps.encode_image(pipeline.prepare(make_probes(1)[0].picture))
+    (features,) = pipeline.steps.encode_images(pipeline.prepare(make_probes(1)[0].pictures))
     values = features.features.numpy()
     np.testing.assert_array_equal(to_float32(to_device_dtype(values, "bfloat16"), "bfloat16"), values)

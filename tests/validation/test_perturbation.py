@@ -4,79 +4,47 @@ Each test breaks one thing: a weight, a node of a graph, a number fed to it, a p
 """
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState
-from star_export.bundle import Bundle, open_bundle
 from star_export.engines import Runtime, open_session
 from star_export.preprocessing import TokenizedPrompt
-from star_export.preprocessing.processor import read_processor
-from star_export.validation.parity import ParityCheck
-from star_export.validation.probes import Probe, make_probes
-from star_export.validation.reference import Reference
-
-Edit = Callable[[onnx.ModelProto], None]
-
-
-@dataclass(frozen=True)
-class Lab:
-    """A copy of a bundle that tests may break, and everything to check it with."""
-
-    bundle: Bundle
-    reference: Reference
-    processor: Any
-    probe: Probe
-
-    def pipeline(self) -> Pipeline:
-        return Pipeline(self.bundle, open_session(self.bundle, Runtime(threads=1)))
-
-    def failed(self, pipeline: Pipeline | None = None) -> list[str]:
-        """Stages that fail, in order."""
-        check = ParityCheck(pipeline or self.pipeline(), self.reference, self.processor, max_new_tokens=3)
-        return [s.stage for s in check.run(self.probe, 64).stages if s.status == "fail"]
+from star_export.validation.probes import make_probes
+from tests.validation.lab import (
+    Edit,
+    Lab,
+    changed,
+    changed_weight,
+    constant,
+    first_failure,
+    make_lab,
+    nodes,
+    producer,
+    table,
+)
 
 
 @pytest.fixture(scope="module")
-def make_lab(
-    bundle: Callable[..., Path],
-    checkpoint: Callable[[str], Path],
-    tmp_path_factory: pytest.TempPathFactory,
+def lab_of(
+    bundle: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Lab]:
-    def make(preset: str) -> Lab:
-        copy = shutil.copytree(bundle(preset), tmp_path_factory.mktemp("broken") / preset)
-        # Opened where it is whole, then moved: open_bundle refuses changed files.
-        opened = replace(open_bundle(bundle(preset)), folder=copy)
-        source = checkpoint(preset)
-        return Lab(opened, Reference(source), read_processor(source), make_probes(1)[0])
-
-    return make
+    return lambda preset: make_lab(
+        bundle(preset), checkpoint(preset), tmp_path_factory.mktemp(preset), make_probes(1)[0]
+    )
 
 
 @pytest.fixture(scope="module")
-def mha(make_lab: Callable[[str], Lab]) -> Lab:
-    return make_lab("mha")
-
-
-@contextmanager
-def changed(path: Path, content: bytes) -> Iterator[None]:
-    whole = path.read_bytes()
-    assert content != whole
-    path.write_bytes(content)
-    try:
-        yield
-    finally:
-        path.write_bytes(whole)
+def mha(lab_of: Callable[[str], Lab]) -> Lab:
+    return lab_of("mha")
 
 
 def test_nothing_broken(mha: Lab) -> None:
@@ -84,26 +52,6 @@ def test_nothing_broken(mha: Lab) -> None:
 
 
 # One element of every weight.
-
-
-def table(content: bytes) -> tuple[int, dict[str, Any]]:
-    """Where a safetensors file's data starts, and what it holds."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    entries = json.loads(content[8:start])
-    del entries["__metadata__"]
-    return start, entries
-
-
-@contextmanager
-def changed_weight(path: Path, name: str, row: int = 0) -> Iterator[None]:
-    """The first element of a row, raised by the tensor's largest magnitude."""
-    content = bytearray(path.read_bytes())
-    start, entries = table(content)
-    entry = entries[name]
-    tensor = np.ndarray(entry["shape"], np.float32, content, start + entry["data_offsets"][0])
-    tensor.reshape(len(tensor), -1)[row, 0] += np.abs(tensor).max()
-    with changed(path, bytes(content)):
-        yield
 
 
 def first_failures(lab: Lab, file: str, wanted: str = "", **rows: int) -> dict[str, str | None]:
@@ -128,7 +76,7 @@ def test_every_vision_weight(mha: Lab) -> None:
 
 def test_every_decoder_weight(mha: Lab) -> None:
     # Rows in use: a token of the prompt; the second position, since the first turns nothing.
-    token = int(mha.pipeline().tokenize(mha.probe.prompt).input_ids[0, -1])
+    token = int(mha.tokens().input_ids[0, -1])
     found = first_failures(mha, "decoder", embed_tokens=token, cos=1, sin=1)
     assert len(found) == 1 + 6 * 9 + 2 + 2
     late = ("layers.3", "layers.4", "layers.5", "model.norm", "lm_head")
@@ -137,8 +85,8 @@ def test_every_decoder_weight(mha: Lab) -> None:
         assert first == "prefill_logits" or (early and first == "stage2_set"), name
 
 
-def test_every_decoder_bias(make_lab: Callable[[str], Lab]) -> None:
-    gqa = make_lab("gqa")
+def test_every_decoder_bias(lab_of: Callable[[str], Lab]) -> None:
+    gqa = lab_of("gqa")
     assert gqa.failed() == []
     found = first_failures(gqa, "decoder", ".bias")
     assert len(found) == 4 * 4
@@ -146,7 +94,7 @@ def test_every_decoder_bias(make_lab: Callable[[str], Lab]) -> None:
 
 
 def test_rotary_rows_that_only_decoding_uses(mha: Lab) -> None:
-    length = mha.pipeline().tokenize(mha.probe.prompt).input_ids.shape[1]
+    length = mha.tokens().input_ids.shape[1]
     found = first_failures(mha, "decoder", "rotary.", cos=length, sin=length)
     assert found == {"rotary.cos": "decode_logits", "rotary.sin": "decode_logits"}
 
@@ -154,23 +102,9 @@ def test_rotary_rows_that_only_decoding_uses(mha: Lab) -> None:
 # One node of a graph.
 
 
-def nodes(model: onnx.ModelProto, kind: str) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == kind]
-
-
-def producer(model: onnx.ModelProto, value: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if value in node.output)
-
-
 def scoring(model: onnx.ModelProto) -> onnx.NodeProto:
     (mean,) = nodes(model, "ReduceMean")  # over heads and rows
     return mean
-
-
-def constant(model: onnx.ModelProto, values: list[int]) -> str:
-    name = f"broken_{len(model.graph.initializer)}"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), name))
-    return name
 
 
 def insert_before(model: onnx.ModelProto, where: onnx.NodeProto, *new: onnx.NodeProto) -> None:
@@ -245,14 +179,6 @@ def hide_the_token_from_itself(model: onnx.ModelProto) -> None:
 
 def not_causal(layer: int) -> Edit:
     return lambda model: set_attribute(nodes(model, "Attention")[layer], "is_causal", 0)
-
-
-def first_failure(lab: Lab, graph: str, edit: Edit) -> str | None:
-    path = lab.bundle.graph_path(graph)
-    model = onnx.load(path, load_external_data=False)
-    edit(model)
-    with changed(path, model.SerializeToString()):
-        return next(iter(lab.failed()), None)
 
 
 @pytest.mark.parametrize(
@@ -360,12 +286,12 @@ PROMPT_FAULTS: dict[str, Callable[[TokenizedPrompt], TokenizedPrompt]] = {
 def test_prompt(mha: Lab, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     pipeline, change = mha.pipeline(), PROMPT_FAULTS[fault]
     tokenize = pipeline.tokenize
-    monkeypatch.setattr(pipeline, "tokenize", lambda prompt: change(tokenize(prompt)))
+    monkeypatch.setattr(pipeline, "tokenize", lambda *given: change(tokenize(*given)))
     assert mha.failed(pipeline) == ["preprocessing"]
 
 
-def test_chat_template(make_lab: Callable[[str], Lab]) -> None:
-    lab = make_lab("gqa")
+def test_chat_template(lab_of: Callable[[str], Lab]) -> None:
+    lab = lab_of("gqa")
     pipeline = lab.pipeline()
     template = str(pipeline.prompt_spec.chat_template).replace("ASSISTANT", "USER")
     pipeline.prompt_spec = replace(pipeline.prompt_spec, chat_template=template)

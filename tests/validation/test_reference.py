@@ -11,7 +11,7 @@ from transformers import LlavaForConditionalGeneration
 
 from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
-from star_export.validation.reference import PrefillReference, Reference
+from star_export.validation.reference import PrefillReference, Reference, VisionReference
 
 PATCHES = 576
 BEFORE, AFTER = [1, 77, 300], [31, 5, 6, 400, 222]
@@ -23,6 +23,14 @@ class Sides:
     reference: Reference
     model: LlavaForConditionalGeneration
     pixels: Tensor
+
+    @property
+    def pictures(self) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels}
+
+    @property
+    def seen(self) -> VisionReference:
+        return self.reference.encode_images(self.pictures)[0]
 
     @property
     def input_ids(self) -> Tensor:
@@ -37,7 +45,7 @@ class Sides:
         return torch.arange(len(BEFORE) + PATCHES, len(self.input_ids))
 
     def prefill(self, **options: object) -> PrefillReference:
-        features = self.reference.encode_image(self.pixels).features
+        features = self.seen.features
         return self.reference.prefill(
             self.input_ids, features, self.image_positions, self.query_positions, **options
         )
@@ -64,7 +72,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_features_are_hugging_faces(sides: Sides) -> None:
     with torch.no_grad():
         expected = sides.model.get_image_features(sides.pixels).pooler_output[0]
-    found = sides.reference.encode_image(sides.pixels)
+    found = sides.seen
     assert found.scores.shape == (PATCHES,)
     close(found.features, expected)
 
@@ -74,7 +82,7 @@ def test_stage1_scores_are_attention_received(sides: Sides) -> None:
     last = tower.encoder.layers[-2]  # its output is hidden_states[-2]
     maps: list[Tensor] = []
     hook = last.self_attn.register_forward_hook(lambda _m, _i, output: maps.append(output[1]))
-    scores = sides.reference.encode_image(sides.pixels).scores
+    scores = sides.seen.scores
     hook.remove()
     heads = maps[0][0]  # [H, 1+P, 1+P], rows sum to 1
     expected = [sum(heads[:, 1:, 1 + i].flatten()) / heads[:, 1:, 0].numel() for i in range(0, PATCHES, 50)]
@@ -97,7 +105,7 @@ def test_unpruned_decoding_is_hugging_faces(sides: Sides) -> None:
 
 
 def test_generate_is_greedy(sides: Sides) -> None:
-    found = sides.reference.generate(sides.input_ids, sides.pixels, max_new_tokens=5)
+    found = sides.reference.generate(sides.input_ids, sides.pictures, max_new_tokens=5)
     state = sides.prefill()
     logits, tokens = state.logits, []
     for _ in range(5):
@@ -107,9 +115,9 @@ def test_generate_is_greedy(sides: Sides) -> None:
 
 
 def test_generate_stops_at_the_ends_that_it_is_given(sides: Sides) -> None:
-    whole = sides.reference.generate(sides.input_ids, sides.pixels, max_new_tokens=5)
+    whole = sides.reference.generate(sides.input_ids, sides.pictures, max_new_tokens=5)
     ended = sides.reference.generate(
-        sides.input_ids, sides.pixels, max_new_tokens=5, end_token_ids=[500, whole[2]]
+        sides.input_ids, sides.pictures, max_new_tokens=5, end_token_ids=[500, whole[2]]
     )
     assert ended == whole[: whole.index(whole[2]) + 1]
 
@@ -161,7 +169,7 @@ def test_pruning_equals_masking_the_dropped_keys(sides: Sides) -> None:
     visible[kept] = True
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     masks = [torch.where(m, 0.0, torch.finfo(torch.float32).min) for m in (causal, causal & visible)]
-    features = sides.reference.encode_image(sides.pixels).features
+    features = sides.seen.features
     decoder = sides.model.model.language_model
     with torch.no_grad():
         x = decoder.embed_tokens(sides.input_ids)[None].clone()

@@ -79,20 +79,20 @@ def test_every_stage_is_compared(three: Three, tmp_path: Path, preset: str) -> N
             *(f"stage{number}_set" for number in range(2, inside + 2)),
             "prefill_logits",
             *(f"kv_cache_{name}" for name in caches),
-            *("decode_logits", "greedy_tokens"),
+            *("decode_logits", "append_logits", "greedy_tokens"),
         ]
 
 
 def test_a_request_chooses_the_last_budget(three: Three) -> None:
     pipeline = load(three("vicuna"), threads=1)
-    request = pipeline.request(make_probes(1)[0].picture, "What?", keep=20, max_new_tokens=4)
+    request = pipeline.request(make_probes(1)[0].pictures, "What?", keep=20, max_new_tokens=4)
     vision = pipeline.steps.encode_image(request.images[0])
     state = pipeline.steps.prefill(request.tokens, vision, keep=request.keep)
     text = request.tokens.text_tokens
     assert state.lengths.tolist() == [text + 58, text + 30, text + 20]
     assert [len(positions) for positions in state.stage_positions] == [text + 30, text + 20]
     assert set(state.kept_positions) < set(state.stage_positions[0])
-    result = pipeline.generate(make_probes(1)[0].picture, "What?", keep=20, max_new_tokens=4).result()
+    result = pipeline.generate(make_probes(1)[0].pictures, "What?", keep=20, max_new_tokens=4).result()
     with Scheduler(pipeline, slots=2) as scheduler:
         tickets = [scheduler.submit(request) for _ in range(2)]
         assert {ticket.answer().token_ids for ticket in tickets} == {result.token_ids}
