@@ -52,7 +52,7 @@ PromptOption = Annotated[
         "--prompt",
         "-p",
         metavar="TEXT",
-        help="The question; with `<image>` in it, the whole prompt as it is.",
+        help="The question, which the pictures open; with `<image>` for each, the whole prompt as it is.",
     ),
 ]
 EndTokensOption = Annotated[
@@ -66,7 +66,13 @@ EndTokensOption = Annotated[
 
 # star-export run
 ImagesOption = Annotated[
-    list[Path], typer.Option("--image", "-i", metavar="FILE", help="The picture: PNG, JPEG, WebP, ...")
+    list[Path],
+    typer.Option(
+        "--image",
+        "-i",
+        metavar="FILE",
+        help="A picture: PNG, JPEG, WebP, ...; repeat for more, in the order of their places.",
+    ),
 ]
 RunNewTokensOption = Annotated[
     int | None,

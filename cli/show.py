@@ -1,17 +1,11 @@
 """``star-export show``."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.output import check_target, err, print_json, quiet_libraries
 from star_export.errors import SettingsError
-
-if TYPE_CHECKING:
-    from star_export.show.figure import Pixels
-    from star_export.show.scores import Scores
 
 EPILOG = """
 **Examples**
@@ -19,42 +13,40 @@ EPILOG = """
 `star-export show llava-7b --image dog.png --prompt "What is this?"`
 
 `star-export show llava-7b --image dog.png --prompt "What is this?" --keep 288 --keep 29 -o dog.html`
+
+`star-export show onevision --image dog.png --image cat.png --prompt "Which is larger?"`
 """
 
 
 @app.command(epilog=EPILOG)
 def show(
     folder: opt.BundleArgument,
-    image: opt.ImageOption,
+    image: opt.ImagesOption,
     prompt: opt.PromptOption,
     keep: opt.KeepsOption = None,
     output: opt.FigureOption = Path("show.png"),
     max_new_tokens: opt.RunNewTokensOption = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Draw which parts of a picture each stage keeps, by which scores, and what the answer is."""
+    """Draw which parts of the pictures each stage keeps, by which scores, and what the answer is."""
     quiet_libraries()
-    _check_output(output)
-    from star_export.build import require_export_extra
-
-    require_export_extra("onnx")
+    check_figure("--output", output)
     from star_export.bundle import open_bundle
-    from star_export.files import atomic_open
     from star_export.preprocessing import load_image
-    from star_export.preprocessing.images import visible_pixels
-    from star_export.show.scores import ScoreReader
+    from star_export.show.draw import draw
 
-    picture = load_image(image)
+    pictures = [load_image(path) for path in image]
     bundle = open_bundle(folder)
-    with err.status("loading the graphs") as status, ScoreReader(bundle) as reader:
-        answers = []
-        for budget in [reader.pipeline.budget(k) for k in keep or (None,)]:
-            status.update(f"answering with {budget} visual tokens")
-            answers.append(reader.read(picture, prompt, keep=budget, max_new_tokens=max_new_tokens))
-    seen = visible_pixels(picture, reader.pipeline.image_spec)
-    content = _drawn(output, seen, prompt, answers)
-    with atomic_open(output) as file:
-        file.write(content)
+    with err.status("loading the graphs") as status:
+        answers = draw(
+            bundle,
+            pictures,
+            prompt,
+            output,
+            keep=keep or (None,),
+            max_new_tokens=max_new_tokens,
+            progress=lambda done, total: status.update(f"answer {done + 1} of {total}"),
+        )
     if json:
         print_json({"output": str(output), "prompt": prompt, "answers": [a.to_dict() for a in answers]})
         return
@@ -63,18 +55,16 @@ def show(
     print(f"drawn in {output}")
 
 
-def _check_output(output: Path) -> None:
-    """Refuse what cannot be written before any graph runs."""
+def check_figure(option: str, output: Path) -> None:
+    """Refuse what cannot be drawn or written, before any graph runs.
+
+    Raises:
+        SettingsError: If it is no .png or .html file, or in no folder.
+        PlatformError: If the ``export`` extra is missing.
+    """
+    from star_export.build import require_export_extra
+
     if output.suffix.lower() not in (".png", ".html"):
-        raise SettingsError(f"--output must end in .png or .html, got {output}")
-    check_target("--output", output)
-
-
-def _drawn(output: Path, picture: "Pixels", prompt: str, answers: "Sequence[Scores]") -> bytes:
-    """The file's content, by its extension."""
-    from star_export.show.figure import draw_sheet
-    from star_export.show.page import png, render_page
-
-    if output.suffix.lower() == ".html":
-        return render_page(picture, prompt, answers).encode()
-    return png(draw_sheet(picture, prompt, answers))
+        raise SettingsError(f"{option} must end in .png or .html, got {output}")
+    check_target(option, output)
+    require_export_extra("onnx")

@@ -18,11 +18,20 @@ from star_export.answer.generation import Result
 from star_export.answer.pipeline import Pipeline
 from star_export.arrays import Float32
 from star_export.bundle import Bundle, open_bundle
-from star_export.contract import DECODE, IMAGE_POSITIONS, PREFILL, STAR_DOMAIN, TOPK_GATHER, VISION
+from star_export.contract import (
+    ALWAYS_KEPT,
+    DECODE,
+    IMAGE_POSITIONS,
+    PREFILL,
+    STAR_DOMAIN,
+    TOPK_GATHER,
+    VISION,
+)
 from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.session import Caches, Closing, DeviceArray, Int64, Tensor
 from star_export.errors import BundleError, SettingsError, option
+from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
 from star_export.validation.probes import Probe
@@ -41,7 +50,7 @@ class StageScores:
     """What ranked the tokens of one stage, and who stayed.
 
     Attributes:
-        scores: float32 ``[N]``, finite.
+        scores: float32 ``[N]``; NaN of tokens that always stay: newlines, and a CLS among the patches.
         kept: Indices into them, ascending ``[k]``.
     """
 
@@ -54,7 +63,8 @@ class Scores:
     """One answer with the scores behind it.
 
     Attributes:
-        stage1: Of every patch: the attention it receives from the others.
+        stage1: Of every visual token, those of all pictures one after the other: the attention that its
+            patch receives from those of its tile.
         stage2: Of the tokens that stage 1 kept: the attention each receives from the question.
         result: The answer.
     """
@@ -64,8 +74,9 @@ class Scores:
     result: Result
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: those of the answer, and a list of scores for each stage."""
-        scores = {"stage1_scores": self.stage1.scores.tolist(), "stage2_scores": self.stage2.scores.tolist()}
+        """Plain JSON values: those of the answer, and a list of scores for each stage, None for NaN."""
+        stages = {"stage1_scores": self.stage1.scores, "stage2_scores": self.stage2.scores}
+        scores = {name: np.where(np.isnan(found), None, found).tolist() for name, found in stages.items()}
         return self.result.to_dict() | scores
 
 
@@ -78,7 +89,7 @@ class ScoreStatistics:
         prompt: Its question.
         stage: 1 or 2.
         tokens: Tokens that were ranked.
-        kept: Tokens that stayed.
+        kept: Those of them that stayed.
         low: Lowest score, as a multiple of the mean; so are ``median`` and ``high``.
         spread: Standard deviation over mean.
         kept_share: The kept tokens' part of the sum of all scores.
@@ -140,7 +151,8 @@ class ScoringSession(OnnxRuntimeSession):
         bundle: An opened bundle.
 
     Attributes:
-        scores: float32 by graph: of vision ``[P]``, of prefill ``[N1]``.
+        scores: Of every run since they were cleared, float32 by graph: of vision ``[P]`` of each picture,
+            of prefill ``[N1]``.
 
     Raises:
         SettingsError: If the bundle does not prune.
@@ -157,7 +169,7 @@ class ScoringSession(OnnxRuntimeSession):
                 "scores are read from bundles with one stage before the decoder and one inside it"
             )
         Runtime().check(bundle)
-        self.scores: dict[str, Float32] = {}
+        self.scores: dict[str, list[Float32]] = {VISION: [], PREFILL: []}
         self._names: dict[str, str] = {}
         super().__init__(bundle)
 
@@ -170,7 +182,9 @@ class ScoringSession(OnnxRuntimeSession):
             scores = outputs.pop(self._names[graph]).numpy()[0]
             if graph == PREFILL:  # the others are text, which always stays
                 scores = scores[np.asarray(feeds[IMAGE_POSITIONS])[0]]
-            self.scores[graph] = scores
+            elif self.spec.model.tiling is not None:  # ranks what is dropped, from the last token on
+                scores = -scores[::-1]
+            self.scores[graph].append(scores)
         return outputs
 
     def _model(self, graph: str) -> Path | bytes:
@@ -204,21 +218,29 @@ class ScoreReader(Closing):
         self.pipeline.close()
 
     def read(
-        self, image: ImageInput, prompt: str, *, keep: int | None = None, max_new_tokens: int | None = None
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: Prompt,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Scores:
         """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
 
         Raises:
             BundleError: If a score is inf or NaN and the logits are not.
         """
+        for before in self._session.scores.values():
+            before.clear()
         result = self.pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens).result()
         kept = np.array(result.stage1_indices), np.array(result.stage2_indices)
-        scores = [self._session.scores[graph] for graph in (VISION, PREFILL)]
+        scores = [np.concatenate(self._session.scores[graph]) for graph in (VISION, PREFILL)]
         if not all(np.isfinite(stage).all() for stage in scores):
             raise BundleError(
                 "some scores are inf or NaN; run `star-export check` without --scores, "
                 "which names the first tensor that is not finite"
             )
+        scores[0][scores[0] >= ALWAYS_KEPT] = np.nan
         return Scores(StageScores(scores[0], kept[0]), StageScores(scores[1], kept[1]), result)
 
 
@@ -242,7 +264,9 @@ def check_scores(
     """
     stages: list[ScoreStatistics] = []
     with ScoreReader(open_bundle(folder, verify=True)) as reader:
-        budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
+        budgets = keep or (None,)
+        for budget in budgets:
+            reader.pipeline.budget(budget)
         for index, probe in enumerate(probes):
             for number, budget in enumerate(budgets):
                 progress(index * len(budgets) + number, len(probes) * len(budgets))
@@ -254,8 +278,9 @@ def check_scores(
 
 
 def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
-    """Statistics of one stage's scores, which are not negative."""
-    scores = found.scores.astype(np.float64)
+    """Statistics of one stage's scores, which are not negative; NaN are left out."""
+    ranked = np.flatnonzero(~np.isnan(found.scores))
+    scores, kept = found.scores[ranked].astype(np.float64), np.isin(ranked, found.kept)
     ratio = scores / scores.mean() if scores.any() else np.ones_like(scores)  # of the uniform score
     share = ratio / ratio.sum()
     present = share[share > 0]
@@ -264,12 +289,12 @@ def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
         prompt=probe.prompt,
         stage=stage,
         tokens=len(scores),
-        kept=len(found.kept),
+        kept=int(kept.sum()),
         low=float(ratio.min()),
         median=float(np.median(ratio)),
         high=float(ratio.max()),
         spread=float(ratio.std()),
-        kept_share=float(share[found.kept].sum()),
+        kept_share=float(share[kept].sum()),
         effective_tokens=float(np.exp(-(present * np.log(present)).sum())),
         histogram=tuple(np.bincount(np.digitize(ratio, HISTOGRAM_EDGES), minlength=16).tolist()),
     )
