@@ -76,7 +76,10 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values: those of the answer, and a list of scores for each stage, None for NaN."""
         stages = {"stage1_scores": self.stage1.scores, "stage2_scores": self.stage2.scores}
-        scores = {name: np.where(np.isnan(found), None, found).tolist() for name, found in stages.items()}
+        scores = {
+            name: [None if np.isnan(score) else score for score in found.tolist()]
+            for name, found in stages.items()
+        }
         return self.result.to_dict() | scores
 
 
