@@ -22,6 +22,8 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 #: Longer side of a view in pixels, or a little less: a cell is a whole number of them.
 PANEL_SIZE = 384
+#: Pixels along a cell at least: a view of many cells is larger, so that edges leave something to see.
+LEAST_CELL = 8
 #: Dropped cells keep this share of their light, and no colour.
 DIMMED = 0.25
 #: Share of a heat map's colour that the picture does not shine through.
@@ -227,7 +229,7 @@ def _enlarged(view: View) -> Image.Image:
 
 def _cell(shape: tuple[int, ...]) -> int:
     """Side of a cell in a view of so many rows and columns."""
-    return max(1, PANEL_SIZE // max(shape[:2]))
+    return max(LEAST_CELL, PANEL_SIZE // max(shape[:2]))
 
 
 def _cells(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
