@@ -13,7 +13,7 @@ from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.facts import chat_stats
 from star_export.cli.flags import with_flags
-from star_export.cli.show import check_figure, write_figure
+from star_export.cli.show import check_figure
 from star_export.errors import EXIT_COULD_NOT_RUN, InputError, SettingsError, StarExportError
 
 if TYPE_CHECKING:
@@ -167,18 +167,14 @@ class _Commands:
         _say(chat_stats(self.chat.stats()))
 
     def _show(self, file: str) -> None:
-        from star_export.show.scores import ScoreReader
+        from star_export.show.draw import draw
 
         output = _path("/show", file or "show.png")
         check_figure("/show", output)
         if not self.chat.asked:
             raise InputError("/show draws what was kept for a question; ask one first")
-        if len(self.chat.images) > 1:
-            raise InputError(f"/show draws one picture, this conversation has {len(self.chat.images)}")
-        (picture,), question = self.chat.images, "".join(self.chat.asked[-1].texts)
-        with ScoreReader(self.pipeline.bundle) as reader:
-            scores = reader.read(picture, self.chat.asked, keep=self.chat.keep)
-            write_figure(output, reader.pipeline, picture, question, [scores])
+        bundle, keep = self.pipeline.bundle, (self.chat.keep,)
+        draw(bundle, self.chat.images, self.chat.asked, output, keep=keep)
         _say(f"drawn in {output}")
 
     def _save(self, file: str) -> None:

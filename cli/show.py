@@ -1,19 +1,11 @@
 """``star-export show``."""
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.output import check_target, err, print_json, quiet_libraries
 from star_export.errors import SettingsError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-    from star_export.answer.pipeline import Pipeline
-    from star_export.show.scores import Scores
 
 EPILOG = """
 **Examples**
@@ -21,34 +13,40 @@ EPILOG = """
 `star-export show llava-7b --image dog.png --prompt "What is this?"`
 
 `star-export show llava-7b --image dog.png --prompt "What is this?" --keep 288 --keep 29 -o dog.html`
+
+`star-export show onevision --image dog.png --image cat.png --prompt "Which is larger?"`
 """
 
 
 @app.command(epilog=EPILOG)
 def show(
     folder: opt.BundleArgument,
-    image: opt.ImageOption,
+    image: opt.ImagesOption,
     prompt: opt.PromptOption,
     keep: opt.KeepsOption = None,
     output: opt.FigureOption = Path("show.png"),
     max_new_tokens: opt.RunNewTokensOption = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Draw which parts of a picture each stage keeps, by which scores, and what the answer is."""
+    """Draw which parts of the pictures each stage keeps, by which scores, and what the answer is."""
     quiet_libraries()
     check_figure("--output", output)
     from star_export.bundle import open_bundle
     from star_export.preprocessing import load_image
-    from star_export.show.scores import ScoreReader
+    from star_export.show.draw import draw
 
-    picture = load_image(image)
+    pictures = [load_image(path) for path in image]
     bundle = open_bundle(folder)
-    with err.status("loading the graphs") as status, ScoreReader(bundle) as reader:
-        answers = []
-        for budget in [reader.pipeline.budget(k) for k in keep or (None,)]:
-            status.update(f"answering with {budget} visual tokens")
-            answers.append(reader.read(picture, prompt, keep=budget, max_new_tokens=max_new_tokens))
-    write_figure(output, reader.pipeline, picture, prompt, answers)
+    with err.status("loading the graphs") as status:
+        answers = draw(
+            bundle,
+            pictures,
+            prompt,
+            output,
+            keep=keep or (None,),
+            max_new_tokens=max_new_tokens,
+            progress=lambda done, total: status.update(f"answer {done + 1} of {total}"),
+        )
     if json:
         print_json({"output": str(output), "prompt": prompt, "answers": [a.to_dict() for a in answers]})
         return
@@ -70,21 +68,3 @@ def check_figure(option: str, output: Path) -> None:
         raise SettingsError(f"{option} must end in .png or .html, got {output}")
     check_target(option, output)
     require_export_extra("onnx")
-
-
-def write_figure(
-    output: Path, pipeline: "Pipeline", picture: "Image", prompt: str, answers: "Sequence[Scores]"
-) -> None:
-    """Draw what was kept of a picture, in the form that the file's extension says."""
-    from star_export.files import atomic_open
-    from star_export.preprocessing.images import visible_pixels
-    from star_export.show.figure import draw_sheet
-    from star_export.show.page import png, render_page
-
-    seen = visible_pixels(picture, pipeline.image_spec)
-    if output.suffix.lower() == ".html":
-        content = render_page(seen, prompt, answers).encode()
-    else:
-        content = png(draw_sheet(seen, prompt, answers))
-    with atomic_open(output) as file:
-        file.write(content)

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
-from star_export.graphs.scores import ALWAYS_KEPT, DECODER_SCORES, LayerView
+from star_export.graphs.scores import DECODER_SCORES, LayerView
 from star_export.specs import ExportSpec, TextSpec
 
 KVCache = tuple[Tensor, Tensor]

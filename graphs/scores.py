@@ -59,9 +59,6 @@ def text(view: LayerView) -> Tensor:
     return attention_map(rows, key[:, :, None], visible).mean(dim=(1, 2, 3))
 
 
-#: Score that no attention reaches: what always stays.
-ALWAYS_KEPT = 1e30
-
 #: Scores of the stage before the decoder: the tower's last attention map to a score per patch ``[T, P]``.
 VISION_SCORES: dict[str, Callable[[Tensor], Tensor]] = {RECEIVED: received}
 

@@ -8,9 +8,10 @@ Where pictures are cut into tiles: `TiledVisionGraph`.
 import torch
 from torch import Tensor, nn
 
+from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear
 from star_export.graphs.ops import drop_worst, topk_gather
-from star_export.graphs.scores import ALWAYS_KEPT, VISION_SCORES
+from star_export.graphs.scores import VISION_SCORES
 from star_export.graphs.towers import TOWERS
 from star_export.specs import ExportSpec, ModelSpec
 

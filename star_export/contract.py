@@ -47,6 +47,9 @@ STAR_DOMAIN = "star"
 STAR_DOMAIN_VERSION = 1
 TOPK_GATHER = "TopKGather"
 
+#: Score that no attention reaches: of tokens that always stay.
+ALWAYS_KEPT = 1e30
+
 #: A size, or an expression of symbolic sizes such as ``S - V + N2``.
 Dim = Count | Annotated[str, Meta(pattern="^[A-Z][0-9]{0,4}( [+-] [A-Z][0-9]{0,4})*$", max_length=32)]
 

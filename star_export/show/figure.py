@@ -1,12 +1,12 @@
 """What STAR kept of a picture, drawn: arrays in, pictures out.
 
-Panels show the picture as the model sees it, what each stage left of it, and
-the scores behind that as heat maps. Pillow is all it needs.
+Panels show the pictures as the model sees them, what each stage left of them,
+and the scores behind that as heat maps: of each picture one view, or two side
+by side where it is cut into tiles. Pillow is all it needs.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -16,13 +16,15 @@ from PIL import Image, ImageDraw, ImageFont
 from star_export.arrays import Float32
 from star_export.engines.session import Int64
 from star_export.show.scores import Scores
+from star_export.show.views import Pixels, View, Views
 
-Pixels = npt.NDArray[np.uint8]
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-#: Side of a panel in pixels, or a little less: a patch is a whole number of them.
+#: Longer side of a view in pixels, or a little less: a cell is a whole number of them.
 PANEL_SIZE = 384
-#: Dropped patches keep this share of their light, and no colour.
+#: Pixels along a cell at least: a view of many cells is larger, so that edges leave something to see.
+LEAST_CELL = 8
+#: Dropped cells keep this share of their light, and no colour.
 DIMMED = 0.25
 #: Share of a heat map's colour that the picture does not shine through.
 OPACITY = 0.75
@@ -31,7 +33,7 @@ COLOURS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231,
 #: Places of a heat map that have no score; background; text; labels.
 BLANK, PAPER, INK, PALE = (222, 222, 222), (255, 255, 255), (32, 32, 32), (120, 120, 120)
 
-_GAP, _TEXT, _SMALL, _TEXT_WIDTH = 24, 24, 20, 1300
+_GAP, _JOINT, _TEXT, _SMALL, _TEXT_WIDTH = 24, 8, 24, 20, 1300
 _BAR_GAP, _BAR_HEIGHT = 8, 12
 
 
@@ -51,85 +53,95 @@ class PanelRow:
     text: Sequence[tuple[str, str]]
 
 
-def stage_panels(picture: Pixels, scores: Scores) -> tuple[Panel, ...]:
-    """What does not depend on the budget of stage 2: the picture, stage 1, stage 2's scores.
+def stage_panels(views: Views, scores: Scores) -> tuple[Panel, ...]:
+    """What does not depend on the budget of stage 2: the pictures, stage 1, stage 2's scores.
 
     Args:
-        picture: What the model sees, ``[H, W, 3]``.
-        scores: Of as many patches as make a square.
+        views: Of the request's pictures.
+        scores: Of its visual tokens.
     """
     first, second = scores.stage1, scores.stage2
-    patches = len(first.scores)
-    height, width = picture.shape[:2]
+    tokens, ranked = len(first.scores), np.count_nonzero(~np.isnan(first.scores))
+    entered = np.full(tokens, np.nan, np.float32)
+    entered[first.kept] = second.scores
     return (
-        Panel(f"picture: {width} x {height} px", draw_kept(picture, np.arange(patches), patches)),
-        Panel(
-            f"stage 1 scores: {patches} patches",
-            draw_scores(picture, first.scores, np.arange(patches), patches),
-        ),
-        Panel(f"stage 1: {len(first.kept)} of {patches}", draw_kept(picture, first.kept, patches)),
-        Panel(
-            f"stage 2 scores: {len(second.scores)} tokens",
-            draw_scores(picture, second.scores, first.kept, patches),
-        ),
+        Panel(_picture_title(views), _joined([[_enlarged(view) for view in row] for row in views])),
+        Panel(f"stage 1 scores: {ranked} patches", heat_map(views, first.scores)),
+        Panel(f"stage 1: {len(first.kept)} of {tokens}", overlay(views, first.kept)),
+        Panel(f"stage 2 scores: {len(second.scores)} tokens", heat_map(views, entered)),
     )
 
 
-def budget_panel(picture: Pixels, scores: Scores) -> Panel:
-    """What stage 2 left of the picture ``[H, W, 3]``."""
+def budget_panel(views: Views, scores: Scores) -> Panel:
+    """What stage 2 left of the pictures."""
     kept = scores.stage1.kept[scores.stage2.kept]
-    title = f"stage 2: {len(kept)} of {len(scores.stage2.scores)}"
-    return Panel(title, draw_kept(picture, kept, len(scores.stage1.scores)))
+    return Panel(f"stage 2: {len(kept)} of {len(scores.stage2.scores)}", overlay(views, kept))
 
 
-def draw_kept(picture: Pixels, kept: Int64, patches: int) -> Image.Image:
-    """The picture with every other patch dark and grey, and a white edge between the two.
+def overlay(views: Views, kept: Int64) -> Image.Image:
+    """All views, each as :func:`draw_kept` draws it."""
+    return _joined([[draw_kept(view, kept) for view in row] for row in views])
+
+
+def heat_map(views: Views, scores: Float32) -> Image.Image:
+    """All views, each as :func:`draw_scores` draws it, above the scale of their colours.
+
+    Colours go by the logarithm of the score, from the lowest that is drawn to the highest.
 
     Args:
-        picture: uint8 ``[H, W, 3]``.
-        kept: Patches that stay bright.
-        patches: How many there are, a square number; row by row.
+        views: Of the request's pictures.
+        scores: Of each visual token, not negative; NaN for none.
     """
-    bright = _enlarged(picture, patches)
-    mask = _cells(np.isin(np.arange(patches), kept), patches)
-    drawn = np.where(mask[..., None], bright, (_grey(bright) * DIMMED).astype(np.uint8))  # [N, N, 3]
+    shown = scores[np.concatenate([view.tokens[view.tokens >= 0] for row in views for view in row])]
+    shown = shown[~np.isnan(shown)]
+    mean = float(shown.mean()) or 1.0
+    low, high = float(shown.min()) / mean, float(shown.max()) / mean
+    heat = _heat(scores.astype(np.float64) / mean, low, high)
+    panel = _joined([[draw_scores(view, heat) for view in row] for row in views])
+    return _with_scale(panel, f"{low:.2g} x mean", f"{high:.2g} x mean")
+
+
+def draw_kept(view: View, kept: Int64) -> Image.Image:
+    """A view with every cell dark and grey whose token is not kept, and a white edge between the two.
+
+    Args:
+        view: One of a picture's.
+        kept: Visual tokens whose cells stay bright.
+    """
+    bright = np.asarray(_enlarged(view))
+    mask = _cells(np.isin(view.tokens, kept))
+    drawn = np.where(mask[..., None], bright, (_grey(bright) * DIMMED).astype(np.uint8))  # [H, W, 3]
     drawn[mask & _beside(~mask)] = PAPER
     return Image.fromarray(drawn)
 
 
-def draw_scores(picture: Pixels, scores: Float32, places: Int64, patches: int) -> Image.Image:
-    """A heat map over the picture, its colour scale below; patches without a score are blank.
-
-    Colours go by the logarithm of the score, from the lowest to the highest.
+def draw_scores(view: View, heat: npt.NDArray[np.float64]) -> Image.Image:
+    """A heat map over a view; cells without a score are blank.
 
     Args:
-        picture: uint8 ``[H, W, 3]``.
-        scores: ``[N]``, not negative.
-        places: The patch of each ``[N]``.
-        patches: How many there are, a square number; row by row.
+        view: One of a picture's.
+        heat: Place of each visual token on the scale of colours, 0 to 1; NaN without a score.
     """
-    ratio = scores.astype(np.float64) / (scores.mean() or 1.0)
-    scored, colours = np.zeros(patches), np.full((patches, 3), BLANK, np.float64)
-    scored[places], colours[places] = 1.0, _colour(_heat(ratio))
-    opacity = _cells(np.where(scored, OPACITY, 1.0), patches)[..., None]
-    grey = _grey(_enlarged(picture, patches))
-    drawn = opacity * _cells(colours, patches) + (1.0 - opacity) * grey
-    scale = f"{ratio.min():.2g} x mean", f"{ratio.max():.2g} x mean"
-    return _with_scale(Image.fromarray(drawn.astype(np.uint8)), *scale)
+    places = np.where(view.tokens < 0, np.nan, heat[view.tokens])  # [rows, columns]
+    scored, colours = ~np.isnan(places), np.full((*places.shape, 3), BLANK, np.float64)
+    colours[scored] = _colour(places[scored])
+    opacity = _cells(np.where(scored, OPACITY, 1.0))[..., None]
+    drawn = opacity * _cells(colours) + (1.0 - opacity) * _grey(np.asarray(_enlarged(view)))
+    return Image.fromarray(drawn.astype(np.uint8))
 
 
-def draw_sheet(picture: Pixels, prompt: str, answers: Sequence[Scores]) -> Image.Image:
+def draw_sheet(views: Views, prompt: str, answers: Sequence[Scores]) -> Image.Image:
     """The whole figure: a row of panels per budget, each above its answer.
 
     Args:
-        picture: What the model sees, ``[H, W, 3]``.
+        views: Of the request's pictures.
         prompt: The question.
         answers: One per budget.
     """
     return compose(
         [
             PanelRow(
-                (*stage_panels(picture, answer), budget_panel(picture, answer)),
+                (*stage_panels(views, answer), budget_panel(views, answer)),
                 (("prompt", prompt), ("answer", answer.result.text)),
             )
             for answer in answers
@@ -188,28 +200,46 @@ def _block(row: PanelRow, width: int) -> Image.Image:
     return sheet
 
 
-def _enlarged(picture: Pixels, patches: int) -> Pixels:
-    """The picture at a panel's size ``[N, N, 3]``, without what is no whole patch."""
-    side = isqrt(patches)
-    height, width = (length // side * side for length in picture.shape[:2])
-    size = side * _cell(patches)
-    return np.asarray(Image.fromarray(picture[:height, :width]).resize((size, size)))
+def _picture_title(views: Views) -> str:
+    if len(views) > 1:
+        return f"{len(views)} pictures"
+    sizes = [f"{width} x {height}" for height, width, _ in (view.pixels.shape for view in views[0])]
+    return f"picture: {' and '.join(sizes)} px"
 
 
-def _cell(patches: int) -> int:
-    """Side of a patch in a panel."""
-    return max(1, PANEL_SIZE // isqrt(patches))
+def _joined(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Rows of images, one below the other."""
+    width = max(sum(image.width + _JOINT for image in row) for row in rows) - _JOINT
+    heights = [max(image.height for image in row) + _JOINT for row in rows]
+    sheet, top = Image.new("RGB", (width, sum(heights) - _JOINT), PAPER), 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for image in row:
+            sheet.paste(image, (left, top))
+            left += image.width + _JOINT
+        top += height
+    return sheet
 
 
-def _cells(values: npt.NDArray[Any], patches: int) -> npt.NDArray[Any]:
-    """One value, or one colour, per patch ``[P, ...]`` as a panel ``[N, N, ...]``."""
-    side = isqrt(patches)
-    square = values.reshape(side, side, *values.shape[1:])
-    return square.repeat(_cell(patches), axis=0).repeat(_cell(patches), axis=1)
+def _enlarged(view: View) -> Image.Image:
+    """A view at its size in a panel ``[H, W, 3]``."""
+    rows, columns = (count * _cell(view.tokens.shape) for count in view.tokens.shape)
+    return Image.fromarray(view.pixels).resize((columns, rows))
+
+
+def _cell(shape: tuple[int, ...]) -> int:
+    """Side of a cell in a view of so many rows and columns."""
+    return max(LEAST_CELL, PANEL_SIZE // max(shape[:2]))
+
+
+def _cells(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """One value, or one colour, per cell ``[rows, columns, ...]`` as pixels ``[H, W, ...]``."""
+    cell = _cell(values.shape)
+    return values.repeat(cell, axis=0).repeat(cell, axis=1)
 
 
 def _grey(pixels: Pixels) -> npt.NDArray[np.float64]:
-    """Light of each pixel ``[N, N, 1]``."""
+    """Light of each pixel ``[H, W, 1]``."""
     return np.asarray(Image.fromarray(pixels).convert("L"), np.float64)[..., None]
 
 
@@ -219,14 +249,13 @@ def _beside(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return wide[2:, 1:-1] | wide[:-2, 1:-1] | wide[1:-1, 2:] | wide[1:-1, :-2]
 
 
-def _heat(ratio: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Scores as multiples of their mean to places on the colour scale, 0 to 1.
+def _heat(ratio: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
+    """Scores as multiples of their mean to places on the colour scale: 0 of ``low`` to 1 of ``high``.
 
     The scale spans 10 % both ways at least: rounding errors of uniform scores are no pattern.
     """
-    logs = np.log(np.maximum(ratio, 1e-3))
-    low, high = min(logs.min(), -0.1), max(logs.max(), 0.1)
-    return (logs - low) / (high - low)  # type: ignore[no-any-return]
+    first, last = min(np.log(max(low, 1e-3)), -0.1), max(np.log(max(high, 1e-3)), 0.1)
+    return (np.log(np.maximum(ratio, 1e-3)) - first) / (last - first)  # type: ignore[no-any-return]
 
 
 def _colour(heat: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from jinja2 import Environment
 from PIL import Image
 
-from star_export.show.figure import Pixels, budget_panel, stage_panels
+from star_export.show.figure import budget_panel, stage_panels
 from star_export.show.scores import Scores
+from star_export.show.views import Views
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -19,7 +20,7 @@ _TEMPLATE = """<!doctype html>
   body { margin: 2rem; font: 16px/1.5 system-ui, sans-serif; color: #202020; background: #fff; }
   h1 { font-size: 1.4rem; }
   div { display: flex; flex-wrap: wrap; gap: 1.5rem; margin-bottom: 2rem; }
-  figure { margin: 0; width: 384px; }
+  figure { margin: 0; max-width: 100%; }
   figcaption { font-weight: 600; }
   img { display: block; width: 100%; }
   p { white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -28,28 +29,28 @@ _TEMPLATE = """<!doctype html>
 {% macro figure(panel) %}<figcaption>{{ panel.title }}</figcaption>
 <img alt="{{ panel.title }}" src="data:image/png;base64,{{ panel.image | base64 }}">{% endmacro %}
 <div>{% for panel in shared %}
-<figure>{{ figure(panel) }}</figure>{% endfor %}
+<figure style="width: {{ panel.image.width }}px">{{ figure(panel) }}</figure>{% endfor %}
 </div>
 <div>{% for panel, answer in budgets %}
-<figure>{{ figure(panel) }}
+<figure style="width: {{ panel.image.width }}px">{{ figure(panel) }}
 <p>{{ answer }}</p></figure>{% endfor %}
 </div>
 </html>
 """
 
 
-def render_page(picture: Pixels, prompt: str, answers: Sequence[Scores]) -> str:
-    """The page of one picture and prompt.
+def render_page(views: Views, prompt: str, answers: Sequence[Scores]) -> str:
+    """The page of one request.
 
     Args:
-        picture: What the model sees, ``[H, W, 3]``.
+        views: Of the request's pictures.
         prompt: The question; any text.
         answers: One per budget.
     """
     environment = Environment(autoescape=True)
     environment.filters["base64"] = lambda image: base64.b64encode(png(image)).decode()
-    budgets = [(budget_panel(picture, scores), scores.result.text) for scores in answers]
-    shared = stage_panels(picture, answers[0])
+    budgets = [(budget_panel(views, scores), scores.result.text) for scores in answers]
+    shared = stage_panels(views, answers[0])
     return environment.from_string(_TEMPLATE).render(prompt=prompt, shared=shared, budgets=budgets)
 
 

@@ -18,7 +18,15 @@ from star_export.answer.generation import Result
 from star_export.answer.pipeline import Pipeline
 from star_export.arrays import Float32
 from star_export.bundle import Bundle, open_bundle
-from star_export.contract import DECODE, IMAGE_POSITIONS, PREFILL, STAR_DOMAIN, TOPK_GATHER, VISION
+from star_export.contract import (
+    ALWAYS_KEPT,
+    DECODE,
+    IMAGE_POSITIONS,
+    PREFILL,
+    STAR_DOMAIN,
+    TOPK_GATHER,
+    VISION,
+)
 from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.session import Caches, Closing, DeviceArray, Int64, Tensor
@@ -42,7 +50,7 @@ class StageScores:
     """What ranked the tokens of one stage, and who stayed.
 
     Attributes:
-        scores: float32 ``[N]``, finite.
+        scores: float32 ``[N]``; NaN of tokens that always stay: newlines, and a CLS among the patches.
         kept: Indices into them, ascending ``[k]``.
     """
 
@@ -55,7 +63,8 @@ class Scores:
     """One answer with the scores behind it.
 
     Attributes:
-        stage1: Of every patch: the attention it receives from the others.
+        stage1: Of every visual token, those of all pictures one after the other: the attention that its
+            patch receives from those of its tile.
         stage2: Of the tokens that stage 1 kept: the attention each receives from the question.
         result: The answer.
     """
@@ -65,8 +74,12 @@ class Scores:
     result: Result
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: those of the answer, and a list of scores for each stage."""
-        scores = {"stage1_scores": self.stage1.scores.tolist(), "stage2_scores": self.stage2.scores.tolist()}
+        """Plain JSON values: those of the answer, and a list of scores for each stage, None for NaN."""
+        stages = {"stage1_scores": self.stage1.scores, "stage2_scores": self.stage2.scores}
+        scores = {
+            name: [None if np.isnan(score) else score for score in found.tolist()]
+            for name, found in stages.items()
+        }
         return self.result.to_dict() | scores
 
 
@@ -79,7 +92,7 @@ class ScoreStatistics:
         prompt: Its question.
         stage: 1 or 2.
         tokens: Tokens that were ranked.
-        kept: Tokens that stayed.
+        kept: Those of them that stayed.
         low: Lowest score, as a multiple of the mean; so are ``median`` and ``high``.
         spread: Standard deviation over mean.
         kept_share: The kept tokens' part of the sum of all scores.
@@ -141,7 +154,8 @@ class ScoringSession(OnnxRuntimeSession):
         bundle: An opened bundle.
 
     Attributes:
-        scores: float32 by graph: of vision ``[P]``, of prefill ``[N1]``.
+        scores: Of every run since they were cleared, float32 by graph: of vision ``[P]`` of each picture,
+            of prefill ``[N1]``.
 
     Raises:
         SettingsError: If the bundle does not prune.
@@ -158,7 +172,7 @@ class ScoringSession(OnnxRuntimeSession):
                 "scores are read from bundles with one stage before the decoder and one inside it"
             )
         Runtime().check(bundle)
-        self.scores: dict[str, Float32] = {}
+        self.scores: dict[str, list[Float32]] = {VISION: [], PREFILL: []}
         self._names: dict[str, str] = {}
         super().__init__(bundle)
 
@@ -171,7 +185,9 @@ class ScoringSession(OnnxRuntimeSession):
             scores = outputs.pop(self._names[graph]).numpy()[0]
             if graph == PREFILL:  # the others are text, which always stays
                 scores = scores[np.asarray(feeds[IMAGE_POSITIONS])[0]]
-            self.scores[graph] = scores
+            elif self.spec.model.tiling is not None:  # ranks what is dropped, from the last token on
+                scores = -scores[::-1]
+            self.scores[graph].append(scores)
         return outputs
 
     def _model(self, graph: str) -> Path | bytes:
@@ -205,21 +221,29 @@ class ScoreReader(Closing):
         self.pipeline.close()
 
     def read(
-        self, image: ImageInput, prompt: Prompt, *, keep: int | None = None, max_new_tokens: int | None = None
+        self,
+        image: ImageInput | Sequence[ImageInput],
+        prompt: Prompt,
+        *,
+        keep: int | None = None,
+        max_new_tokens: int | None = None,
     ) -> Scores:
         """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
 
         Raises:
             BundleError: If a score is inf or NaN and the logits are not.
         """
+        for before in self._session.scores.values():
+            before.clear()
         result = self.pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens).result()
         kept = np.array(result.stage1_indices), np.array(result.stage2_indices)
-        scores = [self._session.scores[graph] for graph in (VISION, PREFILL)]
+        scores = [np.concatenate(self._session.scores[graph]) for graph in (VISION, PREFILL)]
         if not all(np.isfinite(stage).all() for stage in scores):
             raise BundleError(
                 "some scores are inf or NaN; run `star-export check` without --scores, "
                 "which names the first tensor that is not finite"
             )
+        scores[0][scores[0] >= ALWAYS_KEPT] = np.nan
         return Scores(StageScores(scores[0], kept[0]), StageScores(scores[1], kept[1]), result)
 
 
@@ -243,12 +267,12 @@ def check_scores(
     """
     stages: list[ScoreStatistics] = []
     with ScoreReader(open_bundle(folder, verify=True)) as reader:
-        budgets = [reader.pipeline.budget(k) for k in keep or (None,)]
-        chosen = choose_probes(probes, reader.pipeline, max_images=1)
+        chosen = choose_probes(probes, reader.pipeline)
         for index, probe in enumerate(chosen):
+            budgets = budgets_of(probe, reader.pipeline, keep)
             for number, budget in enumerate(budgets):
                 progress(index * len(budgets) + number, len(chosen) * len(budgets))
-                found = reader.read(probe.pictures[0], probe.text, keep=budget, max_new_tokens=1)
+                found = reader.read(probe.pictures, probe.prompt, keep=budget, max_new_tokens=1)
                 if number == 0:  # stage 1 knows no budget
                     stages.append(statistics(found.stage1, probe, 1))
                 stages.append(statistics(found.stage2, probe, 2))
@@ -256,8 +280,9 @@ def check_scores(
 
 
 def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
-    """Statistics of one stage's scores, which are not negative."""
-    scores = found.scores.astype(np.float64)
+    """Statistics of one stage's scores, which are not negative; NaN are left out."""
+    ranked = np.flatnonzero(~np.isnan(found.scores))
+    scores, kept = found.scores[ranked].astype(np.float64), np.isin(ranked, found.kept)
     ratio = scores / scores.mean() if scores.any() else np.ones_like(scores)  # of the uniform score
     share = ratio / ratio.sum()
     present = share[share > 0]
@@ -266,12 +291,12 @@ def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
         prompt=probe.text,
         stage=stage,
         tokens=len(scores),
-        kept=len(found.kept),
+        kept=int(kept.sum()),
         low=float(ratio.min()),
         median=float(np.median(ratio)),
         high=float(ratio.max()),
         spread=float(ratio.std()),
-        kept_share=float(share[found.kept].sum()),
+        kept_share=float(share[kept].sum()),
         effective_tokens=float(np.exp(-(present * np.log(present)).sum())),
         histogram=tuple(np.bincount(np.digitize(ratio, HISTOGRAM_EDGES), minlength=16).tolist()),
     )

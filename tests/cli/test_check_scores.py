@@ -29,6 +29,12 @@ def test_a_sound_bundle_passes(cli: Any, bundle: BundleOf) -> None:
         assert sum(row["histogram"]) == row["tokens"]
 
 
+def test_pictures_that_are_cut(cli: Any, bundle: BundleOf) -> None:
+    outcome = cli("check", bundle("onevision", max_images=2), "--scores", "--probes", 1)
+    assert outcome.code == 0, outcome.err
+    assert "pass: 2 rankings" in outcome.out
+
+
 @pytest.fixture(scope="module")
 def wrong_axis(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose scores average over the axis that the softmax has summed to 1, in both stages."""

@@ -34,7 +34,7 @@ def test_json_is_the_answer_of_run_and_why(cli: Any, bundle: BundleOf, picture: 
     budgets, output = ("--keep", 288, "--keep", 29), tmp_path / "out.html"
     outcome = cli(*request(bundle("mha"), picture, *budgets, "-o", output, "--json"))
     assert outcome.code == 0, outcome.err
-    assert output.read_text().count("<figure>") == 4 + 2
+    assert output.read_text().count("</figure>") == 4 + 2
     answers = json.loads(outcome.out)["answers"]
     assert [len(answer["stage2_indices"]) for answer in answers] == [288, 29]
     assert answers[0]["stage2_scores"] == answers[1]["stage2_scores"]
@@ -46,6 +46,24 @@ def test_json_is_the_answer_of_run_and_why(cli: Any, bundle: BundleOf, picture: 
     plain = json.loads(cli(*run).out)
     del plain["timings_ms"], answers[1]["timings_ms"]
     assert answers[1].items() >= plain.items()
+
+
+def test_several_pictures(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:
+    folder, output = bundle("next", max_images=2), tmp_path / "out.png"
+    outcome = cli(*request(folder, picture, "-i", picture, "--keep", 20, "-o", output, "--json"))
+    assert outcome.code == 0, outcome.err
+    [answer] = json.loads(outcome.out)["answers"]
+    scores, kept = answer["stage1_scores"], answer["stage1_indices"]
+    assert scores[: len(scores) // 2] == scores[len(scores) // 2 :]
+    assert {place for place, score in enumerate(scores) if score is None} <= set(kept)
+    assert len(answer["stage2_scores"]) == len(kept)
+    assert len(answer["stage2_indices"]) == 20
+    with Image.open(output) as image:
+        assert image.height > 2 * 384
+    output.unlink()
+    too_many = request(folder, picture, "-i", picture, "-i", picture, "-o", output)
+    refused(cli(*too_many), "--max-images 3")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_prompt_is_text_on_a_page(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from star_export.graphs.decoder import ALWAYS_KEPT, always_keeping_text
+from star_export.contract import ALWAYS_KEPT
+from star_export.graphs.decoder import always_keeping_text
 from star_export.graphs.scores import DECODER_SCORES, VISION_SCORES, LayerView, received, text
 from star_export.specs import RECEIVED, TEXT
 

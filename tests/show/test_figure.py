@@ -8,9 +8,17 @@ from PIL import Image, ImageFont
 
 from star_export.answer.generation import Result, Timings
 from star_export.show import figure
-from star_export.show.figure import budget_panel, draw_kept, draw_scores, draw_sheet, stage_panels, wrap
+from star_export.show.figure import (
+    budget_panel,
+    draw_kept,
+    draw_sheet,
+    heat_map,
+    stage_panels,
+    wrap,
+)
 from star_export.show.page import render_page
 from star_export.show.scores import Scores, StageScores
+from star_export.show.views import View
 
 SIDE = 12
 PATCHES = SIDE * SIDE
@@ -18,6 +26,8 @@ RANDOM = np.random.default_rng(3)
 #: Every patch of one colour, none of them grey.
 COLOURS = RANDOM.integers(0, 100, (PATCHES, 3), dtype=np.uint8) + np.array([150, 0, 0], np.uint8)
 PICTURE = COLOURS.reshape(SIDE, SIDE, 3).repeat(8, axis=0).repeat(8, axis=1)
+VIEW = View(PICTURE, np.arange(PATCHES).reshape(SIDE, SIDE))
+VIEWS = [[VIEW]]
 
 
 def answer(text: str = "A red square.", *, keep: int = 20) -> Scores:
@@ -43,14 +53,14 @@ def is_grey(colours: np.ndarray) -> np.ndarray:
 
 def test_exactly_the_dropped_patches_are_dark() -> None:
     kept = np.sort(RANDOM.choice(PATCHES, 50, replace=False))
-    found = centres(draw_kept(PICTURE, kept, PATCHES))
+    found = centres(draw_kept(VIEW, kept))
     assert np.flatnonzero(~is_grey(found)).tolist() == kept.tolist()
     assert np.abs(found[kept] - COLOURS[kept]).max() <= 1
     assert np.delete(found, kept, axis=0).max() < 0.3 * COLOURS.max()
 
 
 def test_a_dark_picture_shows_what_was_kept_by_its_edges() -> None:
-    drawn = np.asarray(draw_kept(np.zeros_like(PICTURE), np.array([SIDE + 1]), PATCHES))
+    drawn = np.asarray(draw_kept(View(np.zeros_like(PICTURE), VIEW.tokens), np.array([SIDE + 1])))
     rows, columns = np.nonzero(drawn[..., 0] == 255)
     cell = drawn.shape[0] // SIDE
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (cell, 2 * cell - 1) * 2
@@ -59,7 +69,7 @@ def test_a_dark_picture_shows_what_was_kept_by_its_edges() -> None:
 def test_every_panel_shows_its_stage() -> None:
     scores = answer()
     left = scores.stage1.kept
-    picture, heat1, kept1, heat2, kept2 = (*stage_panels(PICTURE, scores), budget_panel(PICTURE, scores))
+    picture, heat1, kept1, heat2, kept2 = (*stage_panels(VIEWS, scores), budget_panel(VIEWS, scores))
     assert (kept1.title, kept2.title) == ("stage 1: 130 of 144", "stage 2: 20 of 130")
     assert (heat1.title, heat2.title) == ("stage 1 scores: 144 patches", "stage 2 scores: 130 tokens")
     assert not is_grey(centres(picture.image)).any()
@@ -74,7 +84,7 @@ def test_every_panel_shows_its_stage() -> None:
 def test_a_higher_score_is_lighter() -> None:
     scores = np.geomspace(0.001, 1, PATCHES).astype(np.float32)
     order = RANDOM.permutation(PATCHES)
-    drawn = draw_scores(np.full_like(PICTURE, 99), scores[order], np.arange(PATCHES), PATCHES)
+    drawn = heat_map([[View(np.full_like(PICTURE, 99), VIEW.tokens)]], scores[order])
     light = np.asarray(drawn.crop((0, 0, drawn.width, drawn.width)).convert("L"), int)
     cell = drawn.width // SIDE
     found = light[cell // 2 :: cell, cell // 2 :: cell].ravel()
@@ -84,19 +94,20 @@ def test_a_higher_score_is_lighter() -> None:
 
 def test_rounding_errors_are_no_pattern() -> None:
     scores = (1 + 1e-6 * RANDOM.standard_normal(PATCHES)).astype(np.float32)
-    drawn = draw_scores(np.full_like(PICTURE, 99), scores, np.arange(PATCHES), PATCHES)
+    drawn = heat_map([[View(np.full_like(PICTURE, 99), VIEW.tokens)]], scores)
     assert np.ptp(centres(drawn.crop((0, 0, drawn.width, drawn.width))), axis=0).max() <= 1
 
 
-@pytest.mark.parametrize("patches", [4, 256, 576, 500 * 500])
-def test_any_grid_fits(patches: int) -> None:
-    size = draw_kept(PICTURE.repeat(10, axis=0).repeat(10, axis=1), np.arange(2), patches).size
-    assert size[0] == size[1]
-    assert 300 < size[0] <= max(figure.PANEL_SIZE, 500)
+@pytest.mark.parametrize("shape", [(2, 2), (16, 16), (24, 24), (27, 81), (81, 5)])
+def test_any_grid_fits(shape: tuple[int, int]) -> None:
+    size = draw_kept(View(PICTURE, np.arange(shape[0] * shape[1]).reshape(shape)), np.arange(2)).size
+    assert size[0] * shape[0] == size[1] * shape[1]
+    assert 300 < max(size) <= max(figure.PANEL_SIZE, 8 * max(shape))
+    assert min(size) >= 8 * min(shape)
 
 
 def test_one_row_per_budget() -> None:
-    one, two = (draw_sheet(PICTURE, "What?", [answer(keep=k) for k in keeps]) for keeps in ((20,), (20, 5)))
+    one, two = (draw_sheet(VIEWS, "What?", [answer(keep=k) for k in keeps]) for keeps in ((20,), (20, 5)))
     assert two.size == (one.width, 2 * one.height)
 
 
@@ -106,7 +117,7 @@ def test_text_is_whole_and_inside(text: str) -> None:
     lines = wrap(text, font, 500)
     assert max(font.getlength(line) for line in lines) <= 500
     assert "".join(lines).replace(" ", "") == "".join(text.split())
-    sheet = np.asarray(draw_sheet(PICTURE, "What?", [answer(text)]))
+    sheet = np.asarray(draw_sheet(VIEWS, "What?", [answer(text)]))
     for border in (sheet[:8], sheet[-8:], sheet[:, :8], sheet[:, -8:]):
         assert (border == figure.PAPER).all()
 
@@ -129,7 +140,7 @@ class Page(HTMLParser):
 
 def test_the_page_escapes_prompt_and_answer() -> None:
     prompt, text = "<script>alert(1)</script> & {{ 7 * 7 }}", '"><img src=x onerror=alert(2)>'
-    page = render_page(PICTURE, prompt, [answer(text), answer("second", keep=5)])
+    page = render_page(VIEWS, prompt, [answer(text), answer("second", keep=5)])
     found = Page(page)
     assert "script" not in found.tags
     assert found.tags.count("img") == 4 + 2
