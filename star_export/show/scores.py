@@ -34,7 +34,7 @@ from star_export.errors import BundleError, SettingsError, option
 from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
-from star_export.validation.probes import Probe, choose_probes
+from star_export.validation.probes import Probe, budgets_of, choose_probes
 
 #: Scores whose standard deviation is below this share of their mean count as uniform.
 #: Measured on the test checkpoints: 0.7 to 2.6 as they should be, and over the wrong axis

@@ -115,14 +115,12 @@ def test_a_conversation_is_saved(ask: Ask, tmp_path: Path) -> None:
 
 def test_the_overlay(ask: Ask, shapes: Path, tmp_path: Path) -> None:
     png, page = tmp_path / "seen.png", tmp_path / "seen.html"
-    outcome = ask(
-        f"/show {png}", COLOR, PLACE, f"/show {png}", f"/show {page}", f"/image {shapes}", PLACE, "/show"
-    )
-    assert errors(outcome) == [
-        "error: /show draws what was kept for a question; ask one first",
-        "error: /show draws one picture, this conversation has 2",
-    ]
+    several = tmp_path / "several.png"
+    drawn = [f"/show {path}" for path in (png, page, several)]
+    outcome = ask(drawn[0], COLOR, PLACE, *drawn[:2], f"/image {shapes}", PLACE, drawn[2])
+    assert errors(outcome) == ["error: /show draws what was kept for a question; ask one first"]
     assert Image.open(png).size[0] > 336
+    assert Image.open(several).size[1] > Image.open(png).size[1]
     assert COLOR in page.read_text()  # what decided which tokens stay
 
 
