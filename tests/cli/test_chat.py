@@ -32,7 +32,7 @@ def folder(bundle: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shapes") / "two words.png"
-    make_probes(1)[0].picture.save(path)
+    make_probes(1)[0].pictures[0].save(path)
     return path
 
 
