@@ -37,7 +37,7 @@ def full(bundle: Callable[..., Path]) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def shown() -> list[Image]:
-    return [probe.picture for probe in make_probes(4)]
+    return [probe.pictures[0] for probe in make_probes(4)]
 
 
 def said(chat: Chat, question: str, **options: Any) -> Result:

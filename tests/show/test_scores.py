@@ -197,7 +197,7 @@ def test_the_check_ranks_patches_of_cut_pictures(bundle: BundleOf, preset: str) 
         assert stage.kept <= stage.tokens == sum(stage.histogram)
     first = report.stages[0]
     with ScoreReader(open_bundle(bundle(preset, max_images=2))) as reader:
-        [image] = reader.pipeline.prepare(probes[0].picture)
+        [image] = reader.pipeline.prepare(probes[0].pictures)
     assert first.tokens == image.packing.tokens - image.packing.newlines
 
 
