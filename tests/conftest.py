@@ -16,7 +16,7 @@ pytest_plugins = ["tests.fake_gpu.machine"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Largest budget below each small model's stage-1 count that tests use.
-MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288}
+MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288, "onevision": 64}
 MINI = Path(__file__).parents[1] / "models/mini"
 PROMPT = "What is in the picture?"
 

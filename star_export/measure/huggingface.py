@@ -10,7 +10,7 @@ from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.preprocessing import load_image
 from star_export.preprocessing.processor import read_processor
 from star_export.specs import DType
-from star_export.validation.expected import processor_inputs
+from star_export.validation.expected import picture_inputs, processor_inputs
 from star_export.validation.reference import cache_argument, load_model
 
 
@@ -38,10 +38,10 @@ class HuggingFaceSide(Side):
     def measure(self, workload: Workload) -> Sample:
         """Answer once and take the time."""
         start = time.perf_counter()
-        inputs = processor_inputs(self.processor, load_image(workload.picture), workload.text)
+        inputs = processor_inputs(self.processor, [load_image(workload.picture)], workload.text)
         inputs = inputs.to(self.device, self.dtype)  # ids stay integers
         ready = self._now()
-        features = self.model.get_image_features(inputs["pixel_values"]).pooler_output
+        features = self.model.get_image_features(**picture_inputs(inputs)).pooler_output
         seen = self._now()
         embeds = self.model.get_input_embeddings()(inputs["input_ids"])
         places = inputs["input_ids"] == self.model.config.image_token_id

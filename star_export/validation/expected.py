@@ -5,6 +5,7 @@ chat template that the user gave to the build, so a wrong template, a misplaced
 image token or a wrong question row shows.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,9 @@ from PIL import Image
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.convert import stored_template
 from star_export.validation.report import StageResult
+
+#: What the processors give for pictures.
+_PICTURES = ("pixel_values", "image_sizes", "batch_num_images")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def expected_input(
         image_tokens: Visual tokens when the decoder starts.
         chat_template: Used instead of the checkpoint's own.
     """
-    inputs = processor_inputs(processor, picture, _render(processor, prompt, chat_template))
+    inputs = processor_inputs(processor, [picture], _render(processor, prompt, chat_template))
     full = inputs["input_ids"][0]
     visual = full == processor.image_token_id
     first, last = visual.nonzero().flatten()[[0, -1]].tolist()
@@ -69,15 +73,20 @@ def expected_input(
     )
 
 
-def processor_inputs(processor: Any, picture: Image.Image, text: str) -> Any:
-    """``input_ids``, ``attention_mask`` and ``pixel_values`` of a rendered prompt, with one BOS."""
+def processor_inputs(processor: Any, pictures: Sequence[Image.Image], text: str) -> Any:
+    """What a processor makes of a rendered prompt, with one BOS, and the pictures of one request."""
     bos = processor.tokenizer.bos_token
     return processor(
-        images=picture,
-        text=text,
+        images=[list(pictures)],
+        text=[text],
         return_tensors="pt",
         add_special_tokens=bos is None or not text.startswith(bos),
     )
+
+
+def picture_inputs(inputs: Any) -> dict[str, torch.Tensor]:
+    """Those of a processor's results that are about pictures."""
+    return {name: inputs[name] for name in _PICTURES if name in inputs}
 
 
 def _render(processor: Any, prompt: str, chat_template: str | None) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import DynamicCache, GenerationConfig, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
 
 from star_export.checkpoint.folder import INDEX, find_shards
 from star_export.checkpoint.tensors import canonical_name
@@ -87,7 +87,7 @@ def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
                 if (folder / name).is_file():
                     shutil.copy(folder / name, source)
         try:
-            model = LlavaForConditionalGeneration.from_pretrained(
+            model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, attn_implementation=attention, local_files_only=True
             )
         except Exception as error:  # transformers raises many unrelated types
