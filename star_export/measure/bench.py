@@ -201,9 +201,8 @@ def _bench(
         text_tokens=text_tokens,
         repeats=options.repeats,
         sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in options.sides),
-        kv_bytes=_kv_bytes(
-            spec, text_tokens, image.packing.tokens, spec.lengths(text_tokens, entering, keep)
-        ),
+        kv_bytes=_kv_bytes(spec, spec.lengths(text_tokens, entering, keep))
+        | {"unpruned": spec.kv_bytes(text_tokens + image.packing.tokens, spec.model.text.num_layers)},
         flops={name: prefill_flops(spec.model.text, layout, **sizes) for name, layout in layouts.items()},
         vision_flops=vision_flops(spec.model.vision, len(image.pixels)),
     )
