@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-session bench-triton bench-kernel resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-onevision bench-session bench-triton bench-kernel resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -81,6 +81,14 @@ bench: $(READY)
 	$(BIN)/python -m star_export.testing.checkpoints bench build/bench/checkpoint
 	$(BIN)/star-export build --model build/bench/checkpoint --keep 64 --output build/bench/bundle --overwrite
 	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
+
+# The table of a large picture in docs/performance.md: LLaVA-OneVision-0.5B's shape, 640x480 pixels, 11 GB of disk.
+LARGE := build/bench-onevision
+bench-onevision: $(READY)
+	$(BIN)/python -m star_export.testing.checkpoints bench-onevision $(LARGE)/checkpoint
+	$(BIN)/python -c "from PIL import Image; Image.open('docs/shapes.png').resize((640, 480)).save('$(LARGE)/picture.png')"
+	$(BIN)/star-export build --model $(LARGE)/checkpoint --keep 320 --prune-layer $(or $(LAYER),11) --output $(LARGE)/bundle --overwrite
+	$(BIN)/star-export bench $(LARGE)/bundle --image $(LARGE)/picture.png --side star --side unpruned --side hf-sdpa --repeats 3
 
 # The other table of docs/performance.md; after `make bench`.
 bench-session: $(READY)

@@ -70,7 +70,10 @@ _MEASURES = {"vision": "vision", "prefill": "prefill", "decode": "decode, per to
 
 
 def _print_tables(report: "BenchReport") -> None:
-    title = f"keep {report.keep}, {report.text_tokens} text tokens, {report.repeats} rounds"
+    title = (
+        f"keep {report.keep:,} of {report.image_tokens:,} visual tokens, "
+        f"{report.text_tokens} text tokens, {report.repeats} rounds"
+    )
     table = Table("", "side", "ms", "times star", title=title)
     for measure, heading in _MEASURES.items():
         for index, side in enumerate(report.sides):
@@ -108,6 +111,8 @@ def _print_tables(report: "BenchReport") -> None:
         f"({full.exact / pruned.exact:.2f}x); FastV's formula {pruned.fastv / 1e9:,.1f} of "
         f"{full.fastv / 1e9:,.1f} GMAC ({full.fastv / pruned.fastv:.2f}x)"
     )
+    tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
+    out.print(f"Vision tower: {tiles}, {report.vision_flops / 1e9:,.1f} GFLOP on every side")
 
 
 def _spread(median: float, extremes: tuple[float, float], form: str) -> str:

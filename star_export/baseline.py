@@ -51,13 +51,16 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, runtime: Runtim
 
 
 def baseline_options(bundle: Bundle, folder: Path, *, source: str, runtime: Runtime) -> BuildOptions:
-    """What makes ``source`` an unpruned bundle that reads prompts and ends answers as ``bundle`` does."""
+    """What makes ``source`` an unpruned bundle that takes the pictures and prompts that ``bundle`` does."""
     spec, facts = bundle.spec, runtime.entry.facts(bundle)
     prompt = read_preprocessing(bundle.path(PREPROCESSOR), spec.model).prompt
     return BuildOptions(
         model=source,
         output=folder,
         prune=False,
+        max_images=spec.images.max_images,
+        max_tiles=spec.images.max_tiles,
+        max_image_tokens=spec.images.max_image_tokens,
         max_text_tokens=spec.max_text_tokens,
         max_new_tokens=spec.max_new_tokens,
         dtype=spec.dtype,

@@ -1,8 +1,8 @@
-"""How much arithmetic a prefill takes, counted from the shapes."""
+"""How much arithmetic a request takes, counted from the shapes."""
 
 from dataclasses import dataclass
 
-from star_export.specs import ExportSpec, TextSpec
+from star_export.specs import ExportSpec, TextSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -41,34 +41,21 @@ class Layout:
         return found
 
 
-def spec_layout(spec: ExportSpec, keep: int | None) -> Layout:
-    """The visual tokens of one image, as a bundle lays them out.
+def pruned_layout(spec: ExportSpec, *, entering: int, keep: int) -> Layout:
+    """The visual tokens of a request, as a bundle lays them out.
 
     Args:
         spec: The exported model.
-        keep: Visual tokens after the last stage; None for no pruning at all, of any stage.
+        entering: Visual tokens when the decoder starts.
+        keep: Visual tokens after the last stage.
     """
-    if keep is None or not spec.schedule:
-        return Layout(entering=spec.largest_image)
     places = (stage.after_layer for stage in spec.decoder_stages)
-    return Layout(entering=spec.image_tokens, stages=tuple(zip(places, spec.budgets(keep), strict=True)))
+    budgets = spec.budgets(keep, entering=entering)
+    return Layout(entering=entering, stages=tuple(zip(places, budgets, strict=True)))
 
 
-def prefill_flops(spec: ExportSpec, *, text_tokens: int, query_tokens: int, keep: int | None) -> PrefillFlops:
-    """Arithmetic of a prefill with one image.
-
-    Args:
-        spec: The exported model.
-        text_tokens: Prompt tokens that are not visual.
-        query_tokens: Those of them after the image, which score the stages inside the decoder.
-        keep: Visual tokens after the last stage; None for no pruning at all, of any stage.
-    """
-    layout = spec_layout(spec, keep)
-    return layout_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=query_tokens)
-
-
-def layout_flops(text: TextSpec, layout: Layout, *, text_tokens: int, query_tokens: int) -> PrefillFlops:
-    """Arithmetic of a prefill whose visual tokens are laid out in any way.
+def prefill_flops(text: TextSpec, layout: Layout, *, text_tokens: int, query_tokens: int) -> PrefillFlops:
+    """Arithmetic of a prefill.
 
     Args:
         text: The decoder.
@@ -82,6 +69,19 @@ def layout_flops(text: TextSpec, layout: Layout, *, text_tokens: int, query_toke
     head = 2.0 * text.hidden_size * text.vocab_size
     exact = sum(_layer_flops(text, tokens) for tokens in layers) + head + scoring
     return PrefillFlops(sum(_fastv_layer(text, tokens) for tokens in layers), exact)
+
+
+def vision_flops(vision: VisionSpec, tiles: int) -> float:
+    """Floating-point operations of every matrix product in a vision tower's layers.
+
+    Args:
+        vision: The tower.
+        tiles: Tiles that it sees, of one picture or of several.
+    """
+    n, d = vision.num_patches + vision.has_cls, vision.hidden_size
+    projections_and_mlp = 2.0 * n * d * (4 * d + 2 * vision.intermediate_size)
+    attention = 2.0 * 2.0 * n * n * d
+    return tiles * vision.num_layers * (projections_and_mlp + attention)
 
 
 def _fastv_layer(text: TextSpec, n: int) -> float:

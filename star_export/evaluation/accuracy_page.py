@@ -14,11 +14,12 @@ _INTRODUCTION = """# Accuracy
 Made by `{command}`.
 
 {questions} questions of the task `{task}` (split `{split}`, seed {seed}), each about a picture of its
-own, asked of `{model}` in ONNX Runtime, greedily. STAR drops {dropped} of {patches} patches after the
-vision encoder and prunes to its budget after {prune_layer} of {layers} decoder layers. Brackets hold 95 %
-bootstrap intervals, paired by question where two variants are compared. FLOPs are those of a prefill,
-counted exactly for the first question, without the vision tower; speed is the unpruned prefill's time
-divided by this one's, median over the questions, which all variants answered in turns.
+own, asked of `{model}` in ONNX Runtime, greedily. STAR drops {dropped:.0f} of {patches:.0f} visual tokens
+after the vision encoder and prunes to its budget after {prune_layer} of {layers} decoder layers. Brackets
+hold 95 % bootstrap intervals, paired by question where two variants are compared. Tokens and FLOPs are
+means over the pictures; FLOPs are those of a prefill with the first question, counted exactly, without the
+vision tower; speed is the unpruned prefill's time divided by this one's, median over the questions, which
+all variants answered in turns.
 
 The unpruned model answers {accuracy} % right.
 """
@@ -51,8 +52,8 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
             split=comparison.split,
             seed=comparison.seed,
             model=comparison.model,
-            patches=full.method.entering,
-            dropped=full.method.entering - star.method.entering,
+            patches=full.entering,
+            dropped=full.entering - star.entering,
             prune_layer=comparison.prune_layer,
             layers=comparison.layers,
             accuracy=full.score.accuracy.percent(),
@@ -93,7 +94,7 @@ def _budget_table(methods: Sequence[MethodReport], full: MethodReport, *, averag
             [
                 str(method.budget),
                 f"**{method.rule}**" if method.rule == STAR else method.rule,
-                str(method.keep) if method.layer is None else f"{method.entering} → {method.keep}",
+                f"{found.keep:.0f}" if found.layer is None else f"{found.entering:.0f} → {found.keep:.0f}",
                 f"{found.tokens_per_layer:.0f}",
                 score.accuracy.percent(),
                 "" if score.retention is None else score.retention.percent(),

@@ -3,6 +3,8 @@
 import time
 from typing import Protocol
 
+from PIL import Image
+
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import VisionOutput
 from star_export.engines.session import HostArray, on_host
@@ -23,16 +25,19 @@ class Looker:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self._prepared: tuple[Image.Image, PreparedImage] | None = None
         self._key = b""
         self._seen: dict[int | None, HostArray] = {}
 
     def prepare(self, example: Example) -> PreparedImage:
         """The example's picture."""
-        (image,) = self.pipeline.prepare(example.image)
-        return image
+        if self._prepared is None or self._prepared[0] is not example.image:
+            (image,) = self.pipeline.prepare(example.image)
+            self._prepared = example.image, image
+        return self._prepared[1]
 
     def look(self, example: Example, stage1_keep: int | None = None) -> HostArray:
-        """Visual tokens ``[1, N1, C]`` of the example's picture; ``N1`` is the bundle's by default."""
+        """Visual tokens of the example's picture ``[1, N1, C]``, as many as asked for or as stage 1 keeps."""
         image = self.prepare(example)
         if image.key != self._key:
             self._key, self._seen = image.key, {}
@@ -47,7 +52,7 @@ class Bundled:
 
     Args:
         looker: The bundle.
-        keep: Visual tokens after stage 2; None for an unpruned bundle.
+        keep: Visual tokens after stage 2; the bundle's own for each picture when None.
     """
 
     def __init__(self, looker: Looker, keep: int | None) -> None:
@@ -55,9 +60,9 @@ class Bundled:
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer."""
-        tokens = self.looker.pipeline.tokenize(example.question, [self.looker.prepare(example)])
-        features = self.looker.look(example)
-        return respond(self.looker.pipeline, tokens, features, self.keep, example, task)
+        pipeline, images = self.looker.pipeline, [self.looker.prepare(example)]
+        tokens, keep = pipeline.tokenize(example.question, images), pipeline.budget(self.keep, images)
+        return respond(pipeline, tokens, self.looker.look(example), keep, example, task)
 
 
 def respond(

@@ -2,32 +2,32 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from star_export.answer.pipeline import open_pipeline
-from star_export.build import BuildOptions, build
+from star_export.build import BuildOptions, build, resolve_spec
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.engines import Runtime
 from star_export.evaluation.answering import Looker
 from star_export.evaluation.evaluate import ask_all, check_limit
-from star_export.evaluation.methods import STAR, Bundles, Method, Pruned, all_methods, fastv_layer
+from star_export.evaluation.methods import (
+    STAR,
+    Bundles,
+    Method,
+    PictureTokens,
+    Pruned,
+    all_methods,
+    fastv_layer,
+)
 from star_export.evaluation.record import Record
 from star_export.evaluation.statistics import Estimate, Score, ScoreTable
 from star_export.evaluation.tasks import open_task
 from star_export.files import scratch_folder, sha256
 from star_export.progress import CaseProgress
-from star_export.specs import (
-    DEFAULT_DROP_RATIO,
-    DType,
-    ExportSpec,
-    ModelSpec,
-    check_keep,
-    resolve_images,
-    resolve_star,
-    stage1_count,
-)
+from star_export.specs import DType, ExportSpec, check_keep, picture_tokens
 
 #: The paper's budgets, as shares of all patches (arXiv 2505.12359, table 1).
 PAPER_SHARES = (0.5, 0.2, 0.1, 0.05)
@@ -62,14 +62,20 @@ class MethodReport:
         method: What it is.
         score: How it did.
         lead: STAR's accuracy at the same budget minus this one's; None for STAR and unpruned.
+        layer: Decoder layers before it prunes inside; None for no pruning there.
+        entering: Visual tokens that enter the decoder; like the next three, the mean over the pictures.
+        keep: Visual tokens in the last layer.
         tokens_per_layer: Average of visual tokens over the decoder's layers.
-        flops: Floating-point operations of a prefill, counted exactly.
+        flops: Floating-point operations of a prefill, counted exactly, with the first question.
         speedup: Unpruned prefill time divided by this one's, median over the questions.
     """
 
     method: Method
     score: Score
     lead: Estimate | None
+    layer: int | None
+    entering: float
+    keep: float
     tokens_per_layer: float
     flops: float
     speedup: float
@@ -113,8 +119,12 @@ def compare(
     task = open_task(options.task, split=options.split)
     limit = check_limit(task, options.split, options.limit)
     checkpoint = open_checkpoint(options.model)
-    spec = _spec(options, checkpoint.model)
-    methods = all_methods(_budgets(options, spec), spec)
+    spec = _spec(options, checkpoint)
+    pictures = [
+        picture_tokens(spec.model, task.example(options.split, options.seed, index).image.size[::-1])
+        for index in range(limit)
+    ]
+    methods = all_methods(_budgets(options, spec, pictures), spec, pictures)
     settings = {name: getattr(options, name) for name in ("task", "split", "seed", "prune_layer", "dtype")}
     settings["model"] = _identity(checkpoint)
     settings["methods"] = [method.name for method in methods]
@@ -131,7 +141,8 @@ def compare(
         )
         first = bundles.full.prepare(task.example(options.split, options.seed, rows[0].index))
         tokens = bundles.full.pipeline.tokenize(rows[0].question, [first])
-    report = _Reporter(ScoreTable(rows), spec, tokens.text_tokens, tokens.query_positions.shape[1])
+    sizes = {"text_tokens": tokens.text_tokens, "query_tokens": tokens.query_positions.shape[1]}
+    report = _Reporter(ScoreTable(rows), spec, methods[0].name, pictures, sizes)
     return Comparison(
         model=options.model,
         task=options.task,
@@ -148,26 +159,34 @@ def compare(
 class _Reporter:
     scores: ScoreTable
     spec: ExportSpec
-    text_tokens: int
-    query_tokens: int
+    baseline: str
+    pictures: Sequence[PictureTokens]
+    sizes: dict[str, int]
 
     def of(self, method: Method) -> MethodReport:
-        baseline = f"unpruned {self.spec.largest_image}"
-        alone = method.rule == STAR or method.name == baseline
-        flops = method.flops(self.spec, text_tokens=self.text_tokens, query_tokens=self.query_tokens)
+        alone = method.rule == STAR or method.name == self.baseline
+        layers = [self._tokens(method, picture) for picture in self.pictures]
+        flops = [method.flops(self.spec, picture, **self.sizes).exact for picture in self.pictures]
         return MethodReport(
             method=method,
-            score=self.scores.score(method.name, baseline=baseline),
+            score=self.scores.score(method.name, baseline=self.baseline),
             lead=None if alone else self.scores.lead(f"{STAR} {method.budget}", method.name),
-            tokens_per_layer=method.tokens_per_layer(self.spec.model.text.num_layers),
-            flops=flops.exact,
-            speedup=self.scores.speedup(method.name, baseline),
+            layer=method.layer(self.spec),
+            entering=fmean(tokens[0] for tokens in layers),
+            keep=fmean(tokens[-1] for tokens in layers),
+            tokens_per_layer=fmean(map(fmean, layers)),
+            flops=fmean(flops),
+            speedup=self.scores.speedup(method.name, self.baseline),
         )
 
+    def _tokens(self, method: Method, picture: PictureTokens) -> list[int]:
+        """Visual tokens in each layer."""
+        return method.layout(self.spec, picture).tokens(self.spec.model.text.num_layers)
 
-def _budgets(options: CompareOptions, spec: ExportSpec) -> list[int]:
-    patches = spec.largest_image
-    budgets = list(options.keep) or [int(share * patches + 0.5) for share in PAPER_SHARES]
+
+def _budgets(options: CompareOptions, spec: ExportSpec, pictures: Sequence[PictureTokens]) -> list[int]:
+    mean = fmean(tokens for tokens, _ in pictures)
+    budgets = list(options.keep) or [int(share * mean + 0.5) for share in PAPER_SHARES]
     for keep in budgets:
         check_keep(spec.schedule, keep)
     return sorted(dict.fromkeys(budgets), reverse=True)
@@ -181,18 +200,21 @@ def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
     return {path.name: sha256(path) for path in files}
 
 
-def _spec(options: CompareOptions, model: ModelSpec) -> ExportSpec:
+def _spec(options: CompareOptions, checkpoint: Checkpoint) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
-    room = stage1_count(patches=model.vision.tile_tokens, drop_ratio=DEFAULT_DROP_RATIO) - 1
-    images = resolve_images(model, room=model.text.max_position_embeddings)
-    return ExportSpec(
-        model=model,
-        schedule=resolve_star(model, images, prune_layer=options.prune_layer, keep=1, max_keep=room),
-        images=images,
+    building = _building(options, output=Path(), keep=1, prune_layer=options.prune_layer)
+    spec = resolve_spec(building, checkpoint)
+    first, last = spec.schedule
+    return replace(spec, schedule=(first, replace(last, max_tokens=first.max_tokens - 1)))
+
+
+def _building(options: CompareOptions, **settings: Any) -> BuildOptions:
+    return BuildOptions(
+        model=options.model,
+        dtype=options.dtype,
         max_text_tokens=MAX_TEXT_TOKENS,
         max_new_tokens=MAX_NEW_TOKENS,
-        append_tokens=1,
-        dtype=options.dtype,
+        **settings,
     )
 
 
@@ -205,19 +227,12 @@ def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], Non
 
         def make(name: str, **settings: Any) -> Looker:
             say(f"building {name}")
-            building = BuildOptions(
-                model=options.model,
-                output=scratch / name,
-                dtype=options.dtype,
-                max_text_tokens=MAX_TEXT_TOKENS,
-                max_new_tokens=MAX_NEW_TOKENS,
-                **settings,
-            )
+            building = _building(options, output=scratch / name, **settings)
             return Looker(stack.enter_context(open_pipeline(build(building).folder, options.runtime)))
 
         # In these, stage 1 drops nothing unless a method asks for it.
-        room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.largest_image - 1}
+        room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.max_visual_tokens}
         own = spec.decoder_stages[0].after_layer
         layers = dict.fromkeys((own, fastv_layer(spec.model.text.num_layers)))
         pruned = {layer: make(f"pruned-after-{layer}", prune_layer=layer, **room) for layer in layers}
-        yield Bundles(make("unpruned", prune=False), pruned, options.seed)
+        yield Bundles(spec, make("unpruned", prune=False), pruned, options.seed)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from star_export.answer.pipeline import open_pipeline
+from star_export.answer.pipeline import Pipeline, open_pipeline
 from star_export.bundle import MANIFEST, Bundle, open_bundle
 from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
@@ -52,7 +52,7 @@ class Evaluation:
         split: The split.
         seed: Seed of the split.
         questions: How many were asked.
-        scores: By variant: ``unpruned`` and ``keep N``.
+        scores: By variant: ``unpruned``, and ``keep N`` or ``keep X %``.
         answers: The file with every answer.
         missed: Limits that a score is below, a line each; empty when all are met.
     """
@@ -228,6 +228,14 @@ def _variants(options: EvalOptions, baseline: Path | None, stack: ExitStack) -> 
     if not looker.pipeline.spec.schedule:
         looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
         return {UNPRUNED: Bundled(looker, None)}
-    for keep in dict.fromkeys(looker.pipeline.budget(k) for k in options.keep or (None,)):
-        variants[f"keep {keep}"] = Bundled(looker, keep)
+    for keep in options.keep or (None,):
+        variants[_budget_name(looker.pipeline, keep)] = Bundled(looker, keep)
     return variants
+
+
+def _budget_name(pipeline: Pipeline, keep: int | None) -> str:
+    """What a budget is called: a number, or a share where each picture's number is its own."""
+    stages = pipeline.spec.decoder_stages
+    if keep is None and stages and stages[-1].share is not None:
+        return f"keep {100 * stages[-1].share:g} %"
+    return f"keep {pipeline.budget(keep)}"

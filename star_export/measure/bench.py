@@ -22,7 +22,7 @@ from star_export.checkpoint.hub import with_revision
 from star_export.contract import group_names
 from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
-from star_export.flops import PrefillFlops, prefill_flops
+from star_export.flops import Layout, PrefillFlops, prefill_flops, pruned_layout, vision_flops
 from star_export.measure.sides import (
     SIDES,
     STAR,
@@ -70,21 +70,29 @@ class BenchReport:
 
     Attributes:
         bundle: The pruned bundle.
-        keep: Visual tokens after stage 2.
+        tiles: Tiles of the picture.
+        image_tokens: Its visual tokens before any is pruned.
+        entering: Those that enter the pruned bundle's decoder.
+        keep: Those that its last layers see.
         text_tokens: Text tokens of the prompt.
         repeats: Measured rounds.
         sides: One report per side.
         kv_bytes: KV cache bytes in use after prefill, by group.
         flops: Arithmetic of a prefill, pruned and full.
+        vision_flops: Floating-point operations of the vision tower, the same for every side.
     """
 
     bundle: str
+    tiles: int
+    image_tokens: int
+    entering: int
     keep: int
     text_tokens: int
     repeats: int
     sides: tuple[SideReport, ...]
     kv_bytes: dict[str, int]
     flops: dict[str, PrefillFlops]
+    vision_flops: float
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -155,9 +163,10 @@ def _bench(
     options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
 ) -> BenchReport:
     with open_pipeline(options.bundle, options.runtime) as pipeline:
-        keep, text = pipeline.budget(options.keep), render(options.prompt, pipeline.prompt_spec)
-        tokens = pipeline.tokenize(text, pipeline.prepare(options.image))
-    text_tokens, query_tokens = tokens.text_tokens, tokens.query_positions.shape[1]
+        images, text = pipeline.prepare(options.image), render(options.prompt, pipeline.prompt_spec)
+        keep, (entering,) = pipeline.budget(options.keep, images), pipeline.entering(images)
+        tokens = pipeline.tokenize(text, images)
+    (image,), text_tokens = images, tokens.text_tokens
     workload = Workload(
         bundle=options.bundle,
         baseline=baseline,
@@ -178,17 +187,24 @@ def _bench(
             progress(f"loading {name}")
             sides[name] = stack.enter_context(open_side(name, workload))
         samples = _measure(options, workload, sides, progress)
+    layouts = {
+        "pruned": pruned_layout(spec, entering=entering, keep=keep),
+        "full": Layout(entering=image.packing.tokens),
+    }
+    sizes = {"text_tokens": text_tokens, "query_tokens": tokens.query_positions.shape[1]}
     return BenchReport(
         bundle=str(options.bundle),
+        tiles=len(image.pixels),
+        image_tokens=image.packing.tokens,
+        entering=entering,
         keep=keep,
         text_tokens=text_tokens,
         repeats=options.repeats,
         sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in options.sides),
-        kv_bytes=_kv_bytes(spec, text_tokens, keep),
-        flops={
-            name: prefill_flops(spec, text_tokens=text_tokens, query_tokens=query_tokens, keep=budget)
-            for name, budget in (("pruned", keep), ("full", None))
-        },
+        kv_bytes=_kv_bytes(spec, spec.lengths(text_tokens, entering, keep))
+        | {"unpruned": spec.kv_bytes(text_tokens + image.packing.tokens, spec.model.text.num_layers)},
+        flops={name: prefill_flops(spec.model.text, layout, **sizes) for name, layout in layouts.items()},
+        vision_flops=vision_flops(spec.model.vision, len(image.pixels)),
     )
 
 
@@ -224,10 +240,6 @@ def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, ru
     )
 
 
-def _kv_bytes(spec: ExportSpec, text_tokens: int, keep: int) -> dict[str, int]:
-    lengths = spec.lengths(text_tokens, spec.image_tokens, keep)
+def _kv_bytes(spec: ExportSpec, lengths: Sequence[int]) -> dict[str, int]:
     groups = zip(group_names(spec), spec.groups, lengths, strict=True)
-    unpruned = spec.kv_bytes(spec.largest_image + text_tokens, spec.model.text.num_layers)
-    return {name: spec.kv_bytes(length, len(group.layers)) for name, group, length in groups} | {
-        "unpruned": unpruned
-    }
+    return {name: spec.kv_bytes(length, len(group.layers)) for name, group, length in groups}

@@ -25,7 +25,7 @@ class BundleSide(Side):
 
     def __init__(self, folder: Path, workload: Workload, *, keep: int | None) -> None:
         self.pipeline = open_pipeline(folder, workload.runtime)
-        self.keep = self.pipeline.budget(keep)
+        self.keep = keep
 
     def measure(self, workload: Workload) -> Sample:
         """Answer once and take the time."""

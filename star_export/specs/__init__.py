@@ -9,6 +9,7 @@ from star_export.specs.images import (
     ImageLimits,
     check_images,
     largest_request,
+    picture_tokens,
     resolve_images,
     smallest_image,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "entering_tokens",
     "largest_request",
     "picture_grid",
+    "picture_tokens",
     "resolve_images",
     "resolve_star",
     "smallest_image",

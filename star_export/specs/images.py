@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from star_export.errors import SettingsError, option
 from star_export.specs.model import ModelSpec
-from star_export.specs.tiling import every_grid, most_tiles
+from star_export.specs.tiling import every_grid, most_tiles, picture_grid
 from star_export.specs.values import Count
 
 
@@ -102,6 +102,15 @@ def largest_request(model: ModelSpec, limits: ImageLimits, count: Callable[[int,
 def smallest_image(model: ModelSpec) -> tuple[int, int]:
     """Visual tokens of the smallest picture, and newlines among them."""
     return model.vision.tile_tokens, 0
+
+
+def picture_tokens(model: ModelSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """Visual tokens of a picture of ``size (height, width)``, alone in its request, and its newlines."""
+    vision, tiling = model.vision, model.tiling
+    if tiling is None:
+        return vision.tile_tokens, 0
+    grid = picture_grid(size, tiling, tile=vision.image_size, side=vision.grid_side)
+    return vision.tile_tokens + grid.tokens, grid.shape[0]
 
 
 def _largest(model: ModelSpec, max_images: int, max_tiles: int) -> int:

@@ -29,7 +29,11 @@ def test_times_ratios_and_their_spread(
     sides = (side("star", device=9_876_500_000), side("unpruned", memory=None), side("hf-eager"))
     flops = {"pruned": PrefillFlops(fastv=1e9, exact=1e9), "full": PrefillFlops(fastv=2e9, exact=3e9)}
     kv_bytes = {"early": 2_000_000, "late": 1_000_000, "unpruned": 6_000_000}
-    _print_tables(BenchReport("b", 64, 12, 5, sides, kv_bytes, flops))
+    report = BenchReport(
+        bundle="b", tiles=5, image_tokens=2929, entering=2640, keep=320, text_tokens=12, repeats=5,
+        sides=sides, kv_bytes=kv_bytes, flops=flops, vision_flops=3.2e12,
+    )  # fmt: skip
+    _print_tables(report)
     printed = capsys.readouterr().out
     assert max(map(cell_len, printed.splitlines())) <= 80
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines() if line[0] == "│"]
@@ -50,3 +54,5 @@ def test_times_ratios_and_their_spread(
     ]
     assert "unpruned 6.0 MB (2.00x)" in printed
     assert "1.0 of 3.0 GFLOP (3.00x)" in printed
+    assert "keep 320 of 2,929 visual tokens, 12 text tokens, 5 rounds" in printed
+    assert "Vision tower: 5 tiles, 3,200.0 GFLOP" in printed

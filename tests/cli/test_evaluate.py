@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from star_export.answer.pipeline import load
 from star_export.errors import PlatformError
+from star_export.evaluation.shapes import Shapes
 
 from .conftest import Cli, refused
 
@@ -115,6 +117,37 @@ def test_compare_writes_a_page_and_a_plot(
     assert [row["index"] for row in rows] == list(range(7))
     assert all(len(row["answers"]) == len(methods) for row in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
+
+
+def test_eval_of_a_share_of_each_pictures_tokens(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, request = tmp_path / "bundle", ("--no-baseline", "--limit", 2, "--threads", 1, "--json")
+    built = cli("build", "--model", checkpoint("onevision"), "--keep-ratio", 0.25, "-o", folder)
+    assert built.code == 0, built.err
+    own, given = (cli("eval", folder, *request, *more) for more in ((), ("--keep", 20)))
+    assert list(json.loads(own.out)["scores"]) == ["keep 25 %"]
+    assert list(json.loads(given.out)["scores"]) == ["keep 20"]
+    with load(folder) as pipeline:
+        (image,) = pipeline.prepare(Shapes().example("test", 0, 0).image)
+        assert pipeline.budget(None, [image]) == 24
+
+
+def test_compare_of_pictures_that_are_cut(
+    cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Pictures of 96x96 pixels: 3x3 tiles of 36 behind the first, scaled down to 8x8 patches."""
+    page = tmp_path / "page.md"
+    request = ("--limit", 2, "--keep", 20, "--threads", 1, "-o", page, "--json")
+    found = cli("compare", "--model", checkpoint("onevision"), *request)
+    assert found.code == 0, found.err
+    full, star, *others = json.loads(found.out)["methods"]
+    assert (full["entering"], full["keep"]) == (97, 97)  # 25, and 8 rows of 8 and a newline
+    assert (star["entering"], star["keep"], star["layer"]) == (80 + 8, 20, 1)
+    assert {m["keep"] for m in others if not m["method"]["average"]} == {20}
+    assert star["flops"] < full["flops"]
+    assert "STAR drops 9 of 97 visual tokens" in page.read_text()
+    assert "| 20 | **STAR** | 88 → 20 |" in page.read_text()
 
 
 def test_compare_resumes_the_same_model_only(

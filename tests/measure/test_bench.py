@@ -10,6 +10,7 @@ import pytest
 from star_export.answer.pipeline import load
 from star_export.engines import Runtime
 from star_export.errors import BundleError, SettingsError
+from star_export.flops import Layout, prefill_flops, vision_flops
 from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
 from star_export.measure.sides import Memory, Sample, side_device
 
@@ -26,6 +27,13 @@ def options(bundle: Callable[..., Path], picture: Path) -> BenchOptions:
 
 
 @pytest.fixture(scope="module")
+def tiled(options: BenchOptions, bundle: Callable[..., Path]) -> BenchReport:
+    """Of a picture that is cut into tiles."""
+    folders = {"bundle": bundle("onevision"), "baseline": bundle("onevision", prune=False)}
+    return bench(replace(options, **folders, keep=20), lambda _step: None)
+
+
+@pytest.fixture(scope="module")
 def steps() -> list[str]:
     return []
 
@@ -33,6 +41,11 @@ def steps() -> list[str]:
 @pytest.fixture(scope="module")
 def report(options: BenchOptions, steps: list[str]) -> BenchReport:
     return bench(options, steps.append)
+
+
+def text_tokens(folder: Path, picture: Path) -> int:
+    with load(folder) as pipeline:
+        return pipeline.tokenize(PROMPT, pipeline.prepare(picture)).text_tokens
 
 
 def test_every_side_was_measured(report: BenchReport, options: BenchOptions) -> None:
@@ -43,7 +56,7 @@ def test_every_side_was_measured(report: BenchReport, options: BenchOptions) -> 
         # TTFT holds reading the picture, vision and prefill.
         assert side.median_ms["ttft"] > side.median_ms["vision"] + side.median_ms["prefill"]
     assert (report.bundle, report.keep, report.repeats) == (str(options.bundle), 64, 1)
-    assert report.text_tokens == load(options.bundle).tokenize(PROMPT).text_tokens
+    assert report.text_tokens == text_tokens(options.bundle, options.image)
 
 
 def test_speedups_are_times_over_stars(report: BenchReport) -> None:
@@ -115,6 +128,28 @@ def test_kv_bytes(report: BenchReport) -> None:
         "late": 3 * (64 + text) * one_token,
         "unpruned": 6 * (576 + text) * one_token,
     }
+
+
+def test_a_picture_that_is_cut_counts_with_its_own_tokens(
+    tiled: BenchReport, bundle: Callable[..., Path], picture: Path
+) -> None:
+    """400x300 pixels: 3x3 tiles behind the first, 11x15 patches without padding, scaled down to 7x10."""
+    text = text_tokens(bundle("onevision"), picture)
+    assert (tiled.tiles, tiled.image_tokens, tiled.text_tokens) == (10, 25 + 7 * 11, text)
+    assert (tiled.entering, tiled.keep) == (86 + 7, 20)  # nine tenths of 95, and the newlines
+    one_token = 2 * 2 * 16 * 4  # key and value, heads, head size, float32
+    assert tiled.kv_bytes == {
+        "early": (93 + text) * one_token,
+        "late": 2 * (20 + text) * one_token,
+        "unpruned": 3 * (102 + text) * one_token,
+    }
+    full = Layout(entering=102)
+    model = load(bundle("onevision")).spec.model
+    counted = prefill_flops(model.text, full, text_tokens=text, query_tokens=1)
+    assert tiled.flops["full"] == counted
+    assert tiled.flops["pruned"].exact < counted.exact
+    assert tiled.vision_flops == vision_flops(model.vision, 10)
+    assert [set(side.median_ms) for side in tiled.sides] == [set(MEASURES)] * 3
 
 
 def test_flops(report: BenchReport) -> None:
