@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-onevision bench-session bench-triton bench-kernel resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -89,6 +89,13 @@ bench-onevision: $(READY)
 	$(BIN)/python -c "from PIL import Image; Image.open('docs/shapes.png').resize((640, 480)).save('$(LARGE)/picture.png')"
 	$(BIN)/star-export build --model $(LARGE)/checkpoint --keep 320 --prune-layer $(or $(LAYER),11) --output $(LARGE)/bundle --overwrite
 	$(BIN)/star-export bench $(LARGE)/bundle --image $(LARGE)/picture.png --side star --side unpruned --side hf-sdpa --repeats 3
+
+# Bundles of two published models' full size, made of zeros: time and memory of a build. 17 GB of disk.
+full-size: $(READY)
+	$(BIN)/python -m star_export.testing.checkpoints bench-onevision build/full/onevision --zeros
+	/usr/bin/time -v $(BIN)/star-export build --model build/full/onevision --keep 320 --dtype float16 --output build/full/onevision-star --overwrite
+	$(BIN)/python -m star_export.testing.checkpoints v1.6-mistral-7b build/full/mistral --zeros
+	/usr/bin/time -v $(BIN)/star-export build --model build/full/mistral --keep 320 --dtype float16 --output build/full/mistral-star --overwrite
 
 # The other table of docs/performance.md; after `make bench`.
 bench-session: $(READY)
