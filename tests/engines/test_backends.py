@@ -89,8 +89,9 @@ def test_a_closed_session_lets_go_of_its_graphs_though_caches_live(opened: Bundl
     pipeline = Pipeline(opened, session)
     pipeline.generate(picture, "What?", max_new_tokens=3).result()
     rows = session.allocate_caches(2).rows(0, 1)
-    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
-    logits = pipeline.steps.prefill(pipeline.tokenize("What?"), vision, caches=rows).logits
+    images = pipeline.prepare(picture)
+    (vision,) = pipeline.steps.encode_images(images)
+    logits = pipeline.steps.prefill(pipeline.tokenize("What?", images), vision, caches=rows).logits
     inner, values = inner_sessions(session), rows.values  # type: ignore[attr-defined]
     del vision
     assert values

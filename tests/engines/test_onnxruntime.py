@@ -26,8 +26,9 @@ def folder(request: pytest.FixtureRequest, bundle: BundleOf) -> Path:
 
 
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str) -> DecodeState:
-    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
-    return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=64)
+    images = pipeline.prepare(picture)
+    visions = pipeline.steps.encode_images(images)
+    return pipeline.steps.prefill(pipeline.tokenize(prompt, images), *visions, keep=64)
 
 
 def test_caches_have_the_group_capacities(folder: Path) -> None:
@@ -83,11 +84,12 @@ def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) 
 
 def test_results_outlive_the_next_run(folder: Path, picture: Path) -> None:
     pipeline = star_export.load(folder)
-    image = pipeline.prepare(picture)
+    (image,) = pipeline.prepare(picture)
     first = pipeline.steps.encode_image(image)
     kept = first.features.numpy()
     assert kept.flags.owndata
-    assert pipeline.steps.prefill(pipeline.tokenize(PROMPTS[0]), first, keep=8).logits.base.flags.owndata  # type: ignore[union-attr]
+    state = pipeline.steps.prefill(pipeline.tokenize(PROMPTS[0], [image]), first, keep=8)
+    assert state.logits.base.flags.owndata  # type: ignore[union-attr]
     pipeline.steps.encode_image(dataclasses.replace(image, pixels=-image.pixels))
     assert np.array_equal(first.features.numpy(), kept)
 

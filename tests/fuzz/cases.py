@@ -164,7 +164,7 @@ def conversation(world: World, rng: random.Random) -> None:
         {"role": "user", "content": [said]},
     ]
     damaged = damaged_json(messages, rng) if rng.random() < 0.9 else json.dumps(messages)
-    world.pipeline.tokenize(json.loads(damaged))
+    world.pipeline.tokenize(json.loads(damaged), world.pipeline.prepare(world.picture))
 
 
 #: Each kind with its share of the cases; graphs take longest.

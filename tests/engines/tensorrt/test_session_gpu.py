@@ -54,12 +54,13 @@ def cpu(bundle_: Bundle) -> Pipeline:
 
 
 def prefilled(pipeline: Pipeline, picture: Path, prompt: str, keep: int = 64) -> DecodeState:
-    vision = pipeline.steps.encode_image(pipeline.prepare(picture))
-    return pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=keep)
+    images = pipeline.prepare(picture)
+    visions = pipeline.steps.encode_images(images)
+    return pipeline.steps.prefill(pipeline.tokenize(prompt, images), *visions, keep=keep)
 
 
 def test_vision(machine: Machine, gpu: Pipeline, cpu: Pipeline, picture: Path) -> None:
-    found, expected = (p.steps.encode_image(p.prepare(picture)) for p in (gpu, cpu))
+    found, expected = (p.steps.encode_image(*p.prepare(picture)) for p in (gpu, cpu))
     both, first, second = np.intersect1d(found.indices, expected.indices, return_indices=True)
     # Patches whose scores nearly tie may differ.
     assert len(both) >= (0.98 if machine.fake is None else 1.0) * len(expected.indices)
@@ -86,9 +87,10 @@ def test_prefill_and_decode(
     most: int,
 ) -> None:
     """Features of the CPU on both sides, so that both must prune the same tokens."""
-    vision = cpu.steps.encode_image(cpu.prepare(picture))
+    images = cpu.prepare(picture)
+    (vision,) = cpu.steps.encode_images(images)
     keep = clear_budget(bundle_, picture, prompt, most) if machine.fake is None else most
-    states = [p.steps.prefill(p.tokenize(prompt), vision, keep=keep) for p in (gpu, cpu)]
+    states = [p.steps.prefill(p.tokenize(prompt, images), vision, keep=keep) for p in (gpu, cpu)]
     found, expected = states
     assert found.kept_positions.tolist() == expected.kept_positions.tolist()
     machine.close(found.logits, expected.logits)
@@ -235,12 +237,12 @@ def test_argmax_is_numpys() -> None:
 
 
 def test_overwritten_results_are_refused(gpu: Pipeline, picture: Path) -> None:
-    image = gpu.prepare(picture)
+    (image,) = gpu.prepare(picture)
     first = gpu.steps.encode_image(image)
     kept = first.features.numpy()
     second = gpu.steps.encode_image(image)
     with pytest.raises(InputError, match="image_features was overwritten by a later run of vision"):
-        gpu.steps.prefill(gpu.tokenize(SHORT), first, keep=8)
+        gpu.steps.prefill(gpu.tokenize(SHORT, [image]), first, keep=8)
     assert np.array_equal(second.features.numpy(), kept)
 
 
@@ -248,16 +250,18 @@ def test_features_of_another_session_are_copied(
     machine: Machine, bundle_: Bundle, backend: str, gpu: Pipeline, picture: Path
 ) -> None:
     other: Session = TensorRTSession(bundle_, backend)
-    vision = Pipeline(bundle_, other).steps.encode_image(gpu.prepare(picture))
-    found = gpu.steps.prefill(gpu.tokenize(SHORT), vision, keep=8).logits
+    images = gpu.prepare(picture)
+    (vision,) = Pipeline(bundle_, other).steps.encode_images(images)
+    found = gpu.steps.prefill(gpu.tokenize(SHORT, images), vision, keep=8).logits
     machine.close(found, prefilled(gpu, picture, SHORT, keep=8).logits)
 
 
 def test_shapes_outside_the_profile(session: TensorRTSession, gpu: Pipeline, picture: Path) -> None:
     with pytest.raises(SettingsError, match="the decode engine takes 1 to 4 sequences, got 5"):
         session.allocate_caches(batch=5)
-    vision = gpu.steps.encode_image(gpu.prepare(picture))
-    tokens = gpu.tokenize(SHORT)
+    images = gpu.prepare(picture)
+    (vision,) = gpu.steps.encode_images(images)
+    tokens = gpu.tokenize(SHORT, images)
     with pytest.raises(SettingsError, match=r"prefill: stage2_slots has shape \(289,\)"):
         gpu.steps.prefill(tokens, vision, keep=289)
     assert PREFILL in session.contract
@@ -280,8 +284,9 @@ def test_a_closed_session_frees_its_memory_and_is_of_no_use(
             session = pipeline.session
             rows = session.allocate_caches(2).rows(1, 2)  # which is all that is left of the two
             pipeline.generate(picture, SHORT, max_new_tokens=4).result()
-            vision = pipeline.steps.encode_image(pipeline.prepare(picture))
-            state = pipeline.steps.prefill(pipeline.tokenize(SHORT), vision, keep=8, caches=rows)
+            images = pipeline.prepare(picture)
+            (vision,) = pipeline.steps.encode_images(images)
+            state = pipeline.steps.prefill(pipeline.tokenize(SHORT, images), vision, keep=8, caches=rows)
             pipeline.steps.decode(state, state.best_token())
             inside = cuda.memory()[0]
         free.append(cuda.memory()[0])

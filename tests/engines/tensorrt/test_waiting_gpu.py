@@ -38,17 +38,17 @@ def two_slots(pipeline: Pipeline, picture: Path, *, wait: bool = False) -> dict[
     """
     session, rest = pipeline.session, pipeline.session.synchronize if wait else lambda: None
     caches, states = session.allocate_caches(2), []
-    image = pipeline.prepare(picture)
+    (image,) = pipeline.prepare(picture)
     for slot, prompt in enumerate(PROMPTS):
         vision = pipeline.steps.encode_image(replace(image, pixels=np.roll(image.pixels, slot, axis=3)))
         rest()
         rows = caches.rows(slot, slot + 1)
-        states.append(pipeline.steps.prefill(pipeline.tokenize(prompt), vision, keep=9, caches=rows))
+        tokens = pipeline.tokenize(prompt, [image])
+        states.append(pipeline.steps.prefill(tokens, vision, keep=9, caches=rows))
         rest()
     lengths = np.stack([state.lengths for state in states], axis=1)  # [groups, 2]
     for step in range(5):  # an ordinary run, a capture, replays
-        tokens = np.array([7 + step, 50 - step])
-        logits = pipeline.steps.decode_batch(caches, tokens, lengths + step)
+        logits = pipeline.steps.decode_batch(caches, np.array([7 + step, 50 - step]), lengths + step)
         rest()
     assert len(set(lengths[0])) == 1
     found = {past: caches.numpy(past) for past in pipeline.session.contract[DECODE].caches()}
@@ -72,7 +72,8 @@ def compare(machine: Machine, found: dict[str, HostArray], expected: dict[str, H
 
 
 def check_expiry(gpu: Pipeline, picture: Path) -> None:
-    pixels = gpu.prepare(picture).pixels.astype(gpu.spec.dtype)
+    (image,) = gpu.prepare(picture)
+    pixels = image.pixels.astype(gpu.spec.dtype)
     feeds = {names.PIXEL_VALUES: pixels, names.STAGE1_SLOTS: np.arange(gpu.spec.image_tokens)}
     first, second = (gpu.session.run(VISION, feeds)[names.IMAGE_INDICES] for _ in range(2))
     with pytest.raises(InputError, match="image_indices was overwritten by a later run of vision"):
