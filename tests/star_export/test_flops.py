@@ -124,10 +124,10 @@ def test_what_pruning_can_save_of_a_large_picture() -> None:
     def ratio(entering: int, layer: int) -> float:
         layout = Layout(entering=entering, stages=((layer, 320),))
         full, pruned = (
-            prefill_flops(ONEVISION.text, found, text_tokens=14, query_tokens=8).exact
+            prefill_flops(ONEVISION.text, found, text_tokens=26, query_tokens=11).exact
             for found in (Layout(entering=2929), layout)
         )
         return full / pruned
 
     found = [ratio(2640, 11), ratio(2640, 4), ratio(1485, 11), ratio(1485, 8)]
-    assert found == pytest.approx([2.22, 4.56, 3.99, 4.85], abs=0.005)
+    assert found == pytest.approx([2.21, 4.51, 3.95, 4.79], abs=0.005)
