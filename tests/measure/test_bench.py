@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from star_export.answer.pipeline import load
+from star_export.baseline import baseline_options
+from star_export.bundle import open_bundle
 from star_export.engines import Runtime
 from star_export.errors import BundleError, SettingsError
 from star_export.flops import Layout, prefill_flops, vision_flops
 from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
 from star_export.measure.sides import Memory, Sample, side_device
+from star_export.specs import ImageLimits
 
 SIDES = ("star", "unpruned", "hf-sdpa")
 PROMPT = "What is in the picture?"
@@ -150,6 +153,14 @@ def test_a_picture_that_is_cut_counts_with_its_own_tokens(
     assert tiled.flops["pruned"].exact < counted.exact
     assert tiled.vision_flops == vision_flops(model.vision, 10)
     assert [set(side.median_ms) for side in tiled.sides] == [set(MEASURES)] * 3
+
+
+def test_the_baseline_takes_the_bundles_pictures(bundle: Callable[..., Path]) -> None:
+    own = open_bundle(bundle("onevision"))
+    limits = ImageLimits(max_images=2, max_tiles=4, max_image_tokens=60)
+    own = replace(own, spec=replace(own.spec, images=limits))
+    options = baseline_options(own, Path("unpruned"), source="anywhere", runtime=Runtime())
+    assert (options.max_images, options.max_tiles, options.max_image_tokens) == (2, 4, 60)
 
 
 def test_flops(report: BenchReport) -> None:
