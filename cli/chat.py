@@ -28,6 +28,9 @@ EPILOG = """
 `star-export chat llava-7b --image dog.png --keep 29 --reprune`
 """
 
+#: Digits of a number; Python refuses to read thousands of them.
+_MAX_DIGITS = 20
+
 
 @app.command(epilog=EPILOG)
 def chat(
@@ -159,7 +162,7 @@ class _Commands:
         self.chat.attach(_path("/image", file))
 
     def _keep(self, count: str) -> None:
-        if count and not count.isdecimal():
+        if count and not (count.isdecimal() and len(count) < _MAX_DIGITS):
             raise SettingsError(f"/keep takes a number of visual tokens, got {count}")
         self.chat.keep = int(count) if count else None
 
@@ -189,6 +192,9 @@ class _Commands:
 
 
 def _path(command: str, file: str) -> Path:
-    if not file:
+    if not file or "\0" in file:
         raise SettingsError(f"{command} needs a file, such as {command} dog.png")
-    return Path(file).expanduser()
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:  # nobody of that name
+        return Path(file)

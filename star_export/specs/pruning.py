@@ -187,10 +187,10 @@ def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
     if keep < 1:
         raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
     if before and keep >= (most := _most(before[-1])):
-        number = stage_number(schedule, len(before) - 1)
+        number, possible = stage_number(schedule, len(before) - 1), min(most - 1, last.max_tokens)
         raise SettingsError(
             f"{option(name, keep)} is not below the {most} tokens that stage {number} keeps; "
-            f"choose at most {most - 1}, lower {option('drop_ratio')}, or use {option('prune', False)}"
+            f"choose at most {possible}, lower {option('drop_ratio')}, or use {option('prune', False)}"
         )
     if keep > last.max_tokens:
         raise SettingsError(

@@ -105,8 +105,9 @@ def test_what_a_build_asks_for_must_fit_positions_and_window(window: int | None)
     ("model", "options", "message"),
     [
         (WHOLE, {"max_tiles": 2}, "max_tiles must be from 1 to 1 for this model, got 2"),
-        (NEXT, {"max_tiles": 1}, "max_tiles must be from 2 to 5 for this model, got 1"),
-        (NEXT, {"max_tiles": 6}, "max_tiles must be from 2 to 5 for this model, got 6"),
+        (ONEVISION, {"max_tiles": 1}, "max_tiles must be from 2 to 37 for this model, got 1"),
+        (NEXT, {"max_tiles": 2}, "max_tiles must be from 3 to 5 for this model, got 2"),
+        (NEXT, {"max_tiles": 6}, "max_tiles must be from 3 to 5 for this model, got 6"),
         (NEXT, {"max_images": 0}, "max_images must be at least 1, got 0"),
         (NEXT, {"max_image_tokens": 575}, "max_image_tokens=575 has no room for a picture, which has 576"),
     ],
