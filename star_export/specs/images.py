@@ -63,6 +63,11 @@ def resolve_images(
             f"{option('max_image_tokens', tokens)} has no room for a picture, which has {smallest} visual "
             "tokens at least; give more"
         )
+    if max_images * smallest > tokens:
+        raise SettingsError(
+            f"{option('max_images', max_images)}: so many pictures have {max_images * smallest} visual tokens "
+            f"at least, and there is room for {tokens}; give at most {tokens // smallest}"
+        )
     return ImageLimits(max_images=max_images, max_tiles=tiles, max_image_tokens=min(tokens, needed))
 
 
