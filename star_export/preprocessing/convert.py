@@ -66,7 +66,8 @@ def _whole_sizes(images: Any, model: ModelSpec) -> dict[str, Any]:
     fits = crop == (side, side) and (shortest or min(exact or (0,))) >= side
     if not fits and not (crop is None and exact == (side, side)):
         raise CheckpointError(
-            f"the image processor's size {dict(images.size or {})} and crop {crop} do not give {side}x{side} pixels"
+            f"the image processor's size {dict(images.size or {})} and crop {crop} do not give "
+            f"{side}x{side} pixels"
         )
     return {"shortest_edge": shortest, "resize_to": exact, "crop": crop}
 

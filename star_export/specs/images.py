@@ -65,8 +65,8 @@ def resolve_images(
         )
     if max_images * smallest > tokens:
         raise SettingsError(
-            f"{option('max_images', max_images)}: so many pictures have {max_images * smallest} visual tokens "
-            f"at least, and there is room for {tokens}; give at most {tokens // smallest}"
+            f"{option('max_images', max_images)}: so many pictures have {max_images * smallest} visual "
+            f"tokens at least, and there is room for {tokens}; give at most {tokens // smallest}"
         )
     return ImageLimits(max_images=max_images, max_tiles=tiles, max_image_tokens=min(tokens, needed))
 

@@ -222,6 +222,14 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
             raise SettingsError(f"{name} keeps up to {stage.max_tokens} tokens, expected at most {most}")
         if stage.tokens > stage.max_tokens:
             raise SettingsError(f"{name} keeps {stage.tokens} tokens, over its maximum of {stage.max_tokens}")
+        if (
+            stage.after_layer
+            and stage.share
+            and share_of(stage.share, images.max_image_tokens) > stage.max_tokens
+        ):
+            raise SettingsError(
+                f"{name} keeps a share of {stage.share:g}, over its maximum of {stage.max_tokens}"
+            )
         if stage.after_layer == 0 and (stage.share is None) != (model.tiling is None):
             raise SettingsError(f"{name} keeps a share of a picture where pictures are cut, else a number")
         if stage.after_layer == 0 and (left := _entering(model, images, stage)) > stage.max_tokens:
