@@ -184,7 +184,12 @@ class _Commands:
         from star_export.files import write_json
 
         path = _path("/save", file)
-        write_json(path, self.chat.messages)
+        try:
+            write_json(path, self.chat.messages)
+        except OSError as error:
+            raise InputError(
+                f"/save {path} cannot be written ({error.strerror}); give a file in a folder that exists"
+            ) from error
         _say(f"saved in {path}")
 
     def _help(self, _: str) -> None:
