@@ -28,6 +28,9 @@ EPILOG = """
 `star-export chat llava-7b --image dog.png --keep 29 --reprune`
 """
 
+#: Digits of a number; Python refuses to read thousands of them.
+_MAX_DIGITS = 20
+
 
 @app.command(epilog=EPILOG)
 def chat(
@@ -159,7 +162,7 @@ class _Commands:
         self.chat.attach(_path("/image", file))
 
     def _keep(self, count: str) -> None:
-        if count and not count.isdecimal():
+        if count and not (count.isdecimal() and len(count) < _MAX_DIGITS):
             raise SettingsError(f"/keep takes a number of visual tokens, got {count}")
         self.chat.keep = int(count) if count else None
 
@@ -181,7 +184,12 @@ class _Commands:
         from star_export.files import write_json
 
         path = _path("/save", file)
-        write_json(path, self.chat.messages)
+        try:
+            write_json(path, self.chat.messages)
+        except OSError as error:
+            raise InputError(
+                f"/save {path} cannot be written ({error.strerror}); give a file in a folder that exists"
+            ) from error
         _say(f"saved in {path}")
 
     def _help(self, _: str) -> None:
@@ -189,6 +197,9 @@ class _Commands:
 
 
 def _path(command: str, file: str) -> Path:
-    if not file:
+    if not file or "\0" in file:
         raise SettingsError(f"{command} needs a file, such as {command} dog.png")
-    return Path(file).expanduser()
+    try:
+        return Path(file).expanduser()
+    except RuntimeError:  # nobody of that name
+        return Path(file)

@@ -164,7 +164,22 @@ def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Callab
 
 
 def _inverse_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
-    """RoPE frequencies ``[D/2]`` and the factor on cos and sin, by the config's rope type."""
+    """RoPE frequencies ``[D/2]`` and the factor on cos and sin, by the config's rope type.
+
+    Raises:
+        CheckpointError: If the config's values give none.
+    """
+    rope = spec.model.text.rope_parameters
+    try:
+        inverse, scaling = _computed_frequencies(spec)
+    except (TypeError, ValueError, KeyError, ArithmeticError) as error:
+        raise CheckpointError(f"rope_parameters {rope} give no frequencies: {error}") from error
+    if not torch.isfinite(inverse * scaling).all():
+        raise CheckpointError(f"rope_parameters {rope} give frequencies that are not finite")
+    return inverse, scaling
+
+
+def _computed_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

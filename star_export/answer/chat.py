@@ -18,7 +18,7 @@ from star_export.answer.generation import (
     answer_pieces,
     open_answer,
 )
-from star_export.answer.request import Request, Requests
+from star_export.answer.request import Request, Requests, as_list
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.steps import Steps, VisionOutput
 from star_export.answer.transcript import Transcript
@@ -103,7 +103,7 @@ class Chat:
         steps: Steps,
         messages: Sequence[Turn | Mapping[str, Any]] = (),
         *,
-        images: Sequence[ImageInput],
+        images: ImageInput | Sequence[ImageInput],
         keep: int | None,
         reprune: bool,
         max_new_tokens: int | None,
@@ -123,11 +123,11 @@ class Chat:
         self._prefills = 0
         self._timings: Timings | None = None
         self._last: ref[Generation] | None = None
-        for image in images:
+        for image in as_list(images):
             self.attach(image)
         if messages:
             asking = [*messages, Turn("user", ("?",))]
-            self._turns = read_conversation(asking, self._image_token, images=len(images))[:-1]
+            self._turns = read_conversation(asking, self._image_token, images=len(self._attached))[:-1]
             self._pictures, self._attached = self._attached, ()
             self._prepared = requests.prepare(self._pictures) if self._pictures else ()
         self.keep = keep
@@ -171,7 +171,7 @@ class Chat:
         self._requests.prepare([*self._pictures, *attached])
         self._attached = attached
 
-    def send(self, question: str, *, images: Sequence[ImageInput] = ()) -> Generation:
+    def send(self, question: str, *, images: ImageInput | Sequence[ImageInput] = ()) -> Generation:
         """Ask the next question; the answer is in the conversation as far as it is iterated.
 
         Args:
@@ -183,7 +183,7 @@ class Chat:
         """
         if self._last and (last := self._last()):
             last.close()
-        new = (*self._attached, *map(load_image, images))
+        new = (*self._attached, *map(load_image, as_list(images)))
         pictures = (*self._pictures, *new)
         places = () if self._image_token in question else (IMAGE,) * len(new)
         asked = read_conversation(

@@ -93,7 +93,7 @@ class Pipeline(Requests, Closing):
         self,
         messages: Sequence[Turn | Mapping[str, Any]] = (),
         *,
-        images: Sequence[ImageInput] = (),
+        images: ImageInput | Sequence[ImageInput] = (),
         keep: int | None = None,
         reprune: bool = False,
         max_new_tokens: int | None = None,

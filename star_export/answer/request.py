@@ -155,8 +155,7 @@ class Requests:
         Raises:
             InputError: If one cannot be read, or there are more, or larger ones, than the bundle takes.
         """
-        sources: list[ImageInput] = list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
-        limits = self.spec.images
+        sources, limits = as_list(image), self.spec.images
         if not sources:
             raise InputError("no picture is given; a question needs one at least")
         if len(sources) > limits.max_images:
@@ -211,6 +210,11 @@ class Requests:
                 f"{self.bundle.path(TOKENIZER)} gives token {largest}, the model has "
                 f"{self.spec.model.text.vocab_size}; build the bundle again"
             )
+
+
+def as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
+    """One picture or several, as several."""
+    return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
 
 
 def _pictures(count: int) -> str:

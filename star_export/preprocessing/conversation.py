@@ -126,7 +126,7 @@ def _turn(given: Turn | Mapping[str, Any], number: int) -> Turn:
         raise InputError(
             f"turn {number} of the conversation cannot be read: {error}; a turn has a role and a content, "
             'which is a text or a list of {"type": "text", "text": ...} and {"type": "image"}; '
-            "pictures are given beside the conversation"
+            "pictures are given beside the conversation, videos are not supported"
         ) from error
     parts = [_Text(message.content)] if isinstance(message.content, str) else message.content
     return Turn(message.role, tuple(part.text if isinstance(part, _Text) else IMAGE for part in parts))

@@ -46,7 +46,7 @@ def image_spec(processor: Any, model: ModelSpec) -> ImageSpec:
     else:
         sizes = _tile_sizes(images, model, model.tiling.pinpoints)
     values = sizes | {
-        "resample": None if images.resample is None else int(images.resample),
+        "resample": int(images.resample) if isinstance(images.resample, int) else images.resample,
         "rescale_factor": images.rescale_factor,
         "mean": images.image_mean,
         "std": images.image_std,
@@ -66,7 +66,8 @@ def _whole_sizes(images: Any, model: ModelSpec) -> dict[str, Any]:
     fits = crop == (side, side) and (shortest or min(exact or (0,))) >= side
     if not fits and not (crop is None and exact == (side, side)):
         raise CheckpointError(
-            f"the image processor's size {dict(images.size)} and crop {crop} do not give {side}x{side} pixels"
+            f"the image processor's size {dict(images.size or {})} and crop {crop} do not give "
+            f"{side}x{side} pixels"
         )
     return {"shortest_edge": shortest, "resize_to": exact, "crop": crop}
 
@@ -77,7 +78,7 @@ def _tile_sizes(images: Any, model: ModelSpec, pinpoints: Sequence[tuple[int, in
     crop = _pair(images.crop_size)  # tiles have this size, whether they are cropped or not
     if {exact or (shortest, shortest), crop or (side, side)} != {(side, side)}:
         raise CheckpointError(
-            f"the image processor's size {dict(images.size)} and crop {crop} do not give tiles of "
+            f"the image processor's size {dict(images.size or {})} and crop {crop} do not give tiles of "
             f"{side}x{side} pixels"
         )
     if images.image_grid_pinpoints != (expected := [list(pair) for pair in pinpoints]):
@@ -90,7 +91,7 @@ def _tile_sizes(images: Any, model: ModelSpec, pinpoints: Sequence[tuple[int, in
 
 def _size(images: Any) -> tuple[int | None, tuple[int, int] | None]:
     """Length of the shortest edge that an image processor resizes to, and exact size; one is None."""
-    return dict(images.size).get("shortest_edge"), _pair(images.size)
+    return dict(images.size or {}).get("shortest_edge"), _pair(images.size)
 
 
 def _pair(size: Any) -> tuple[int, int] | None:
@@ -105,7 +106,7 @@ def prompt_spec(
     """Prompt parameters of a processor.
 
     Args:
-        processor: The checkpoint's ``LlavaProcessor``.
+        processor: The checkpoint's, of its family's class.
         model: Shape of the model.
         chat_template: Used instead of the checkpoint's own.
         end_tokens: Tokens that end an answer, besides the model's own.

@@ -147,9 +147,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _check_size(size: tuple[int, int], name: str) -> None:
     width, height = size
+    if min(size) < 1:
+        raise InputError(f"{name} is {width}x{height}, expected 1x1 pixels at least; give another picture")
     if width * height > MAX_PIXELS:
         raise InputError(f"{name} is {width}x{height}, over the limit of {MAX_PIXELS} pixels; scale it down")
-    if max(size) > MAX_ASPECT_RATIO * max(1, min(size)):
+    if max(size) > MAX_ASPECT_RATIO * min(size):
         raise InputError(f"{name} is {width}x{height}; sides may differ by {MAX_ASPECT_RATIO}x at most")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from star_export.errors import SettingsError, option
 from star_export.specs.model import ModelSpec
-from star_export.specs.tiling import every_grid, most_tiles, picture_grid
+from star_export.specs.tiling import every_grid, picture_grid, tiles_range
 from star_export.specs.values import Count
 
 
@@ -47,8 +47,7 @@ def resolve_images(
         SettingsError: If a number is out of range.
     """
     tile, tiling = model.vision.image_size, model.tiling
-    most = 1 if tiling is None else most_tiles(tiling, tile=tile)
-    least = 1 if tiling is None else min(2, most)
+    least, most = (1, 1) if tiling is None else tiles_range(tiling, tile=tile)
     tiles = most if max_tiles is None else max_tiles
     if not least <= tiles <= most:
         raise SettingsError(
@@ -63,6 +62,11 @@ def resolve_images(
         raise SettingsError(
             f"{option('max_image_tokens', tokens)} has no room for a picture, which has {smallest} visual "
             "tokens at least; give more"
+        )
+    if max_images * smallest > tokens:
+        raise SettingsError(
+            f"{option('max_images', max_images)}: so many pictures have {max_images * smallest} visual "
+            f"tokens at least, and there is room for {tokens}; give at most {tokens // smallest}"
         )
     return ImageLimits(max_images=max_images, max_tiles=tiles, max_image_tokens=min(tokens, needed))
 

@@ -187,10 +187,10 @@ def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
     if keep < 1:
         raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
     if before and keep >= (most := _most(before[-1])):
-        number = stage_number(schedule, len(before) - 1)
+        number, possible = stage_number(schedule, len(before) - 1), min(most - 1, last.max_tokens)
         raise SettingsError(
             f"{option(name, keep)} is not below the {most} tokens that stage {number} keeps; "
-            f"choose at most {most - 1}, lower {option('drop_ratio')}, or use {option('prune', False)}"
+            f"choose at most {possible}, lower {option('drop_ratio')}, or use {option('prune', False)}"
         )
     if keep > last.max_tokens:
         raise SettingsError(
@@ -222,6 +222,14 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
             raise SettingsError(f"{name} keeps up to {stage.max_tokens} tokens, expected at most {most}")
         if stage.tokens > stage.max_tokens:
             raise SettingsError(f"{name} keeps {stage.tokens} tokens, over its maximum of {stage.max_tokens}")
+        if (
+            stage.after_layer
+            and stage.share
+            and share_of(stage.share, images.max_image_tokens) > stage.max_tokens
+        ):
+            raise SettingsError(
+                f"{name} keeps a share of {stage.share:g}, over its maximum of {stage.max_tokens}"
+            )
         if stage.after_layer == 0 and (stage.share is None) != (model.tiling is None):
             raise SettingsError(f"{name} keeps a share of a picture where pictures are cut, else a number")
         if stage.after_layer == 0 and (left := _entering(model, images, stage)) > stage.max_tokens:

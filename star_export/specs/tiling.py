@@ -115,6 +115,7 @@ def every_grid(tiling: Tiling, *, tile: int, side: int, max_tiles: int) -> Itera
             yield from (_grid(tiles, (0, left), whole, tiling, side) for left in range(1, whole[1] // 2 + 1))
 
 
-def most_tiles(tiling: Tiling, *, tile: int) -> int:
-    """Tiles of the picture that has most, the first included."""
-    return 1 + max((height // tile) * (width // tile) for height, width in tiling.pinpoints)
+def tiles_range(tiling: Tiling, *, tile: int) -> tuple[int, int]:
+    """Tiles of the picture that has least, and of the one that has most, the first included."""
+    counts = [1 + (height // tile) * (width // tile) for height, width in tiling.pinpoints]
+    return min(counts), max(counts)

@@ -206,6 +206,12 @@ def test_a_picture_over_the_limit_is_not_attached(star: Pipeline, shown: list[Im
     assert len(said(chat, QUESTIONS[0]).stage1_indices) == 3 * 518
 
 
+def test_one_picture_needs_no_list(star: Pipeline, shown: list[Image]) -> None:
+    chat = star.chat(images=shown[0], max_new_tokens=2)
+    chat.send(QUESTIONS[0], images=shown[1])
+    assert same(said(chat, QUESTIONS[0]), said(star.chat(images=shown[:1], max_new_tokens=2), QUESTIONS[0]))
+
+
 @pytest.mark.parametrize("how", ["close", "next question", "Ctrl-C"])
 def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     star: Pipeline, shown: list[Image], monkeypatch: pytest.MonkeyPatch, how: str

@@ -128,6 +128,25 @@ def test_rotary_tables_are_transformers(
     torch.testing.assert_close(tables["rotary.sin"], sin[0, :, :half], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"rope_type": "linear", "factor": 0}, "give frequencies that are not finite"),
+        ({"rope_type": "linear", "factor": "four"}, "give no frequencies"),
+        ({"rope_type": "default", "rope_theta": "ten"}, "give no frequencies"),
+    ],
+)
+def test_rope_parameters_that_give_no_frequencies(
+    checkpoint: Callable[[str], Path], rope: dict[str, object], message: str
+) -> None:
+    source, spec = resolved(checkpoint("mha"))
+    text = replace(spec.model.text, rope_parameters={"rope_theta": 1e4, **rope})
+    damaged = replace(spec, model=replace(spec.model, text=text))
+    table = plan_weights(fake_module(DECODE, damaged), source, damaged)[-1]
+    with pytest.raises(CheckpointError, match=message):
+        table.load()
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_layers_kept_in_float32_are_exact(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], dtype: DType

@@ -159,6 +159,7 @@ def test_the_place_of_the_picture_is_kept_where_it_is_given(content: Any) -> Non
         ([*turns("a", "b"), {"role": "user"}], "turn 3 .* missing required field content"),
         ([{"role": "user", "content": 1}], "turn 1 .* content: expected str"),
         ([{"role": "user", "content": "a", "name": "b"}], "name: unknown to this version"),
+        (turns([{"type": "video"}]), "found 'video'; .* videos are not supported"),
         (turns([{"type": "image", "url": "a.png"}]), "url: unknown .* pictures are given beside"),
         (turns([{"type": "image_url"}]), "invalid value 'image_url'"),
         (turns([{"type": "text"}]), "missing required field text"),

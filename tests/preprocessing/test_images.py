@@ -281,6 +281,11 @@ def test_large_picture_is_refused_before_decoding() -> None:
         load_image(png_header(1_000, 1_000))
 
 
+def test_no_pixels() -> None:
+    with pytest.raises(InputError, match="the picture is 0x5, expected 1x1 pixels at least"):
+        load_image(Image.new("RGB", (0, 5)))
+
+
 @pytest.mark.parametrize("size", [(10_000, 10), (10, 10_000), (201, 1)])
 def test_sliver(size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match=f"{size[0]}x{size[1]}; sides may differ by 200x at most"):

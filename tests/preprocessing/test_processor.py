@@ -184,6 +184,8 @@ def test_parameters_for_videos_need_no_torchvision(folder: Callable[[str], Path]
         ),
         ("onevision", {"size": {"height": 36, "width": 37}}, "do not give tiles of 36x36 pixels"),
         ("onevision", {"crop_size": 35}, "do not give tiles of 36x36 pixels"),
+        ("onevision", {"size": None}, "size {} and crop None do not give tiles of 36x36 pixels"),
+        ("onevision", {"resample": "cubic"}, "are not supported: resample: expected int, got str"),
         ("onevision", {"do_rescale": False}, "without resize, rescale or normalize"),
         ("onevision", {"image_mean": [0.5]}, "are not supported: mean: expected array of length 3, got 1"),
         ("onevision", {"image_std": 0.5}, "are not supported: std: expected array, got float"),

@@ -64,7 +64,7 @@ def picture(model: ModelSpec, size: tuple[int, int]) -> tuple[int, int]:
     [
         (WHOLE, {}, (1, 1, 576)),
         (WHOLE, {"max_images": 3}, (3, 1, 3 * 576)),
-        (WHOLE, {"max_images": 3, "max_image_tokens": 1000}, (3, 1, 1000)),
+        (WHOLE, {"max_images": 3, "max_image_tokens": 1728}, (3, 1, 3 * 576)),
         (WHOLE, {"max_image_tokens": 5000}, (1, 1, 576)),  # no more than there can be
         (NEXT, {}, (1, 5, 2928)),  # 576 + 48 * (48 + 1)
         (NEXT, {"max_images": 2}, (2, 5, 2 * 2928)),
@@ -105,9 +105,12 @@ def test_what_a_build_asks_for_must_fit_positions_and_window(window: int | None)
     ("model", "options", "message"),
     [
         (WHOLE, {"max_tiles": 2}, "max_tiles must be from 1 to 1 for this model, got 2"),
-        (NEXT, {"max_tiles": 1}, "max_tiles must be from 2 to 5 for this model, got 1"),
-        (NEXT, {"max_tiles": 6}, "max_tiles must be from 2 to 5 for this model, got 6"),
+        (ONEVISION, {"max_tiles": 1}, "max_tiles must be from 2 to 37 for this model, got 1"),
+        (NEXT, {"max_tiles": 2}, "max_tiles must be from 3 to 5 for this model, got 2"),
+        (NEXT, {"max_tiles": 6}, "max_tiles must be from 3 to 5 for this model, got 6"),
         (NEXT, {"max_images": 0}, "max_images must be at least 1, got 0"),
+        (WHOLE, {"max_images": 3, "max_image_tokens": 1000}, "have 1728 .* room for 1000; give at most 1"),
+        (ONEVISION, {"max_images": 10**9}, f"room for {ROOM}; give at most {ROOM // 729}"),
         (NEXT, {"max_image_tokens": 575}, "max_image_tokens=575 has no room for a picture, which has 576"),
     ],
 )

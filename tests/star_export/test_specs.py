@@ -170,6 +170,8 @@ def test_check_keep_of_a_request() -> None:
         check_keep(schedule, keep)
     with pytest.raises(SettingsError, match="keep=289 is over this bundle's maximum of 288"):
         check_keep(schedule, 289)
+    with pytest.raises(SettingsError, match=r"keep=518 is not below .* choose at most 288"):
+        check_keep(schedule, 518)
 
 
 def test_check_keep_is_about_the_last_stage() -> None:

@@ -7,7 +7,7 @@ import pytest
 from transformers.image_processing_utils import select_best_resolution
 
 from star_export.specs import ModelSpec, Tiling, picture_grid
-from star_export.specs.tiling import best_pinpoint, every_grid, most_tiles
+from star_export.specs.tiling import best_pinpoint, every_grid, tiles_range
 from tests.shapes import NEXT, ONEVISION
 
 
@@ -92,7 +92,7 @@ def test_a_large_grid_is_scaled_down(
 @pytest.mark.parametrize("model", [NEXT, ONEVISION], ids=lambda model: model.model_type)
 def test_every_grid_of_a_picture_is_expected(model: ModelSpec) -> None:
     tiling, tile, side = tiling_of(model), model.vision.image_size, model.vision.grid_side
-    most = most_tiles(tiling, tile=tile)
+    _, most = tiles_range(tiling, tile=tile)
     assert most == {"llava_next": 5, "llava_onevision": 37}[model.model_type]
     for limit in (2, 3, most):
         expected = set(every_grid(tiling, tile=tile, side=side, max_tiles=limit))
