@@ -32,14 +32,13 @@ def packed(
 
     Args:
         module: The layer; ``module.config.prefix`` is the length of the prefix.
-        query: ``[B, H, prefix + segments * SEGMENT, D]``; key and value likewise, of as many heads or fewer.
+        query: ``[B, H, prefix + segments * SEGMENT, D]``; key and value likewise.
 
     Returns:
         ``[B, S, H, D]`` and None.
     """
     prefix = module.config.prefix
     query = query * query.shape[-1] ** -0.5
-    key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     first_k, first_v = key[:, :, :prefix], value[:, :, :prefix]
     own = query[:, :, :prefix]
     picture = (own @ first_k.mT + _upper(prefix, own)).softmax(-1) @ first_v

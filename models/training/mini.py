@@ -99,6 +99,7 @@ MINI = Recipe(
     processor=lambda sentences: make_processor(sentences, image_size=PHASES[-1].course.canvas),
     lessons=ShapesLessons,
     student=student,
+    beginning=lambda _: {},
     stretched=stretched,
     dtype=torch.bfloat16,
 )

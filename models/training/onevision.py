@@ -4,17 +4,24 @@ The vision tower learns to tell what each patch of a tile shows; the whole model
 learns to answer on small sheets, then on sheets of every size.
 """
 
+from pathlib import Path
+
 import torch
-from transformers import LlavaOnevisionForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
+)
 
 from models.training.model import Heads, Student
-from models.training.onevision_network import Processor, make_config, make_processor
+from models.training.onevision_network import Processor, make_config, make_processor, vocabulary_size
 from models.training.recipe import Phase, Recipe
 from models.training.sheets import HALFWAY, LABELS, SheetsCourse, SheetsLessons
 from star_export.evaluation.numbers.questions import KINDS, ask
 from star_export.evaluation.numbers.sheets import LAYOUTS, random_sheet
-from star_export.evaluation.shapes.scenes import rng_of
+from star_export.evaluation.shapes.scenes import COLORS, SHAPES, rng_of
 
+_MINI = Path(__file__).parents[1] / "mini"
 PREFIX = "<|im_start|>user "
 _SMALL = ((1, 2), (2, 1), (2, 2))
 PHASES = (
@@ -69,6 +76,35 @@ def student(_: SheetsCourse, processor: Processor) -> OnevisionStudent:
     return OnevisionStudent(llava, before, Heads(patch=LABELS, halfway=HALFWAY))
 
 
+def beginning(processor: Processor) -> dict[str, torch.Tensor]:
+    """The mini model's language model, which has learnt to find what a question names.
+
+    Llama's layers are Qwen2's but for the biases. Tokens take the rows of those that spell the same.
+    """
+    own, mini = processor.tokenizer.get_vocab(), AutoTokenizer.from_pretrained(_MINI).get_vocab()
+    rows = {own[token]: mini[twin] for token in own if (twin := _twin(token, mini)) is not None}
+
+    def table(weight: torch.Tensor) -> torch.Tensor:
+        fitted = torch.randn(vocabulary_size(processor.tokenizer), weight.shape[1]) * weight.std()
+        fitted[list(rows)] = weight[list(rows.values())]
+        return fitted
+
+    llava = LlavaForConditionalGeneration.from_pretrained(_MINI, dtype=torch.float32)
+    begun = {f"language_model.{name}": w for name, w in llava.model.language_model.state_dict().items()}
+    begun["language_model.embed_tokens.weight"] = table(begun["language_model.embed_tokens.weight"])
+    named = {f"llava.model.{name}": weight for name, weight in begun.items()}
+    return named | {"llava.lm_head.weight": table(llava.lm_head.weight.detach())}
+
+
+def _twin(token: str, known: dict[str, int]) -> str | None:
+    """The mini model's token that stands for one; there an answer begins with a space."""
+    if token in (special := {"<|im_start|>": "<s>", "<|im_end|>": "</s>", "<|endoftext|>": "<pad>"}):
+        return special[token]
+    spelt = token.lower().replace("ġ", "Ġ")  # the space's letter is no letter
+    forms = (f"Ġ{spelt}", spelt) if token in {*COLORS, *SHAPES, "assistant"} else (spelt, f"Ġ{spelt}")
+    return next((form for form in forms if form in known), None)
+
+
 ONEVISION = Recipe(
     phases=PHASES,
     kinds=KINDS,
@@ -76,6 +112,7 @@ ONEVISION = Recipe(
     processor=make_processor,
     lessons=SheetsLessons,
     student=student,
+    beginning=beginning,
     stretched=lambda weights, _: weights,
     dtype=torch.float32,
 )

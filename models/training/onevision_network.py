@@ -14,7 +14,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-HIDDEN, VISION_LAYERS, LAYERS, HEADS, KEY_VALUE_HEADS = 128, 5, 6, 4, 2
+HIDDEN, VISION_LAYERS, LAYERS, HEADS = 128, 5, 8, 4
 TILE, PATCH = 48, 8
 #: Heights and widths of a picture in tiles: one to nine of them, and twelve, which are then resized.
 PINPOINTS = [[TILE * rows, TILE * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
 
 
 def make_config(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
-    """LLaVA-OneVision in small: 5 + 6 layers of width 128, tiles of 6 x 6 patches.
+    """LLaVA-OneVision in small: 5 + 8 layers of width 128, tiles of 6 x 6 patches.
 
     Args:
         tokenizer: Says how large the vocabulary is and which tokens stand for pictures.
@@ -49,13 +49,13 @@ def make_config(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
         intermediate_size=3 * HIDDEN,
         num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
-        num_key_value_heads=KEY_VALUE_HEADS,
-        vocab_size=-(-len(tokenizer) // 16) * 16,
+        num_key_value_heads=HEADS,
+        vocab_size=vocabulary_size(tokenizer),
         max_position_embeddings=2048,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     return LlavaOnevisionConfig(
         vision_config=vision,
@@ -63,8 +63,13 @@ def make_config(tokenizer: Qwen2Tokenizer) -> LlavaOnevisionConfig:
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
         image_grid_pinpoints=PINPOINTS,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
+
+
+def vocabulary_size(tokenizer: Qwen2Tokenizer) -> int:
+    """Tokens in the vocabulary, rounded up to a multiple of 16."""
+    return -(-len(tokenizer) // 16) * 16
 
 
 def make_image_processor() -> LlavaOnevisionImageProcessorPil:

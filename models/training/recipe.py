@@ -6,7 +6,6 @@ from typing import Any, Generic
 
 import torch
 from tokenizers import Tokenizer
-from transformers import ProcessorMixin
 
 from models.training.model import Student
 from models.training.packing import CourseT, Lessons
@@ -44,6 +43,7 @@ class Recipe(Generic[CourseT]):
         processor: Makes the processor from those sentences.
         lessons: Makes the data from a course, the tokenizer and a seed.
         student: Makes the model of a course.
+        beginning: Weights to begin with, by name, made from the processor.
         stretched: Fits weights to another course's pictures.
         dtype: What the model computes in.
     """
@@ -51,8 +51,9 @@ class Recipe(Generic[CourseT]):
     phases: tuple[Phase[CourseT], ...]
     kinds: tuple[str, ...]
     corpus: Callable[[int], list[str]]
-    processor: Callable[[Iterable[str]], ProcessorMixin]
+    processor: Callable[[Iterable[str]], Any]
     lessons: Callable[[CourseT, Tokenizer, int], Lessons[CourseT]]
     student: Callable[[CourseT, Any], Student]
+    beginning: Callable[[Any], dict[str, torch.Tensor]]
     stretched: Callable[[dict[str, torch.Tensor], CourseT], dict[str, torch.Tensor]]
     dtype: torch.dtype

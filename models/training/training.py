@@ -40,7 +40,7 @@ class Training:
         self.tokenizer: Tokenizer = self.processor.tokenizer.backend_tokenizer
         self.phase, self.step, self.seconds = 0, 0, 0.0
         torch.manual_seed(seed)
-        self._build({})
+        self._build(recipe.beginning(self.processor))
 
     def _build(self, weights: dict[str, torch.Tensor]) -> None:
         """The model of the current phase; ``weights`` take the place of its own."""
