@@ -25,21 +25,28 @@ _MINI = Path(__file__).parents[1] / "mini"
 PREFIX = "<|im_start|>user "
 _SMALL = ((1, 2), (2, 1), (2, 2))
 PHASES = (
-    Phase(name="vision", course=SheetsCourse(layouts=_SMALL, questions=0), steps=1200, batch=8, rate=2e-3),
+    Phase(name="vision", course=SheetsCourse(layouts=_SMALL, questions=0), steps=1000, batch=8, rate=2e-3),
+    Phase(
+        name="vision, crowded",
+        course=SheetsCourse(layouts=_SMALL, questions=0, crowded=0.9),
+        steps=300,
+        batch=8,
+        rate=2e-3,
+    ),
     Phase(
         name="answers, small",
-        course=SheetsCourse(layouts=_SMALL, questions=8),
-        steps=1600,
+        course=SheetsCourse(layouts=_SMALL[:2], questions=10, crowded=0.6),
+        steps=600,
         batch=8,
         rate=2e-3,
     ),
     Phase(
         name="answers",
-        course=SheetsCourse(layouts=LAYOUTS, questions=12),
-        steps=800,
+        course=SheetsCourse(layouts=LAYOUTS, questions=10),
+        steps=300,
         batch=8,
         rate=1.5e-3,
-        decay=500,
+        decay=250,
     ),
 )
 

@@ -18,6 +18,7 @@ from star_export.evaluation.numbers.sheets import SIDES, UNITS, Sheet, draw_shee
 from star_export.evaluation.shapes.questions import Question, named
 from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Thing, plate_masks, rng_of, thing_mask
 
+_SMALL_SIDES, _SMALL_RADIUS = (22, 24), (12.0, 15.5)  # of crowded sheets
 #: Consecutive pictures have the same size in blocks of so many: a batch must not span two.
 BLOCK = 16
 MOST_TOKENS = 1024  # visual tokens that no picture reaches
@@ -38,9 +39,12 @@ class SheetsCourse(Course):
 
     Attributes:
         layouts: Rows and columns of the sheets, to choose from.
+        crowded: Share of sheets with four small fields in the place of each: as many tiles show more
+            objects and numbers.
     """
 
     layouts: tuple[tuple[int, int], ...]
+    crowded: float = 0.0
 
 
 class SheetsLessons(Lessons[SheetsCourse]):
@@ -59,11 +63,8 @@ class SheetsLessons(Lessons[SheetsCourse]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         course = self.course
-        sizes = rng_of(course.split, self.seed, (1 << 40) + index // BLOCK)
-        layout = course.layouts[sizes.integers(len(course.layouts))]
-        height, width = sizes.choice(SIDES, 2)
         rng = rng_of(course.split, self.seed, index)
-        sheet = random_sheet(rng, layout=layout, field=(int(height), int(width)))
+        sheet = self._sheet(index, rng)
         pixels = self._images(Image.fromarray(draw_sheet(sheet)), return_tensors="pt")["pixel_values"][0]
         lesson = {"pixel_values": pixels, "image_sizes": torch.tensor([sheet.height, sheet.width])}
         lesson["patch_labels"] = torch.from_numpy(tile_labels(sheet))
@@ -76,6 +77,17 @@ class SheetsLessons(Lessons[SheetsCourse]):
             lesson["labels"] = torch.tensor([labels for _, labels in segments])
             lesson["kinds"] = torch.tensor([KINDS.index(question.kind) for question in asked])
         return lesson
+
+    def _sheet(self, index: int, rng: np.random.Generator) -> Sheet:
+        """A sheet as large as the others of its block."""
+        sizes = rng_of(self.course.split, self.seed, (1 << 40) + index // BLOCK)
+        rows, columns = self.course.layouts[sizes.integers(len(self.course.layouts))]
+        if self.course.crowded and sizes.random() < self.course.crowded:
+            height, width = sizes.choice(_SMALL_SIDES, 2)
+            layout, field = (2 * rows, 2 * columns), (int(height), int(width))
+            return random_sheet(rng, layout=layout, field=field, radius=_SMALL_RADIUS)
+        height, width = sizes.choice(SIDES, 2)
+        return random_sheet(rng, layout=(rows, columns), field=(int(height), int(width)))
 
     def _question(self, sheet: Sheet, rng: np.random.Generator) -> Question:
         """Any question that the sheet allows."""

@@ -17,7 +17,7 @@ SIDES = (40, 42, 44, 46, 48)
 UNITS = 1.5  # units per pixel: as wide as a dot
 
 _EMPTY = 0.15  # share of fields without an object
-_RADIUS = (18.0, 24.0)  # of an object, in units
+_RADIUS = (18.0, 24.0)  # of an object, in units, in a field as large as SIDES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,20 @@ class Sheet:
     width: int
 
 
-def random_sheet(rng: np.random.Generator, *, layout: tuple[int, int], field: tuple[int, int]) -> Sheet:
+def random_sheet(
+    rng: np.random.Generator,
+    *,
+    layout: tuple[int, int],
+    field: tuple[int, int],
+    radius: tuple[float, float] = _RADIUS,
+) -> Sheet:
     """A sheet of at least two objects.
 
     Args:
         rng: Chooses everything else.
         layout: Rows and columns of fields.
         field: Height and width of a field in pixels.
+        radius: Least and largest radius of an object in units, less than half a field.
     """
     rows, columns = layout
     filled = np.flatnonzero(rng.random(rows * columns) > _EMPTY)
@@ -52,14 +59,14 @@ def random_sheet(rng: np.random.Generator, *, layout: tuple[int, int], field: tu
     numbers = rng.permutation(np.arange(10, 100))
     things, plates = [], []
     for place, name, number in zip(filled, names, numbers, strict=False):
-        radius = float(rng.uniform(*_RADIUS))
+        size = float(rng.uniform(*radius))
         y, x = (
-            float(UNITS * side * corner + rng.uniform(radius + 1, UNITS * side - radius - 1))
+            float(UNITS * side * corner + rng.uniform(size + 1, UNITS * side - size - 1))
             for corner, side in zip(divmod(place, columns), field, strict=True)
         )
         shape, color = SHAPES[name % len(SHAPES)], list(COLORS)[name // len(SHAPES)]
         angle = float(rng.uniform(-0.35, 0.35))
-        things.append(Thing(shape=shape, color=color, x=x, y=y, radius=radius, angle=angle))
+        things.append(Thing(shape=shape, color=color, x=x, y=y, radius=size, angle=angle))
         plates.append(Plate(number=int(number), x=x, y=y))
     height, width = rows * field[0], columns * field[1]
     canvas, texture = int(UNITS * max(height, width)), int(rng.integers(2**31))
