@@ -29,7 +29,7 @@ PHASES = (
     Phase(
         name="vision, crowded",
         course=SheetsCourse(layouts=_SMALL, questions=0, crowded=0.9),
-        steps=300,
+        steps=700,
         batch=8,
         rate=2e-3,
     ),

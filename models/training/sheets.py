@@ -14,18 +14,18 @@ from transformers.image_utils import ChannelDimension
 from models.training.onevision_network import PATCH, PINPOINTS, TILE, make_image_processor
 from models.training.packing import SEGMENT, Course, Lessons, Phrasing
 from star_export.evaluation.numbers.questions import KINDS, ask
-from star_export.evaluation.numbers.sheets import SIDES, UNITS, Sheet, draw_sheet, random_sheet
+from star_export.evaluation.numbers.sheets import FIELDS, UNITS, Sheet, draw_sheet, random_sheet
 from star_export.evaluation.shapes.questions import Question, named
 from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Thing, plate_masks, rng_of, thing_mask
 
-_SMALL_SIDES, _SMALL_RADIUS = (22, 24), (12.0, 15.5)  # of crowded sheets
+_SMALL_RADIUS = (10.5, 13.5)  # of an object on a crowded sheet, in units
 #: Consecutive pictures have the same size in blocks of so many: a batch must not span two.
 BLOCK = 16
 MOST_TOKENS = 1024  # visual tokens that no picture reaches
 #: How often each kind is asked.
 WEIGHTS = {"color": 1, "shape": 1, "number": 3, "owner": 3}
 #: What the tower's head tells of each patch, 0 being nothing: shape and color of the object that it
-#: shows, tens and units of the number.
+#: shows, tens and units of the number where that digit is; elsewhere on the number -100, not asked.
 LABELS = (len(SHAPES) + 1, len(COLORS) + 1, 11, 11)
 #: What the decoder's head tells halfway, at the last token of a name: shape and color of what it names,
 #: tens and units of its number; only what the name does not say.
@@ -82,12 +82,11 @@ class SheetsLessons(Lessons[SheetsCourse]):
         """A sheet as large as the others of its block."""
         sizes = rng_of(self.course.split, self.seed, (1 << 40) + index // BLOCK)
         rows, columns = self.course.layouts[sizes.integers(len(self.course.layouts))]
+        height, width = FIELDS[sizes.integers(len(FIELDS))]
         if self.course.crowded and sizes.random() < self.course.crowded:
-            height, width = sizes.choice(_SMALL_SIDES, 2)
-            layout, field = (2 * rows, 2 * columns), (int(height), int(width))
+            layout, field = (2 * rows, 2 * columns), (height // 2, width // 2)
             return random_sheet(rng, layout=layout, field=field, radius=_SMALL_RADIUS)
-        height, width = sizes.choice(SIDES, 2)
-        return random_sheet(rng, layout=(rows, columns), field=(int(height), int(width)))
+        return random_sheet(rng, layout=(rows, columns), field=(height, width))
 
     def _question(self, sheet: Sheet, rng: np.random.Generator) -> Question:
         """Any question that the sheet allows."""
@@ -154,5 +153,8 @@ def _patch_labels(
         area = plate_masks(plate, rows, columns)[0]
         shown = much(thing_mask(thing, rows, columns) | area)
         labels[shown, :2] = SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1
-        labels[much(area), 2:] = [digit + 1 for digit in divmod(plate.number, 10)]
+        left = columns < plate.x
+        labels[much(area), 2:] = -100
+        for part, half, digit in zip((2, 3), (left, ~left), divmod(plate.number, 10), strict=True):
+            labels[much(area & half), part] = digit + 1
     return labels

@@ -3,7 +3,7 @@
 from PIL import Image
 
 from star_export.evaluation.numbers.questions import KINDS, ask
-from star_export.evaluation.numbers.sheets import LAYOUTS, SIDES, draw_sheet, random_sheet
+from star_export.evaluation.numbers.sheets import FIELDS, LAYOUTS, draw_sheet, random_sheet
 from star_export.evaluation.shapes import Shapes
 from star_export.evaluation.shapes.scenes import rng_of
 from star_export.evaluation.task import Example
@@ -25,8 +25,8 @@ class Numbers(Shapes):
         layout = LAYOUTS[turn % len(LAYOUTS)]
         question = None
         while question is None:
-            height, width = rng.choice(SIDES, 2)
-            sheet = random_sheet(rng, layout=layout, field=(int(height), int(width)))
+            field = FIELDS[rng.integers(len(FIELDS))]
+            sheet = random_sheet(rng, layout=layout, field=field)
             question = ask(sheet, KINDS[kind], rng)
         return Example(
             index=index,

@@ -12,12 +12,12 @@ from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Picture, Plate,
 
 #: Rows and columns of fields.
 LAYOUTS = ((1, 2), (2, 1), (1, 3), (3, 1), (2, 2), (2, 3), (3, 2), (3, 3), (3, 4), (4, 3))
-#: Sides that a field may have, in pixels. A large sheet is 192 pixels long.
-SIDES = (40, 42, 44, 46, 48)
+#: Heights and widths that a field may have, in pixels. The largest sheets are 192 pixels long.
+FIELDS = ((48, 48), (48, 44), (48, 40), (44, 48), (40, 48))
 UNITS = 1.5  # units per pixel: as wide as a dot
 
 _EMPTY = 0.15  # share of fields without an object
-_RADIUS = (18.0, 24.0)  # of an object, in units, in a field as large as SIDES
+_RADIUS = (18.0, 24.0)  # of an object, in units, in one of FIELDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +60,9 @@ def random_sheet(
     things, plates = [], []
     for place, name, number in zip(filled, names, numbers, strict=False):
         size = float(rng.uniform(*radius))
+        # In the middle of a pixel, so that each dot of a digit is one.
         y, x = (
-            float(UNITS * side * corner + rng.uniform(size + 1, UNITS * side - size - 1))
+            UNITS * (side * int(corner) + int(rng.uniform(size / UNITS + 1, side - size / UNITS - 1)) + 0.5)
             for corner, side in zip(divmod(place, columns), field, strict=True)
         )
         shape, color = SHAPES[name % len(SHAPES)], list(COLORS)[name // len(SHAPES)]
