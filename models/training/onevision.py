@@ -36,17 +36,17 @@ PHASES = (
     Phase(
         name="answers, small",
         course=SheetsCourse(layouts=_SMALL[:2], questions=10, crowded=0.6),
-        steps=600,
+        steps=900,
         batch=8,
         rate=2e-3,
     ),
     Phase(
         name="answers",
         course=SheetsCourse(layouts=LAYOUTS, questions=10),
-        steps=300,
+        steps=600,
         batch=8,
         rate=1.5e-3,
-        decay=250,
+        decay=350,
     ),
 )
 
