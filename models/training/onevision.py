@@ -43,10 +43,10 @@ PHASES = (
     Phase(
         name="answers",
         course=SheetsCourse(layouts=LAYOUTS, questions=10),
-        steps=600,
+        steps=350,
         batch=8,
         rate=1.5e-3,
-        decay=350,
+        decay=100,
     ),
 )
 
