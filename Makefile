@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -69,7 +69,11 @@ docs: $(READY)
 
 # The mini model of models/mini, from nothing; a run that was stopped goes on. Hours on two CPU cores.
 mini: $(READY)
-	$(BIN)/python -m models.training models/mini --work build/mini
+	$(BIN)/python -m models.training mini models/mini --work build/mini
+
+# The mini OneVision model of models/mini-onevision, likewise; it begins with the mini model's language model.
+mini-onevision: $(READY)
+	$(BIN)/python -m models.training mini-onevision models/mini-onevision --work build/mini-onevision
 
 # docs/accuracy.md and its plot.
 accuracy: $(READY)

@@ -67,7 +67,7 @@ def test_the_added_decoder_refuses_what_it_cannot(seed_oss: Path) -> None:
 
 @pytest.mark.parametrize(
     "page",
-    [ROOT / "README.md", ROOT / "models/mini/README.md", *sorted((ROOT / "docs").glob("*.md"))],
+    [ROOT / "README.md", *sorted(ROOT.glob("models/*/README.md")), *sorted((ROOT / "docs").glob("*.md"))],
     ids=lambda page: str(page.relative_to(ROOT)),
 )
 def test_links(page: Path) -> None:

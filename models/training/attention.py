@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from models.training.lessons import SEGMENT
+from models.training.packing import SEGMENT
 
 
 def _upper(size: int, like: torch.Tensor) -> torch.Tensor:

@@ -1,15 +1,14 @@
-"""Training data: pictures, what each patch shows, and packed questions."""
+"""Training data of the mini model: pictures, what each patch shows, and packed questions."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from tokenizers import Tokenizer
-from torch.utils.data import Dataset
 
 from models.training.network import PATCH
+from models.training.packing import SEGMENT, Course, Lessons, Phrasing
 from star_export.evaluation.shapes.questions import COUNTS, Question, ask, named
 from star_export.evaluation.shapes.scenes import (
     COLORS,
@@ -22,7 +21,6 @@ from star_export.evaluation.shapes.scenes import (
     thing_mask,
 )
 
-SEGMENT = 16  # tokens of a question and its answer, at most
 PREFIX = "USER: <image>"
 #: How often each kind is asked: what needs several things at once is learnt last.
 WEIGHTS = {
@@ -47,34 +45,30 @@ _MEAN = np.array([0.48145466, 0.4578275, 0.40821073], dtype=np.float32)
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], dtype=np.float32)
 
 
-@dataclass(frozen=True)
-class Course:
-    """What one phase of the training looks at.
+@dataclass(frozen=True, kw_only=True)
+class ShapesCourse(Course):
+    """What one phase looks at.
 
     Attributes:
         canvas: Side of the pictures in pixels.
-        questions: Questions about each picture; none in the vision phase.
         flipped: How many of the comparisons that say "below" or "right of" are asked. With all of them
             no single place tells the answer, and nothing is learnt for long; so few come first.
         halfway: Whether the decoder's head is asked about numbers and counts too, not only about places.
-        split: Split the pictures come from.
     """
 
     canvas: int
-    questions: int
     flipped: float = 1.0
     halfway: bool = False
-    split: str = "train"
+
+    def examination(self) -> "ShapesCourse":
+        """The same on the validation split, with every comparison."""
+        return replace(super().examination(), flipped=1.0)
 
 
-class Lessons(Dataset[dict[str, torch.Tensor]]):
-    """Picture ``i`` of a split, drawn when it is asked for."""
+class ShapesLessons(Lessons[ShapesCourse]):
+    """Pictures and questions of the task ``shapes``."""
 
-    def __init__(self, course: Course, tokenizer: Tokenizer, seed: int) -> None:
-        self.course, self.tokenizer, self.seed = course, tokenizer, seed
-
-    def __len__(self) -> int:
-        return 1 << 40
+    phrasing = Phrasing(question="\n{} ASSISTANT:", answer=" {}", end="</s>", padding="<pad>")
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         course = self.course
@@ -84,7 +78,7 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
         lesson = {"pixel_values": torch.from_numpy(pixels.transpose(2, 0, 1).copy())}
         lesson["patch_labels"] = torch.from_numpy(patch_labels(scene))
         if course.questions:
-            lesson["places"] = torch.from_numpy(self._places(rng))
+            lesson["places"] = self._places(rng, (course.canvas // PATCH) ** 2)
             asked = [self._question(scene, rng) for _ in range(course.questions)]
             segments = [self._segment(question) for question in asked]
             lesson["input_ids"] = torch.tensor([ids for ids, _ in segments])
@@ -92,19 +86,6 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             lesson["labels"] = torch.tensor([labels for _, labels in segments])
             lesson["kinds"] = torch.tensor([list(WEIGHTS).index(question.kind) for question in asked])
         return lesson
-
-    def _places(self, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-        """Positions of the visual tokens ``[patches]``, from 0.
-
-        In training some share theirs with the one before. Where a patch lies must be read from
-        its features then, which have it, as in a large LLaVA; not from the token's number.
-        """
-        patches = (self.course.canvas // PATCH) ** 2
-        if self.course.split != "train":
-            return np.arange(patches)
-        advances = rng.random(patches) < rng.uniform(0.85, 1.0)
-        advances[0] = False
-        return np.cumsum(advances)
 
     def _question(self, scene: Scene, rng: np.random.Generator) -> Question:
         """Any question that the scene allows."""
@@ -117,17 +98,6 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             if not flipped or rng.random() < self.course.flipped:
                 return question
 
-    def _segment(self, question: Question) -> tuple[list[int], list[int]]:
-        """Token ids of one question, padded to :data:`SEGMENT`; labels are -100 but for the answer."""
-        before = self.tokenizer.encode(f"\n{question.text} ASSISTANT:", add_special_tokens=False).ids
-        answer = [*self.tokenizer.encode(f" {question.answer}", add_special_tokens=False).ids, 2]
-        padding = SEGMENT - len(before) - len(answer)
-        assert padding >= 0, question
-        ids = before + answer + [3] * padding
-        # Position t is asked for the token at t + 1.
-        labels = [-100] * (len(before) - 1) + answer + [-100] * (padding + 1)
-        return ids, labels
-
     def _named(self, question: Question, scene: Scene) -> list[tuple[int, ...]]:
         """At the last token of each name, what :data:`HALFWAY` asks of it; -100 for what it does not."""
         asked = [_UNASKED] * SEGMENT
@@ -135,7 +105,8 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             for match in re.finditer(rf" the {name}\b", question.text):
                 place = _middle(thing.x, thing.y, scene.canvas)
                 asked[self._token(question.text[: match.end()])] = (*place, *_UNASKED[2:])
-        if self.course.halfway and question.kind == "number" and (plate := scene.plate) is not None:
+        if self.course.halfway and question.kind == "number":
+            (plate,) = scene.plates
             place = _middle(plate.x, plate.y, scene.canvas)
             digits = divmod(plate.number, 10)
             asked[self._token("What number")] = (*place, *digits, *_UNASKED[4:])
@@ -143,10 +114,6 @@ class Lessons(Dataset[dict[str, torch.Tensor]]):
             named_last = question.text.index(" are there")
             asked[self._token(question.text[:named_last])] = (*_UNASKED[:4], int(question.answer))
         return asked
-
-    def _token(self, beginning: str) -> int:
-        """Which token of a question the last one of its beginning is."""
-        return len(self.tokenizer.encode(f"\n{beginning}", add_special_tokens=False).ids) - 1
 
 
 def _middle(x: float, y: float, canvas: int) -> tuple[int, int]:
@@ -170,8 +137,8 @@ def patch_labels(scene: Scene) -> npt.NDArray[np.int64]:
         where = mostly(thing_mask(thing, units, units))
         labels[where, :2] = SHAPES.index(thing.shape) + 1, list(COLORS).index(thing.color) + 1
         labels[where, 4:] = middle(thing.x, thing.y)
-    if scene.plate is not None:
-        where = mostly(plate_masks(scene.plate, units, units)[0])
-        labels[where, 2:4] = [digit + 1 for digit in divmod(scene.plate.number, 10)]
-        labels[where, 4:] = middle(scene.plate.x, scene.plate.y)
+    for plate in scene.plates:
+        where = mostly(plate_masks(plate, units, units)[0])
+        labels[where, 2:4] = [digit + 1 for digit in divmod(plate.number, 10)]
+        labels[where, 4:] = middle(plate.x, plate.y)
     return labels.reshape(side * side, len(LABELS))

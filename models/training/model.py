@@ -1,16 +1,15 @@
 """The model during training: the Hugging Face modules, packed questions, and two heads for practice."""
 
-import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from models.training import attention  # noqa: F401  (registers itself)
-from models.training.lessons import HALFWAY, LABELS, SEGMENT
-from models.training.network import LAYERS, PATCH
+from models.training.packing import SEGMENT
 
 _NOTHING = 0.1  # weight of patches that show nothing: most do
 
@@ -34,39 +33,52 @@ class Outcome:
     right_answers: torch.Tensor
 
 
-class Student(nn.Module):
-    """A LLaVA and two heads: one tells what each patch shows, one what a question's names stand for.
+@dataclass(frozen=True, kw_only=True)
+class Heads:
+    """Classes that the two heads tell apart.
 
-    The first reads the tower's last layer, the language model the one before, as in LLaVA-1.5. The
-    second reads the last token of each name in the middle of the language model: to compare two
-    places, it must have found each of them first. What it tells: :data:`models.training.lessons.HALFWAY`.
-
-    Args:
-        config: The model's configuration.
-        before: Token ids before the picture ``[n]``.
+    Attributes:
+        patch: Of each patch, class 0 being nothing.
+        halfway: Of a name, at its last token.
     """
 
-    def __init__(self, config: LlavaConfig, before: torch.Tensor) -> None:
+    patch: tuple[int, ...]
+    halfway: tuple[int, ...]
+
+
+class Student(nn.Module, ABC):
+    """A LLaVA and two heads: one tells what each patch shows, one what a question's names stand for.
+
+    The first reads the tower's last layer. The second reads the last token of each name in the middle
+    of the language model: to answer, it must have found what is named first.
+
+    Args:
+        llava: The model.
+        before: Token ids before the picture ``[n]``.
+        heads: What the heads tell.
+    """
+
+    def __init__(self, llava: PreTrainedModel, before: torch.Tensor, heads: Heads) -> None:
         super().__init__()
-        self.llava = LlavaForConditionalGeneration(config)
-        self.head = nn.Linear(config.vision_config.hidden_size, sum(LABELS))
-        self.name_head = nn.Linear(config.text_config.hidden_size, sum(HALFWAY))
+        self.llava, self.heads = llava, heads
+        vision, text = llava.config.vision_config, llava.config.text_config
+        self.head = nn.Linear(vision.hidden_size, sum(heads.patch))
+        self.name_head = nn.Linear(text.hidden_size, sum(heads.halfway))
         self.register_buffer("before", before, persistent=False)
-        patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         core = self.llava.model
-        core.language_model.config.prefix = self.prefix = len(before) + patches
         core.language_model.config._attn_implementation = "packed"
         core.vision_tower.config._attn_implementation = "full"
 
+    @abstractmethod
+    def see(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tower's last states ``[B, patches, C]`` and the visual tokens ``[B, V, C]``."""
+
     def forward(self, batch: dict[str, torch.Tensor]) -> Outcome:
-        core = self.llava.model
-        vision = core.vision_tower(batch["pixel_values"], output_hidden_states=True)
-        told = self.head(core.vision_tower.post_layernorm(vision.last_hidden_state)[:, 1:])
-        patch_loss, right_patches = _patches(told.float(), batch["patch_labels"])
+        states, features = self.see(batch)
+        patch_loss, right_patches = self._patches(self.head(states).float(), batch["patch_labels"])
         nothing = torch.zeros(())
         if "input_ids" not in batch:
             return Outcome(patch_loss, nothing, nothing, right_patches, nothing.bool()[None, None])
-        features = core.multi_modal_projector(vision.hidden_states[-2][:, 1:])
         hidden, halfway = self._read(features, batch["input_ids"], batch["places"])
         labels = batch["labels"]
         asked = labels != -100
@@ -78,9 +90,9 @@ class Student(nn.Module):
         return Outcome(patch_loss, loss, name_loss, right_patches, ~wrong.any(-1))
 
     def _name_loss(self, halfway: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and labels ``[B, Q, SEGMENT, 5]``."""
+        """Loss from the hidden states ``[B, Q, SEGMENT, C]`` and labels ``[B, Q, SEGMENT, classes]``."""
         ends = (labels != -100).any(-1)
-        told = self.name_head(halfway[ends]).float().split(HALFWAY, -1)
+        told = self.name_head(halfway[ends]).float().split(self.heads.halfway, -1)
         losses = [
             F.cross_entropy(scores, wanted, ignore_index=-100, reduction="sum")
             for scores, wanted in zip(told, labels[ends].unbind(-1), strict=True)
@@ -95,12 +107,14 @@ class Student(nn.Module):
         Each question stands right after the picture.
 
         Args:
-            features: Visual tokens ``[B, P, C]``.
+            features: Visual tokens ``[B, V, C]``.
             input_ids: ``[B, Q, SEGMENT]``.
-            places: Positions of the visual tokens, from 0: ``[B, P]``.
+            places: Positions of the visual tokens, from 0: ``[B, V]`` or longer.
         """
         core = self.llava.model.language_model
         batch, questions, _ = input_ids.shape
+        places = places[:, : features.shape[1]]
+        core.config.prefix = prefix = len(self.before) + features.shape[1]
         before = core.embed_tokens(self.before).expand(batch, -1, -1)
         text = core.embed_tokens(input_ids.flatten(1))
         inputs = torch.cat([before, features.to(text.dtype), text], dim=1)
@@ -116,30 +130,19 @@ class Student(nn.Module):
             output_hidden_states=True,
         )
         last, halfway = (
-            states[:, self.prefix :].unflatten(1, (questions, SEGMENT))
-            for states in (out.last_hidden_state, out.hidden_states[LAYERS // 2])
+            states[:, prefix:].unflatten(1, (questions, SEGMENT))
+            for states in (out.last_hidden_state, out.hidden_states[core.config.num_hidden_layers // 2])
         )
         return last, halfway
 
-
-def _patches(told: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Loss and share of right patches from ``told [B, P, sum(LABELS)]`` and ``labels [B, P, 6]``."""
-    loss = told.new_zeros(())
-    right = torch.ones_like(labels[..., 0], dtype=torch.bool)
-    for part, (scores, classes) in enumerate(zip(told.split(LABELS, -1), LABELS, strict=True)):
-        weight = torch.ones(classes, device=told.device)
-        weight[0] = _NOTHING
-        loss = loss + F.cross_entropy(scores.flatten(0, 1), labels[..., part].flatten(), weight=weight)
-        right &= scores.argmax(-1) == labels[..., part]
-    something = labels.any(-1)
-    return loss, (right & something).sum() / something.sum().clamp(min=1)
-
-
-def stretched(weights: dict[str, torch.Tensor], image_size: int) -> dict[str, torch.Tensor]:
-    """Weights for pictures of another size: position embeddings are interpolated to its grid."""
-    name = next(name for name in weights if name.endswith("position_embedding.weight"))
-    old, side = weights[name], image_size // PATCH
-    before = math.isqrt(len(old) - 1)
-    grid = old[1:].T.reshape(1, -1, before, before)
-    grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
-    return weights | {name: torch.cat([old[:1], grid.flatten(2)[0].T])}  # the first is CLS
+    def _patches(self, told: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and share of right patches from ``told [B, P, sum]`` and ``labels [B, P, classes]``."""
+        loss = told.new_zeros(())
+        right = torch.ones_like(labels[..., 0], dtype=torch.bool)
+        for part, scores in enumerate(told.split(self.heads.patch, -1)):
+            weight = torch.ones(scores.shape[-1], device=told.device)
+            weight[0] = _NOTHING
+            loss = loss + F.cross_entropy(scores.flatten(0, 1), labels[..., part].flatten(), weight=weight)
+            right &= (scores.argmax(-1) == labels[..., part]) | (labels[..., part] < 0)
+        something = (labels > 0).any(-1)
+        return loss, (right & something).sum() / something.sum().clamp(min=1)

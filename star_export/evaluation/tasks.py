@@ -4,10 +4,11 @@ import difflib
 from collections.abc import Callable
 
 from star_export.errors import SettingsError, option
+from star_export.evaluation.numbers import Numbers
 from star_export.evaluation.shapes import Shapes
 from star_export.evaluation.task import Task
 
-TASKS: dict[str, Callable[[], Task]] = {"shapes": Shapes}
+TASKS: dict[str, Callable[[], Task]] = {"shapes": Shapes, "numbers": Numbers}
 
 
 def open_task(name: str, *, split: str) -> Task:

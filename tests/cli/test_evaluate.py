@@ -70,7 +70,7 @@ def test_an_unpruned_bundle_is_scored_alone(bundle: Bundles, cli: Cli, tmp_path:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--task", "shape"), "did you mean shapes? tasks are shapes"),
+        (("--task", "shape"), "did you mean shapes? tasks are shapes, numbers"),
         (("--split", "dev"), "--split must be one of train, validation, test for shapes, got dev"),
         (("--limit", "0"), "--limit must be from 1 to the 1400 questions of test, got 0"),
         (("--limit", "1401"), "got 1401"),

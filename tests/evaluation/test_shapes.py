@@ -25,8 +25,8 @@ from star_export.evaluation.shapes.scenes import (
 UNITS = np.arange(96) + 0.5
 
 
-def scene(*things: Thing, plate: Plate | None = None) -> Scene:
-    return Scene(things=things, plate=plate, canvas=96, texture=3)
+def scene(*things: Thing, plates: tuple[Plate, ...] = ()) -> Scene:
+    return Scene(things=things, plates=plates, canvas=96, texture=3)
 
 
 def thing(shape: str, color: str, x: float, y: float, *, radius: float = 10.0) -> Thing:
@@ -69,8 +69,7 @@ def test_objects_do_not_overlap_and_stay_inside() -> None:
     for index in range(60):
         found = random_scene(rng_of("test", 0, index))
         masks = [thing_mask(t, UNITS, UNITS) for t in found.things]
-        if found.plate is not None:
-            masks.append(plate_masks(found.plate, UNITS, UNITS)[0])
+        masks += [plate_masks(plate, UNITS, UNITS)[0] for plate in found.plates]
         assert np.sum(masks, axis=0).max() == 1
         for t in found.things:
             assert t.radius < t.x < 96 - t.radius
@@ -94,7 +93,7 @@ def test_every_answer_is_worked_out_from_the_scene(kind: str) -> None:
         thing("circle", "red", 20, 20),
         thing("square", "blue", 70, 20),
         thing("square", "green", 70, 75, radius=7),
-        plate=Plate(number=47, x=25, y=75),
+        plates=(Plate(number=47, x=25, y=75),),
     )
     rng = np.random.default_rng(0)
     asked = {(q.text, q.answer) for _ in range(300) if (q := ask(found, kind, rng)) is not None}

@@ -9,21 +9,28 @@ import torch
 from safetensors.torch import load_file
 
 from models.training import training as module
-from models.training.lessons import PREFIX, SEGMENT, WEIGHTS, Course, Lessons, patch_labels
-from models.training.model import Student, stretched
-from models.training.network import make_config, make_processor
-from models.training.training import PHASES, Training, corpus
+from models.training.lessons import PREFIX, WEIGHTS, ShapesCourse, ShapesLessons, patch_labels
+from models.training.mini import MINI, PHASES, corpus, stretched
+from models.training.network import make_processor
+from models.training.packing import SEGMENT
+from models.training.recipe import Phase, Recipe
+from models.training.training import Training
 from star_export.evaluation.shapes.questions import Question
 from star_export.evaluation.shapes.scenes import COLORS, SHAPES, Plate, Scene, Thing
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return make_processor(corpus(0)[:4000], image_size=96).tokenizer.backend_tokenizer
+def processor():
+    return make_processor(corpus(0)[:4000], image_size=96)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(processor):
+    return processor.tokenizer.backend_tokenizer
 
 
 def test_every_word_is_a_token_and_segments_hold_any_question(tokenizer) -> None:
-    lessons = Lessons(Course(canvas=96, questions=40), tokenizer, seed=5)
+    lessons = ShapesLessons(ShapesCourse(canvas=96, questions=40), tokenizer, seed=5)
     kinds = set()
     for index in range(20):
         lesson = lessons[index]
@@ -37,18 +44,16 @@ def test_every_word_is_a_token_and_segments_hold_any_question(tokenizer) -> None
     assert kinds == set(range(len(WEIGHTS)))
 
 
-def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
+def test_a_packed_question_is_answered_as_if_it_were_alone(processor, tokenizer) -> None:
     torch.manual_seed(0)
     before = torch.tensor(tokenizer.encode(PREFIX).ids[:-1])
-    config = make_config(image_size=48, vocab=400, image_token_id=4)
-    student = Student(config, before).eval()
-    lesson = Lessons(Course(canvas=48, questions=3, split="validation"), tokenizer, seed=1)[0]
+    course = ShapesCourse(canvas=48, questions=3, split="validation")
+    student = MINI.student(course, processor).eval()
+    lesson = ShapesLessons(course, tokenizer, seed=1)[0]
     batch = {name: tensor[None] for name, tensor in lesson.items()}
     with torch.no_grad():
         core = student.llava.model
-        features = core.multi_modal_projector(
-            core.vision_tower(batch["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
-        )
+        _, features = student.see(batch)
         hidden, _ = student._read(features, batch["input_ids"], batch["places"])
         packed = student.llava.lm_head(hidden)[0]
         core.language_model.config._attn_implementation = "eager"
@@ -62,8 +67,8 @@ def test_a_packed_question_is_answered_as_if_it_were_alone(tokenizer) -> None:
 def test_names_are_labelled_with_the_place_of_what_they_name(tokenizer) -> None:
     ring = Thing(shape="ring", color="cyan", x=30, y=22, radius=11, angle=0.0)
     cross = Thing(shape="cross", color="red", x=70, y=60, radius=11, angle=0.0)
-    scene = Scene(things=(ring, cross), plate=None, canvas=96, texture=0)
-    lessons = Lessons(Course(canvas=96, questions=1), tokenizer, seed=0)
+    scene = Scene(things=(ring, cross), plates=(), canvas=96, texture=0)
+    lessons = ShapesLessons(ShapesCourse(canvas=96, questions=1), tokenizer, seed=0)
     question = Question("comparison", "Is the cyan ring left of the cross?", "yes")
     ids, _ = lessons._segment(question)
     labelled = {
@@ -76,7 +81,7 @@ def test_names_are_labelled_with_the_place_of_what_they_name(tokenizer) -> None:
 
 def test_patches_are_labelled_by_what_they_show() -> None:
     ring = Thing(shape="ring", color="cyan", x=30, y=22, radius=11, angle=0.0)
-    scene = Scene(things=(ring,), plate=Plate(number=47, x=70, y=70), canvas=96, texture=0)
+    scene = Scene(things=(ring,), plates=(Plate(number=47, x=70, y=70),), canvas=96, texture=0)
     labels = patch_labels(scene).reshape(24, 24, 6)
     shape, color = SHAPES.index("ring") + 1, list(COLORS).index("cyan") + 1
     assert labels[22 // 4, 39 // 4].tolist() == [shape, color, 0, 0, 3, 4]  # 22 and 30 of 96, in twelfths
@@ -90,7 +95,7 @@ def test_position_embeddings_are_stretched_and_cls_stays() -> None:
     name = "llava.model.vision_tower.embeddings.position_embedding.weight"
     ramp = torch.linspace(0, 1, 12).repeat(12)[:, None]
     weights = {name: torch.cat([torch.tensor([[9.0]]), ramp]), "other": torch.ones(2)}
-    wide = stretched(weights, 96)
+    wide = stretched(weights, ShapesCourse(canvas=96, questions=0))
     assert wide[name].shape == (577, 1)
     assert wide[name][0] == 9.0
     rows = wide[name][1:].reshape(24, 24)
@@ -109,20 +114,20 @@ def test_a_stopped_training_goes_on_as_if_nothing_had_been(
     )
     monkeypatch.setattr(module, "LOOK_EVERY", 1)
     monkeypatch.setattr(module, "LOOK_AT", 2)
-    monkeypatch.setattr(module, "corpus", lambda seed: corpus(seed)[:3000])
 
-    def train(folder: Path, phases: tuple[module.Phase, ...]) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr(module, "PHASES", phases)
-        Training(folder, seed=0, device="cpu").run()
+    def recipe(phases: tuple[Phase[ShapesCourse], ...]) -> Recipe[ShapesCourse]:
+        return dataclasses.replace(MINI, phases=phases, corpus=lambda seed: corpus(seed)[:3000])
+
+    def train(folder: Path, phases: tuple[Phase[ShapesCourse], ...]) -> dict[str, torch.Tensor]:
+        Training(recipe(phases), folder, seed=0, device="cpu").run()
         return load_file(folder / "progress.safetensors")
 
     whole = train(tmp_path / "whole", short)
     stopped = (dataclasses.replace(short[0], steps=1), short[1])
-    monkeypatch.setattr(module, "PHASES", stopped[:1])
     train(tmp_path / "cut", stopped[:1])
     again = train(tmp_path / "cut", short)
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert not np.array_equal(whole["model.head.weight"], torch.zeros(()))
     with pytest.raises(SystemExit, match="was trained with --seed 0"):
-        Training(tmp_path / "cut", seed=1, device="cpu").run()
+        Training(recipe(short), tmp_path / "cut", seed=1, device="cpu").run()

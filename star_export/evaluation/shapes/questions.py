@@ -145,7 +145,7 @@ def _comparison(scene: Scene, rng: np.random.Generator) -> tuple[str, str] | Non
 
 
 def _number(scene: Scene, _: np.random.Generator) -> tuple[str, str] | None:
-    return None if scene.plate is None else ("What number is written?", str(scene.plate.number))
+    return ("What number is written?", str(scene.plates[0].number)) if scene.plates else None
 
 
 _ASK: dict[str, Callable[[Scene, np.random.Generator], tuple[str, str] | None]] = {

@@ -82,13 +82,13 @@ class Scene:
 
     Attributes:
         things: The objects; none overlaps another.
-        plate: The number, if there is one.
+        plates: The numbers.
         canvas: Side of the picture in units.
         texture: Seed of the background, the distractors and the shades.
     """
 
     things: tuple[Thing, ...]
-    plate: Plate | None
+    plates: tuple[Plate, ...]
     canvas: int
     texture: int
 
@@ -101,10 +101,10 @@ def rng_of(split: str, seed: int, index: int) -> np.random.Generator:
 def random_scene(rng: np.random.Generator, *, canvas: int = CANVAS) -> Scene:
     """A scene of two to six objects, fewer on a small canvas, and in most pictures a number."""
     boxes: list[tuple[float, float, float, float]] = []
-    plate = None
+    plates = ()
     if rng.random() < 0.7:
         x, y = _place(rng, canvas, _PLATE, boxes) or (canvas / 2, canvas / 2)
-        plate = Plate(number=int(rng.integers(10, 100)), x=x, y=y)
+        plates = (Plate(number=int(rng.integers(10, 100)), x=x, y=y),)
     wanted = int(rng.integers(2, 4 if canvas < 72 else 7))
     repeated = SHAPES[rng.integers(len(SHAPES))] if rng.random() < 0.5 else None
     things = []
@@ -121,7 +121,7 @@ def random_scene(rng: np.random.Generator, *, canvas: int = CANVAS) -> Scene:
             )
     if len(things) < 2:  # no room was found
         return random_scene(rng, canvas=canvas)
-    return Scene(things=tuple(things), plate=plate, canvas=canvas, texture=int(rng.integers(2**31)))
+    return Scene(things=tuple(things), plates=plates, canvas=canvas, texture=int(rng.integers(2**31)))
 
 
 def _place(
@@ -160,10 +160,10 @@ def draw(scene: Scene, *, size: int | None = None) -> Picture:
         color = np.array(COLORS[thing.color]) + rng.normal(0, 9, 3)
         window = _window(units, thing.x, thing.y, 1.2 * thing.radius)
         picture[window][thing_mask(thing, *(units[part] for part in window))] = color
-    if scene.plate is not None:
-        window = _window(units, scene.plate.x, scene.plate.y, _PLATE[0])
-        plate, digits = plate_masks(scene.plate, *(units[part] for part in window))
-        picture[window][plate] = rng.uniform(225, 245)
+    for plate in scene.plates:
+        window = _window(units, plate.x, plate.y, _PLATE[0])
+        area, digits = plate_masks(plate, *(units[part] for part in window))
+        picture[window][area] = rng.uniform(225, 245)
         picture[window][digits] = rng.uniform(10, 40)
     picture = picture.reshape(size, _OVERSAMPLE, size, _OVERSAMPLE, 3).mean(axis=(1, 3))
     return np.asarray(np.clip(picture + 0.5, 0, 255), dtype=np.uint8)
