@@ -13,7 +13,7 @@ class Shapes:
     """Kinds take turns; every question has a picture of its own."""
 
     splits = SPLITS
-    kinds = KINDS
+    kinds: tuple[str, ...] = KINDS
     max_new_tokens = 8
 
     def size(self, split: str) -> int:
