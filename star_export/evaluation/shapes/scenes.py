@@ -101,7 +101,7 @@ def rng_of(split: str, seed: int, index: int) -> np.random.Generator:
 def random_scene(rng: np.random.Generator, *, canvas: int = CANVAS) -> Scene:
     """A scene of two to six objects, fewer on a small canvas, and in most pictures a number."""
     boxes: list[tuple[float, float, float, float]] = []
-    plates = ()
+    plates: tuple[Plate, ...] = ()
     if rng.random() < 0.7:
         x, y = _place(rng, canvas, _PLATE, boxes) or (canvas / 2, canvas / 2)
         plates = (Plate(number=int(rng.integers(10, 100)), x=x, y=y),)
