@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from models.training import training as module
 from models.training.lessons import PREFIX, WEIGHTS, ShapesCourse, ShapesLessons, patch_labels
 from models.training.mini import MINI, PHASES, corpus, stretched
+from models.training.muon import Muon
 from models.training.network import make_processor
 from models.training.packing import SEGMENT
 from models.training.recipe import Phase, Recipe
@@ -102,6 +103,23 @@ def test_position_embeddings_are_stretched_and_cls_stays() -> None:
     assert (rows[0].diff() > 0).all()
     assert torch.allclose(rows, rows[:1].expand(24, 24))
     assert wide["other"] is weights["other"]
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_muon_steps_as_torchs(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    ours = torch.randn(shape)
+    theirs = ours.clone()
+    optimizers = (
+        Muon([ours], lr=1e-2, dtype=torch.bfloat16),
+        torch.optim.Muon([theirs], lr=1e-2, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(3):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_been(

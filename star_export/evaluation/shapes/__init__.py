@@ -18,7 +18,7 @@ class Shapes:
 
     def size(self, split: str) -> int:
         """Two hundred questions of each kind; there is no end to the pictures for training."""
-        return 1 << 32 if split == "train" else 200 * len(KINDS)
+        return 1 << 32 if split == "train" else 200 * len(self.kinds)
 
     def example(self, split: str, seed: int, index: int) -> Example:
         """Scenes are drawn by lot until one has a question of the kind whose turn it is."""
