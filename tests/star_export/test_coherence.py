@@ -81,7 +81,7 @@ def in_size(name: str, **values: object) -> Change:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (in_spec("model", "vision", "patch_size", to=13), "spec.model.vision: 96 px are no whole patches"),
+        (in_spec("model", "vision", "patch_size", to=97), "spec.model.vision: 96 px are no whole patch"),
         (in_spec("model", "text", "num_kv_heads", to=3), "4 heads cannot share 3 KV heads"),
         (in_spec("model", "image_token_id", to=512), "spec.model.image_token_id: 512 is outside"),
         (in_stage(0, tokens=577, max_tokens=577), "stage 1 keeps up to 577 tokens, expected at most 576"),
