@@ -101,8 +101,10 @@ class DecoderLayer(nn.Module):
         """``C`` new tokens per sequence, ``x [B, C, W]``, behind ``lengths [B]`` cached ones."""
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
         present = cache_write(cache[0], k, lengths), cache_write(cache[1], v, lengths)
-        slots, own = torch.arange(cache[0].shape[2]), torch.arange(x.shape[1])
-        visible = (slots <= (lengths[:, None] + own)[..., None])[:, None]  # [B, 1, C, capacity]
+        # Each new token's slot. From position_ids, which ascend by one: TensorRT-RTX 1.7.1 fails on a range
+        # as long as an input where two groups share it ("uses before defs").
+        own = lengths[:, None] + position_ids - position_ids[:, :1]
+        visible = (torch.arange(cache[0].shape[2]) <= own[..., None])[:, None]  # [B, 1, C, capacity]
         return self._finish(x, self.self_attn.attend(q, *present, visible)), present
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:

@@ -52,13 +52,13 @@ def test_a_budget_of_its_own_for_each_picture(bundle: Callable[..., Path], pictu
     with load(bundle("onevision"), threads=1) as pipeline:
         looker = Looker(pipeline)
         large = replace(SHEET, image=Image.open(picture).convert("RGB"))
-        small = replace(SHEET, image=large.image.crop((0, 0, 30, 30)))
-        for example, keep in ((large, 64), (small, 50)):
+        small = replace(SHEET, image=large.image.crop((0, 0, 70, 8)))
+        for example, keep in ((large, 40), (small, 33)):
             before = looker.look(example).shape[1]
             (image,) = pipeline.prepare(example.image)
             assert before == sum(pipeline.entering([image]))
-            assert pipeline.budget(64, [image]) == keep
-            assert 0 <= Bundled(looker, 64).answer(example, Shapes()).score <= 1
+            assert pipeline.budget(40, [image]) == keep
+            assert 0 <= Bundled(looker, 40).answer(example, Shapes()).score <= 1
 
 
 @pytest.fixture(scope="module")

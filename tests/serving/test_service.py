@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from star_export.answer import pipeline as pipeline_module
+from star_export.answer import request as request_module
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.sampling import Sampling
 from star_export.contract import DECODE, PREFILL, VISION
@@ -182,7 +182,7 @@ def test_pictures_are_decoded_by_as_many_at_once_as_there_are_cores(
     start: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    service, decode, now, most = start(max_slots=1, queue=7), pipeline_module.load_image, [], []
+    service, decode, now, most = start(max_slots=1, queue=7), request_module.load_image, [], []
 
     def slowly(image: Any) -> Any:
         now.append(image)
@@ -191,7 +191,7 @@ def test_pictures_are_decoded_by_as_many_at_once_as_there_are_cores(
         now.pop()
         return decode(image)
 
-    monkeypatch.setattr(pipeline_module, "load_image", slowly)
+    monkeypatch.setattr(request_module, "load_image", slowly)
     with ThreadPoolExecutor(8) as pool:
         for ticket in [pool.submit(service.submit, SHORT) for _ in range(8)]:
             ticket.result().answer()

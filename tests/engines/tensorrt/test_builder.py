@@ -45,8 +45,10 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
         ("gqa", {}),
         pytest.param("deep", {}, marks=pytest.mark.slow),
         ("gqa", {"prune": False}),
-        ("next", {}),
-        ("onevision", {}),
+        # Every family, tower and decoder; bundles that are checked too.
+        ("interleave", {"max_images": 3}),
+        ("next-mistral", {"max_images": 3}),
+        ("onevision", {"max_images": 3}),
         ("gqa", {"dtype": "bfloat16"}),
         ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
     ],

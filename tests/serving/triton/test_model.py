@@ -238,7 +238,7 @@ def test_a_stream_comes_in_pieces_that_make_the_answer(model, slow) -> None:
         ({"image": b"no picture"}, "image must be an encoded picture"),
         ({"prompt": b"\xff"}, "prompt must be UTF-8"),
         ({"messages": "[]"}, "prompt and messages are both given; give one of them"),
-        ({"image": [PICTURE, PICTURE]}, "this bundle takes 1 to 1 pictures, got 2; for more, build it again"),
+        ({"image": [PICTURE, PICTURE]}, "this bundle takes at most 1 picture, got 2; "),
         ({"keep": 9999}, "keep=9999 is not below"),
         ({"timeout_s": float("nan")}, "timeout_s must be above 0, got nan"),
         ({"parameters": {"keeps": 3}}, "unknown field keeps; did you mean keep?"),
