@@ -159,6 +159,7 @@ def test_questions_that_are_no_text(cli: Cli, folder: Path, monkeypatch: pytest.
 def interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the first token is decoded, and at no other time."""
     run, left = OnnxRuntimeSession.run, [1]
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 
     def press(self: Any, graph: str, *rest: Any) -> Any:
         if graph == "decode" and left:
