@@ -223,6 +223,7 @@ def test_an_answer_that_is_stopped_stays_as_far_as_it_came(
     generation = chat.send(question)
     with monkeypatch.context() as patch:
         if how == "Ctrl-C":
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
             watched(
                 star, patch, lambda graph, _: signal.raise_signal(signal.SIGINT) if graph == DECODE else None
             )
