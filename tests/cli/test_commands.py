@@ -116,7 +116,7 @@ def test_check_reports_everywhere(cli: Any, bundle: BundleOf, tmp_path: Path) ->
     assert [case["keep"] for case in report["cases"]] == [64, 29]
     assert json.loads((bundle("mha") / "parity.json").read_text())["passed"]
     suites = ElementTree.parse(junit).getroot().findall("testsuite")
-    assert [int(suite.get("tests", 0)) for suite in suites] == [9, 9, 2]
+    assert [int(suite.get("tests", 0)) for suite in suites] == [10, 10, 2]
 
 
 def test_check_with_a_picture_of_ones_own(cli: Any, bundle: BundleOf, picture: Path) -> None:

@@ -64,11 +64,12 @@ def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
         (PREFILL, {"S": VISUAL}, r"prefill: input_ids has shape \(1, 518\), the engine takes \(1, 519\)"),
         (PREFILL, {"Q": 0}, r"prefill: query_positions has shape \(1, 0\)"),
         (PREFILL, {"V": 517}, r"prefill: image_features has shape \(1, 517, 64\)"),
-        (DECODE, {"B": 5}, r"decode: input_ids has shape \(5, 1\), the engine takes \(1, 1\) to \(4, 1\)"),
+        (DECODE, {"B": 5}, r"decode: input_ids has shape \(5, 1\), the engine takes \(1, 1\) to \(4, 64\)"),
+        (DECODE, {"C": 65}, r"decode: input_ids has shape \(2, 65\), the engine takes \(1, 1\) to \(4, 64\)"),
     ],
 )
 def test_outside_the_profile(spec: ExportSpec, graph: str, sizes: dict[str, int], message: str) -> None:
-    good = {"S": 560, "V": VISUAL, "Q": 9, "N2": 64, "B": 2}
+    good = {"S": 560, "V": VISUAL, "Q": 9, "N2": 64, "B": 2, "C": 1}
     rules(spec, graph).check(shapes(spec, graph, **good))
     with pytest.raises(SettingsError, match=f"^{message}.*build the engines again: star-export build --from"):
         rules(spec, graph).check(shapes(spec, graph, **good | sizes))
@@ -76,7 +77,7 @@ def test_outside_the_profile(spec: ExportSpec, graph: str, sizes: dict[str, int]
 
 def test_inputs_that_contradict_each_other(spec: ExportSpec) -> None:
     decode = rules(spec, DECODE)
-    wrong = shapes(spec, DECODE, B=2) | {"late_lengths": (3,)}
+    wrong = shapes(spec, DECODE, B=2, C=1) | {"late_lengths": (3,)}
     with pytest.raises(SettingsError, match=r"^decode: late_lengths must be \(2,\), got \(3,\)$"):
         decode.check(wrong)
     with pytest.raises(SettingsError, match=r"^decode: late_lengths must be \(2,\), got \(2, 1\)$"):
