@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -197,7 +198,10 @@ def test_ctrl_c_stops_an_answer_at_a_terminal(
 def test_a_real_terminal(folder: Path, shapes: Path) -> None:
     """Streams, keeps on after Ctrl-C at the prompt, ends with Ctrl-D."""
     main, side = pty.openpty()
-    command = [sys.executable, "-m", "star_export.cli", "chat", folder, "--image", shapes, "--threads", "1"]
+    # What was started in the background ignores Ctrl-C, and so would the chat.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{heed}; from star_export.cli import main; main()"
+    command = [sys.executable, "-c", start, "chat", folder, "--image", shapes, "--threads", "1"]
     with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True) as process:
         os.close(side)
         shown = read_until(main, "> ")
@@ -214,5 +218,7 @@ def test_a_real_terminal(folder: Path, shapes: Path) -> None:
 def read_until(terminal: int, end: str) -> str:
     shown = ""
     while not shown.endswith(end):
+        ready, _, _ = select.select([terminal], [], [], 60)
+        assert ready, f"nothing comes after {shown}"
         shown += os.read(terminal, 4096).decode()
     return shown
