@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from star_export.answer import pipeline
+from star_export.answer import request
 
 from .cases import CASES, World, make_world
 from .run import run_case, summary
@@ -36,7 +36,7 @@ def test_faults_are_noticed(world: World, monkeypatch: pytest.MonkeyPatch) -> No
     def planted(*_: object) -> None:
         raise TypeError("planted")
 
-    monkeypatch.setattr(pipeline, "read_preprocessing", planted)
+    monkeypatch.setattr(request, "read_preprocessing", planted)
     outcomes = [run_case(world, SEED, number) for number in range(40)]
     faults = [outcome for outcome in outcomes if outcome.fault]
     assert {str(outcome) for outcome in faults} <= {f"{case.__name__}: TypeError: planted" for case in CASES}

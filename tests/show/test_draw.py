@@ -68,7 +68,7 @@ def test_a_page_has_the_last_question_of_a_conversation(bundle: BundleOf, tmp_pa
         max_new_tokens=1,
         progress=lambda done, total: calls.append((done, total)),
     )
-    assert [len(answer.stage2.kept) for answer in answers] == [48, 20]
+    assert [len(answer.stage2.kept) for answer in answers] == [40, 20]
     assert calls == [(0, 2), (1, 2)]
     page = output.read_text()
     assert "<h1>And &lt;b&gt;this&lt;/b&gt;?</h1>" in page
