@@ -133,6 +133,7 @@ def test_eval_of_a_share_of_each_pictures_tokens(
         assert pipeline.budget(None, [image]) == 24
 
 
+@pytest.mark.slow
 def test_compare_of_pictures_that_are_cut(
     cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

@@ -30,7 +30,7 @@ ACCURACY, RETENTION = 0.97, 0.97
 EARLY_ACCURACY = 0.88
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.slow)])
 def test_the_gate(bundle: Callable[..., Path], tmp_path: Path, dtype: str) -> None:
     found = evaluate_bundle(
         EvalOptions(
