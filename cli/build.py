@@ -29,6 +29,8 @@ EPILOG = """
 
 `star-export build --model ./checkpoint --keep-ratio 0.1 -o bundle --check`
 
+`star-export build --model llava-1.5-7b --schedule balanced-64 -o llava-7b-fast`
+
 `star-export build --model ./checkpoint --no-prune --max-images 3 -o baseline`
 
 `star-export build --model llava-1.5-7b --keep 64 -o llava-7b --backend tensorrt-rtx --target sm89`
@@ -46,6 +48,9 @@ _EXPORT_ONLY = (
     "max_keep",
     "drop_ratio",
     "prune_layer",
+    "schedule",
+    "stage1",
+    "stage2",
     "prune",
     "max_images",
     "max_tiles",
@@ -86,6 +91,9 @@ def build(
     max_keep: opt.MaxKeepOption = None,
     drop_ratio: opt.DropRatioOption = DEFAULT_DROP_RATIO,
     prune_layer: opt.PruneLayerOption = None,
+    schedule: opt.ScheduleOption = None,
+    stage1: opt.Stage1Option = None,
+    stage2: opt.Stage2Option = None,
     prune: opt.PruneOption = True,
     max_images: opt.MaxImagesOption = 1,
     max_tiles: opt.MaxTilesOption = None,

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, DType
+from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, STAGE1_SCORES, STAGE2_SCORES, DType
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
@@ -62,6 +62,32 @@ PruneLayerOption = Annotated[
         "--prune-layer",
         metavar="K",
         help="Decoder layers that run on all stage-1 tokens.  [default: 0.4375 of all]",
+    ),
+]
+ScheduleOption = Annotated[
+    str | None,
+    _pruning(
+        "--schedule",
+        metavar="TEXT",
+        help="Stages as TOKENS@LAYER, such as `128@0,14@14` (0: before the decoder, of each picture), or a "
+        "preset: star, fast[-N], balanced[-N] with N tokens per layer on average.  [default: star]",
+    ),
+]
+Stage1Option = Annotated[
+    str | None,
+    _pruning(
+        "--stage1",
+        metavar="SCORE",
+        help=f"Score before the decoder: {', '.join(STAGE1_SCORES)}.  "
+        "[default: received of star, else spread]",
+    ),
+]
+Stage2Option = Annotated[
+    str | None,
+    _pruning(
+        "--stage2",
+        metavar="SCORE",
+        help=f"Score inside the decoder: {', '.join(STAGE2_SCORES)}.  [default: text]",
     ),
 ]
 PruneOption = Annotated[

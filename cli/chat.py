@@ -13,6 +13,7 @@ from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.facts import chat_stats
 from star_export.cli.flags import with_flags
+from star_export.cli.options import parse_keep
 from star_export.cli.show import check_figure
 from star_export.errors import EXIT_COULD_NOT_RUN, InputError, SettingsError, StarExportError
 
@@ -162,9 +163,9 @@ class _Commands:
         self.chat.attach(_path("/image", file))
 
     def _keep(self, count: str) -> None:
-        if count and not (count.isdecimal() and len(count) < _MAX_DIGITS):
-            raise SettingsError(f"/keep takes a number of visual tokens, got {count}")
-        self.chat.keep = int(count) if count else None
+        if not all(part.isdecimal() and len(part) < _MAX_DIGITS for part in count.split(",") if count):
+            raise SettingsError(f"/keep takes a number of visual tokens, or one for each stage, got {count}")
+        self.chat.keep = parse_keep(count) if count else None
 
     def _stats(self, _: str) -> None:
         _say(chat_stats(self.chat.stats()))

@@ -28,7 +28,7 @@ def evaluate(
     split: opt.SplitOption = "test",
     seed: opt.TaskSeedOption = 0,
     limit: opt.LimitOption = None,
-    keep: opt.EvalKeepsOption = None,
+    keep: opt.KeepsOption = None,
     baseline: opt.BaselineOption = None,
     alone: opt.AloneOption = False,
     model: opt.SourceOption = None,

@@ -1,11 +1,24 @@
 """Options of the commands, each declared once."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from star_export.errors import SettingsError
+from star_export.specs import Keep
+
+
+def parse_keep(text: str) -> Keep:
+    """``64``, of the last stage, or ``128,14``, of every one."""
+    try:
+        numbers = tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text!r} is no number of visual tokens, nor a list such as 128,14 of one for each stage"
+        ) from error
+    return numbers[0] if len(numbers) == 1 else numbers
+
 
 # Shared by several commands.
 BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle made by `star-export build`.")]
@@ -34,15 +47,23 @@ SourceOption = Annotated[
     ),
 ]
 RunKeepOption = Annotated[
-    int | None,
+    Any,  # int | tuple[int, ...] | None, which typer does not know
     typer.Option(
-        "--keep", metavar="N", help="Visual tokens of all pictures after stage 2.  [default: the bundle's]"
+        "--keep",
+        metavar="N",
+        parser=parse_keep,
+        help="Visual tokens of all pictures after the last stage, or 128,14 for every stage.  "
+        "[default: the bundle's]",
     ),
 ]
 KeepsOption = Annotated[
-    list[int] | None,
+    list[Any] | None,
     typer.Option(
-        "--keep", metavar="N", help="Visual tokens after stage 2; repeat for more.  [default: the bundle's]"
+        "--keep",
+        metavar="N",
+        parser=parse_keep,
+        help="Visual tokens after the last stage, or 128,14 for every stage; repeat for more.  "
+        "[default: the bundle's]",
     ),
 ]
 ImageOption = Annotated[
@@ -162,10 +183,6 @@ SplitOption = Annotated[str, typer.Option("--split", metavar="NAME", help="train
 TaskSeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the questions.")]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Questions to ask.  [default: the whole split]")
-]
-EvalKeepsOption = Annotated[
-    list[int] | None,
-    typer.Option("--keep", metavar="N", help="Budget to score; repeat for more.  [default: the bundle's]"),
 ]
 AloneOption = Annotated[
     bool,

@@ -170,11 +170,13 @@ class PrefillGraph(Decoder):
         presents: list[Tensor] = []
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            before = x
             x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache)
             presents += present
             if index + 1 in self.stages and query_rows is not None:
                 number, score = self.stages[index + 1]
-                scores = always_keeping_text(score(LayerView(query, key, query_rows, visual)), visual)
+                view = LayerView(query, key, before, x, query_rows, visual)
+                scores = always_keeping_text(score(view), visual, x.shape[1])
                 text_slots = input_ids[0, image_positions.shape[1] :]  # all text stays
                 x, rows = topk_gather(x, scores, torch.cat([text_slots, stage_slots[number]]))
                 if number + 1 < len(stage_slots):
@@ -208,10 +210,9 @@ class DecodeGraph(Decoder):
         return (self.logits(x), *presents)
 
 
-def always_keeping_text(scores: Tensor, visual: Tensor) -> Tensor:
-    """Scores ``[1, S]`` with :data:`ALWAYS_KEPT` at every place that is not in ``visual [1, V]``."""
-    candidates = scores.gather(1, visual)
-    return torch.full_like(scores, ALWAYS_KEPT).scatter(1, visual, candidates)
+def always_keeping_text(scores: Tensor, visual: Tensor, tokens: int) -> Tensor:
+    """Scores ``[1, V]`` at ``visual [1, V]``, places among all tokens, elsewhere :data:`ALWAYS_KEPT`."""
+    return scores.new_full((1, tokens), ALWAYS_KEPT).scatter(1, visual, scores)
 
 
 def moved(

@@ -157,9 +157,9 @@ def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
         "P": spec.model.vision.tile_tokens + 11,
         "T": 2,
         "S": spec.image_tokens + spec.max_text_tokens + 3,
-        "V": spec.image_tokens,
+        "V": spec.image_tokens + 1,
         "Q": 5,
-        "N1": spec.image_tokens,
+        "N1": spec.image_tokens + 1,
         **{f"N{number}": tokens + 1 for number, tokens in enumerate(spec.budgets(), start=2)},
     }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear
 from star_export.graphs.ops import drop_worst, topk_gather
-from star_export.graphs.scores import VISION_SCORES
+from star_export.graphs.scores import OF_FEATURES, OF_MAPS, VISION_SCORES, PictureView
 from star_export.graphs.towers import TOWERS
 from star_export.specs import ExportSpec, ModelSpec
 
@@ -36,20 +36,27 @@ class Vision(nn.Module):
 
     def __init__(self, spec: ExportSpec) -> None:
         super().__init__()
-        vision = spec.model.vision
-        self.score = VISION_SCORES[spec.stage1.score] if spec.stage1 else None
+        vision, score = spec.model.vision, spec.stage1.score if spec.stage1 else None
+        self.score = VISION_SCORES[score] if score else None
+        self.of_features, self.of_maps = score in OF_FEATURES, score in OF_MAPS
         self.first = int(vision.feature_select == "default")  # the tower's first token that is used
         self.first_patch = max(self.first, int(vision.has_cls))
         self.vision_tower = TOWERS[vision.model_type](vision)
         self.multi_modal_projector = Projector(spec.model)
 
-    def look(self, pixel_values: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Used tokens of each tile ``[T, N, W]``, and their scores ``[T, N]`` if there is a stage."""
-        hidden, weights = self.vision_tower(pixel_values, want_map=self.score is not None)
+    def look(self, pixel_values: Tensor, *, project: bool) -> tuple[Tensor, Tensor | None]:
+        """Used tokens of each tile ``[T, N, W]``, and their scores ``[T, N]`` if there is a stage.
+
+        Tokens are projected, ``[T, N, C]``, if they have to be or the score looks at that.
+        """
+        hidden, weights = self.vision_tower(pixel_values, want_map=self.of_maps)
         tokens = hidden[:, self.first :] if self.first else hidden
-        if self.score is None or weights is None:
+        if project or self.of_features:
+            tokens = self.multi_modal_projector(tokens)
+        if self.score is None:
             return tokens, None
-        scores = self.score(weights[:, :, self.first_patch :, self.first_patch :])
+        patches = tokens[:, self.first_patch - self.first :]
+        scores = self.score(PictureView(weights, self.first_patch, patches))
         if self.first_patch > self.first:  # CLS is a token among others behind the tower
             scores = torch.cat([torch.full_like(scores[:, :1], ALWAYS_KEPT), scores], dim=1)
         return tokens, scores
@@ -59,20 +66,22 @@ class VisionGraph(Vision):
     """A picture of one tile in, projected visual tokens out."""
 
     def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
-        tokens, scores = self.look(pixel_values)
+        tokens, scores = self.look(pixel_values, project=self.score is None)
         if scores is None or stage1_slots is None:
-            return (self.multi_modal_projector(tokens).to(pixel_values.dtype),)
+            return (tokens.to(pixel_values.dtype),)
         kept, indices = topk_gather(tokens, scores, stage1_slots)
-        return self.multi_modal_projector(kept).to(pixel_values.dtype), indices
+        if not self.of_features:  # only what is kept needs the projector then
+            kept = self.multi_modal_projector(kept)
+        return kept.to(pixel_values.dtype), indices
 
 
 class TiledVisionGraph(Vision):
     """All tiles of a picture in, its packed visual tokens out.
 
     Inputs ``pixel_values [T, 3, H, W]``, ``packed_index``, which says of what patch each of the ``P``
-    visual tokens is, or that it is a newline, and ``stage1_drops [D1]``; outputs ``image_features
-    [1, P - D1, C]`` and ``image_indices [1, P - D1]``. Where a grid may be scaled down, a token is a mean of
-    four patches, weighted by ``packed_weights``; so is its score.
+    visual tokens is, or that it is a newline, and ``stage1_drops [D1]`` or ``stage1_slots [N1]``; outputs
+    ``image_features [1, N1, C]`` and ``image_indices [1, N1]``, where ``N1`` is ``P - D1``. Where a grid
+    may be scaled down, a token is a mean of four patches, weighted by ``packed_weights``; so is its score.
     """
 
     def __init__(self, spec: ExportSpec) -> None:
@@ -85,16 +94,20 @@ class TiledVisionGraph(Vision):
         packed_index: Tensor,
         packed_weights: Tensor | None = None,
         stage1_drops: Tensor | None = None,
+        stage1_slots: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        tokens, scores = self.look(pixel_values)
-        projected = self.multi_modal_projector(tokens).flatten(0, 1)  # [T*N, C]
-        features = packed(projected, self.image_newline, packed_index, packed_weights)
+        tokens, scores = self.look(pixel_values, project=True)
+        features = packed(tokens.flatten(0, 1), self.image_newline, packed_index, packed_weights)
         features = features.to(pixel_values.dtype)[None]  # [1, P, C]
-        if scores is None or stage1_drops is None:
+        if scores is None:
             return (features,)
-        newline = scores.new_full((1,), ALWAYS_KEPT)
-        ranks = packed(scores.flatten()[:, None], newline, packed_index, packed_weights)
-        return drop_worst(features, ranks.T, stage1_drops)
+        # Where many are dropped, those that say nothing of the picture go first.
+        newline = scores.new_full((1,), -ALWAYS_KEPT if stage1_drops is None else ALWAYS_KEPT)
+        ranks = packed(scores.flatten()[:, None], newline, packed_index, packed_weights).T
+        if stage1_drops is not None:
+            return drop_worst(features, ranks, stage1_drops)
+        assert stage1_slots is not None
+        return topk_gather(features, ranks, stage1_slots)
 
 
 def packed(patches: Tensor, newline: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ import json
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -27,12 +27,16 @@ from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress
 from star_export.specs import (
     DEFAULT_DROP_RATIO,
+    STAR_PRESET,
     DType,
     ExportSpec,
+    ImageLimits,
+    ModelSpec,
     Schedule,
     check_capacities,
     check_fp32_layers,
     resolve_images,
+    resolve_schedule,
     resolve_star,
 )
 
@@ -84,6 +88,9 @@ class BuildOptions:
     max_keep: int | None = None
     drop_ratio: float = DEFAULT_DROP_RATIO
     prune_layer: int | None = None
+    schedule: str | None = None
+    stage1: str | None = None
+    stage2: str | None = None
     prune: bool = True
     max_images: int = 1
     max_tiles: int | None = None
@@ -104,12 +111,7 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     Raises:
         SettingsError: If an option is out of range.
     """
-    prune_layer = options.prune_layer
-    alias = ALIASES.get(split_revision(options.model)[0])
-    if options.prune and prune_layer is None and alias is not None:
-        prune_layer = alias.prune_layer
     text = checkpoint.model.text
-    schedule: Schedule = ()
     positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
     images = resolve_images(
         checkpoint.model,
@@ -118,21 +120,9 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
         max_image_tokens=options.max_image_tokens,
         room=positions - options.max_text_tokens - options.max_new_tokens,
     )
-    if not options.prune:
-        _refuse_pruning_options(options)
-    else:
-        schedule = resolve_star(
-            checkpoint.model,
-            images,
-            keep=options.keep,
-            keep_ratio=options.keep_ratio,
-            max_keep=options.max_keep,
-            drop_ratio=options.drop_ratio,
-            prune_layer=prune_layer,
-        )
     spec = ExportSpec(
         model=checkpoint.model,
-        schedule=schedule,
+        schedule=_schedule(options, checkpoint.model, images),
         images=images,
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
@@ -150,12 +140,39 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     return spec
 
 
-def _refuse_pruning_options(options: BuildOptions) -> None:
-    for name in ("keep", "keep_ratio", "max_keep", "prune_layer"):
-        if getattr(options, name) is not None:
-            raise SettingsError(
-                f"{option(name)} has no meaning with {option('prune', False)}; leave one of them out"
-            )
+def _schedule(options: BuildOptions, model: ModelSpec, images: ImageLimits) -> Schedule:
+    """STAR's schedule, or the one that is asked for."""
+    if not options.prune:
+        _refuse(options, _BUDGETS | _SCORES, option("prune", False))
+        return ()
+    scores = {name: getattr(options, name) for name in _SCORES if getattr(options, name)}
+    if options.schedule not in (None, STAR_PRESET):
+        _refuse(options, _STARS_BUDGETS, option("schedule", options.schedule))
+        return resolve_schedule(model, images, options.schedule, max_keep=options.max_keep, **scores)
+    alias = ALIASES.get(split_revision(options.model)[0])
+    layer = options.prune_layer or (alias.prune_layer if alias else None)
+    return resolve_star(
+        model,
+        images,
+        keep=options.keep,
+        keep_ratio=options.keep_ratio,
+        max_keep=options.max_keep,
+        drop_ratio=options.drop_ratio,
+        prune_layer=layer,
+        **scores,
+    )
+
+
+_SCORES = dict.fromkeys(("stage1", "stage2"))
+_STARS_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "prune_layer")) | {"drop_ratio": DEFAULT_DROP_RATIO}
+_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "max_keep", "prune_layer", "schedule"))
+
+
+def _refuse(options: BuildOptions, defaults: Mapping[str, object], reason: str) -> None:
+    """Refuse options that are not what they are by default."""
+    for name, default in defaults.items():
+        if getattr(options, name) != default:
+            raise SettingsError(f"{option(name)} has no meaning with {reason}; leave one of them out")
 
 
 def build(options: BuildOptions, progress: Progress | None = None) -> BuildReport:

@@ -8,9 +8,9 @@ Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens of the prompt, ``Q`` sc
 rows, ``N{n}`` the budget of stage ``n``, ``B`` sequences, ``C`` tokens appended to each
 at once. Stage 1 is the one before the decoder, those inside it are numbered from 2. Where
 pictures are cut into tiles: ``T`` tiles of a picture, ``P`` its visual tokens before any is
-pruned, ``D1`` those that stage 1 drops. Budgets enter as index lists of which only the
-length is read, so every output size is an expression of input sizes and one graph serves
-every budget.
+pruned, ``D1`` those that stage 1 drops where it keeps a share of them. Budgets enter as
+index lists of which only the length is read, so every output size is an expression of
+input sizes and one graph serves every budget.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -149,6 +149,11 @@ NEWLINE = -1
 TAPS = 4
 
 
+def drops(spec: ExportSpec) -> bool:
+    """Whether stage 1 is told how many tokens it drops of a picture: where it keeps a share of many."""
+    return spec.stage1 is not None and spec.stage1.share is not None
+
+
 def is_slots(name: str) -> bool:
     """Whether a tensor is the budget of a stage, of which only the length is read."""
     return name.startswith("stage") and name.endswith(("_slots", "_drops"))
@@ -217,11 +222,11 @@ def contract(spec: ExportSpec) -> dict[str, GraphSpec]:
 def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
     """What every symbolic size of the contract may be, in graphs and engines alike."""
     most, text, tiled = spec.max_visual_tokens, spec.max_text_tokens, spec.model.tiling is not None
-    least = spec.entering(*smallest_image(spec.model))
+    least = 1 if spec.stage1 else smallest_image(spec.model)[0]
     ranges = {
         "B": SizeRange(min=1, max=None),
         "S": SizeRange(min=least + 1, max=most + text),
-        "V": SizeRange(min=least, max=most, default=None if tiled else least),
+        "V": SizeRange(min=least, max=most, default=None if tiled else spec.image_tokens),
     }
     if spec.append_tokens > 1:
         ranges["C"] = SizeRange(min=1, max=spec.append_tokens)
@@ -229,8 +234,8 @@ def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
         ranges["Q"] = SizeRange(min=1, max=text)
     if tiled:
         ranges |= _tiled_ranges(spec)
-    elif spec.stage1 is not None:
-        ranges["N1"] = SizeRange(min=least, max=least, default=least)
+    if spec.stage1 is not None and not drops(spec):
+        ranges["N1"] = SizeRange(min=1, max=spec.stage1.tokens, default=spec.stage1.tokens)
     for number, stage in zip(_decoder_numbers(spec), spec.decoder_stages, strict=True):
         ranges[f"N{number}"] = SizeRange(min=1, max=stage.max_tokens, default=stage.tokens)
     return ranges
@@ -243,7 +248,7 @@ def _tiled_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
         "T": SizeRange(min=1, max=spec.images.max_tiles),
         "P": SizeRange(min=least, max=spec.largest_image),
     }
-    if spec.stage1 is not None:
+    if drops(spec):
         ranges["D1"] = SizeRange(min=1, max=spec.max_dropped)
     return ranges
 
@@ -278,10 +283,11 @@ def _tiled_vision(spec: ExportSpec) -> GraphSpec:
     else:
         inputs += [TensorSpec(PACKED_INDEX, "int64", ("P", TAPS))]
         inputs += [TensorSpec(PACKED_WEIGHTS, "float32", ("P", TAPS))]
-    kept = "P - D1" if spec.stage1 else "P"
+    kept = "P" if spec.stage1 is None else "P - D1" if drops(spec) else "N1"
     outputs = [TensorSpec(IMAGE_FEATURES, spec.dtype, (1, kept, spec.model.text.hidden_size))]
     if spec.stage1 is not None:
-        inputs += [TensorSpec(STAGE1_DROPS, "int64", ("D1",), "length")]
+        slots = (STAGE1_DROPS, "D1") if drops(spec) else (STAGE1_SLOTS, "N1")
+        inputs += [TensorSpec(slots[0], "int64", slots[1:], "length")]
         outputs += [TensorSpec(IMAGE_INDICES, "int64", (1, kept))]
     return GraphSpec(tuple(inputs), tuple(outputs))
 

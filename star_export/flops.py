@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from star_export.specs import ExportSpec, TextSpec, VisionSpec
+from star_export.specs import ExportSpec, Keep, TextSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Layout:
         return found
 
 
-def pruned_layout(spec: ExportSpec, *, entering: int, keep: int) -> Layout:
+def pruned_layout(spec: ExportSpec, *, entering: int, keep: Keep | None) -> Layout:
     """The visual tokens of a request, as a bundle lays them out.
 
     Args:
         spec: The exported model.
         entering: Visual tokens when the decoder starts.
-        keep: Visual tokens after the last stage.
+        keep: Budgets of the stages; the bundle's own by default.
     """
     places = (stage.after_layer for stage in spec.decoder_stages)
     budgets = spec.budgets(keep, entering=entering)

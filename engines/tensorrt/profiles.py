@@ -5,7 +5,7 @@ at every corner (no more scoring rows than text tokens, no more kept tokens than
 there are), so that TensorRT never plans for a request that cannot exist.
 """
 
-from star_export.contract import TensorSpec, contract, size_ranges
+from star_export.contract import TensorSpec, contract, drops, size_ranges
 from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
 from star_export.errors import SettingsError, option
@@ -44,7 +44,7 @@ def _typical_picture(spec: ExportSpec, tiling: Tiling) -> dict[str, int]:
     tokens = vision.tile_tokens + grid.tokens
     entering = spec.entering(tokens, grid.shape[0])
     tiles = 1 + grid.tiles[0] * grid.tiles[1]
-    return {"T": tiles, "P": tokens, "D1": tokens - entering, "V": entering}
+    return {"T": tiles, "P": tokens, "D1": tokens - entering, "N1": entering, "V": entering}
 
 
 def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, Profile]]:
@@ -71,7 +71,7 @@ def check_topk(spec: ExportSpec) -> None:
     """
     inside = max((stage.max_tokens + spec.max_text_tokens for stage in spec.decoder_stages), default=0)
     entering, dropped = spec.image_tokens if spec.stage1 else 0, 0
-    if spec.stage1 is not None and spec.model.tiling is not None:
+    if drops(spec):
         entering, dropped = 0, spec.max_dropped
     for count, what, remedy in (
         (entering, "stage 1 keeps", f"raise {option('drop_ratio')}"),

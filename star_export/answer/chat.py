@@ -27,6 +27,7 @@ from star_export.preprocessing import PreparedImage, load_image
 from star_export.preprocessing.conversation import IMAGE, Conversation, Turn, read_conversation
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
+from star_export.specs import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +105,7 @@ class Chat:
         messages: Sequence[Turn | Mapping[str, Any]] = (),
         *,
         images: ImageInput | Sequence[ImageInput],
-        keep: int | None,
+        keep: Keep | None,
         reprune: bool,
         max_new_tokens: int | None,
         sampling: Sampling | None,
@@ -118,7 +119,7 @@ class Chat:
         self._pictures: tuple[Image, ...] = ()  # as they came: how they are cut depends on how many there are
         self._attached: tuple[Image, ...] = ()
         self._prepared: tuple[PreparedImage, ...] = ()
-        self._seen: tuple[tuple[PreparedImage, ...], tuple[VisionOutput, ...]] = (), ()
+        self._seen: tuple[tuple[PreparedImage, ...], list[int], tuple[VisionOutput, ...]] = (), [], ()
         self._held: _Held | None = None
         self._prefills = 0
         self._timings: Timings | None = None
@@ -133,7 +134,7 @@ class Chat:
         self.keep = keep
 
     @property
-    def keep(self) -> int | None:
+    def keep(self) -> Keep | None:
         """Visual tokens of all pictures after the last stage; when changed, the next question prunes anew.
 
         Raises:
@@ -142,7 +143,7 @@ class Chat:
         return self._keep
 
     @keep.setter
-    def keep(self, keep: int | None) -> None:
+    def keep(self, keep: Keep | None) -> None:
         self._requests.budget(keep)
         self._keep = keep
 
@@ -203,7 +204,7 @@ class Chat:
         """What it holds now."""
         spec = self._requests.spec
         image_tokens = sum(image.packing.tokens for image in self._prepared)
-        entered = sum(self._requests.entering(self._prepared))
+        entered = sum(self._requests.entering(self._prepared, self._keep))
         lengths = self._held.opening.state.lengths.tolist() if self._held else [0] * len(spec.groups)
         unpruned = lengths[0] + image_tokens - entered if self._held else 0
         return ChatStats(
@@ -227,10 +228,11 @@ class Chat:
 
     def _request(self, asked: Conversation, images: tuple[PreparedImage, ...]) -> Request:
         """All of the conversation."""
+        budget = self._requests.budget(self._keep, images)
         return Request(
             images=images,
-            tokens=self._requests.tokenize(asked, images),
-            keep=self._requests.budget(self._keep, images),
+            tokens=self._requests.tokenize(asked, images, keep=budget),
+            keep=budget,
             max_new_tokens=self._limit,
             sampling=self._sampling,
             end_token_ids=self._ends,
@@ -274,10 +276,12 @@ class Chat:
         return result
 
     def _prefilled(self, asked: Conversation, request: Request, sampler: Sampler, clock: Clock) -> _Held:
-        if request.images is not self._seen[0]:
-            visions = self._steps.encode_images(request.images)
-            self._seen = request.images, tuple(vision.copied(self._steps.spec.dtype) for vision in visions)
-        opening = open_answer(self._steps, request, self._seen[1], self._caches, sampler, clock)
+        entering = self._requests.entering(request.images, request.keep)
+        if request.images is not self._seen[0] or entering != self._seen[1]:
+            visions = self._steps.encode_images(request.images, request.keep)
+            copies = tuple(vision.copied(self._steps.spec.dtype) for vision in visions)
+            self._seen = request.images, entering, copies
+        opening = open_answer(self._steps, request, self._seen[2], self._caches, sampler, clock)
         self._prefills += 1
         return _Held(request=request, asked=asked, opening=opening)
 

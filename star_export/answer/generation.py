@@ -130,7 +130,7 @@ def answer_request(steps: Steps, request: Request, transcript: Transcript) -> Ge
     """Pieces of the answer to one request, in the steps' own caches."""
     sampler, clock = Sampler(request.sampling), Clock()
     with steps.claimed_caches() as caches:
-        visions = steps.encode_images(request.images)
+        visions = steps.encode_images(request.images, request.keep)
         opening = open_answer(steps, request, visions, caches, sampler, clock)
         return (yield from answer_pieces(steps, opening, sampler, transcript, clock))
 

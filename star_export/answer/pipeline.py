@@ -14,6 +14,7 @@ from star_export.engines import Runtime, open_session
 from star_export.engines.session import Closing, Session
 from star_export.preprocessing.conversation import Prompt, Turn
 from star_export.preprocessing.images import ImageInput
+from star_export.specs import Keep
 
 
 class Pipeline(Requests, Closing):
@@ -45,7 +46,7 @@ class Pipeline(Requests, Closing):
         image: ImageInput | Sequence[ImageInput],
         prompt: Prompt,
         *,
-        keep: int | None = None,
+        keep: Keep | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
@@ -58,7 +59,8 @@ class Pipeline(Requests, Closing):
             prompt: The question; or a whole prompt that contains ``<image>``; or a conversation that ends
                 with the question: messages as transformers' chat templates take them. The pictures
                 open its first question, if no part ``{"type": "image"}`` says where they stand.
-            keep: Visual tokens of all pictures after the last stage; the bundle's own by default.
+            keep: Visual tokens of all pictures after the last stage, or a budget for each stage, the first of
+                each picture where it is before the decoder; the bundle's own by default.
             max_new_tokens: Tokens to generate at most; what the caches hold by default.
             sampling: Greedy by default.
             stop: Strings that end the answer and are no part of it.
@@ -94,7 +96,7 @@ class Pipeline(Requests, Closing):
         messages: Sequence[Turn | Mapping[str, Any]] = (),
         *,
         images: ImageInput | Sequence[ImageInput] = (),
-        keep: int | None = None,
+        keep: Keep | None = None,
         reprune: bool = False,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
@@ -105,7 +107,7 @@ class Pipeline(Requests, Closing):
         Args:
             messages: What was said, up to an answer; :attr:`Chat.messages` of an earlier one.
             images: The pictures in these messages; without messages, those of the first question.
-            keep: Visual tokens of all pictures after the last stage; the bundle's own by default.
+            keep: Budgets, as :meth:`generate` takes them; the bundle's own by default.
             reprune: Decide anew at every question which visual tokens stay.
             max_new_tokens: Tokens of an answer at most; what the caches hold by default.
             sampling: Greedy by default.

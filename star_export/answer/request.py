@@ -21,7 +21,7 @@ from star_export.preprocessing.continuing import tokens_behind_answer
 from star_export.preprocessing.conversation import Conversation, Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
-from star_export.specs import ExportSpec, ImageLimits, check_keep
+from star_export.specs import ExportSpec, ImageLimits, Keep, check_keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Request:
     Attributes:
         images: The pictures, in the order of their places in the prompt.
         tokens: The prompt.
-        keep: Visual tokens of all pictures after the last stage.
+        keep: Budgets of the stages, as far as these pictures have so many visual tokens.
         max_new_tokens: Tokens to generate at most.
         sampling: How the next token is chosen.
         stop: Strings that end the answer and are no part of it.
@@ -40,7 +40,7 @@ class Request:
 
     images: tuple[PreparedImage, ...]
     tokens: TokenizedPrompt
-    keep: int
+    keep: Keep | None
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ class Requests:
         image: ImageInput | Sequence[ImageInput],
         prompt: Prompt,
         *,
-        keep: int | None = None,
+        keep: Keep | None = None,
         max_new_tokens: int | None = None,
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
@@ -90,9 +90,10 @@ class Requests:
     ) -> Request:
         """Check and prepare what a pipeline's ``generate`` or a scheduler runs; see there."""
         pictures = self.prepare(image)
+        budget = self.budget(keep, pictures)
         return Request(
-            keep=self.budget(keep, pictures),
-            tokens=self.tokenize(prompt, pictures),
+            keep=budget,
+            tokens=self.tokenize(prompt, pictures, keep=budget),
             images=pictures,
             max_new_tokens=self.new_tokens(max_new_tokens),
             sampling=sampling or Sampling(),
@@ -123,31 +124,41 @@ class Requests:
             stop=request.stop,
         )
 
-    def budget(self, keep: int | None, images: Sequence[PreparedImage] = ()) -> int:
-        """Visual tokens that the last layers see of these pictures, or of the largest ones.
+    def budget(self, keep: Keep | None, images: Sequence[PreparedImage] = ()) -> Keep | None:
+        """Budgets for these pictures, or the largest ones: of the last stage, or as many as are asked for.
 
-        Never more than enter the decoder.
+        Never more than come to a stage inside the decoder; None where there is none and nothing is asked for.
 
         Raises:
             SettingsError: If the bundle cannot serve ``keep``.
         """
-        entering = sum(self.entering(images)) or self.spec.max_visual_tokens
-        if not self.spec.decoder_stages:
-            if keep is not None:
-                raise SettingsError(
-                    f"this bundle was built with {option('prune', False)}; "
-                    f"{option('keep')} has no meaning for it"
-                )
-            return entering
-        if keep is None:
+        spec = self.spec
+        if not spec.schedule and keep is not None:
+            raise SettingsError(
+                f"this bundle was built with {option('prune', False)}; {option('keep')} has no meaning for it"
+            )
+        if keep is not None:
+            check_keep(spec.schedule, keep)
+        elif spec.decoder_stages:
             tokens = sum(image.packing.tokens for image in images)
-            keep = self.spec.default_keep(tokens or self.spec.images.max_image_tokens)
-        check_keep(self.spec.schedule, keep)
-        return self.spec.budgets(keep, entering=entering)[-1]
+            keep = spec.default_keep(tokens or spec.images.max_image_tokens)
+            check_keep(spec.schedule, keep)
+        entering = sum(self.entering(images, keep)) or spec.max_visual_tokens
+        budgets = spec.budgets(keep, entering=entering)
+        if isinstance(keep, tuple):
+            return (*keep[: len(keep) - len(budgets)], *budgets)
+        if keep is None and spec.stage1 is not None and spec.stage1.share is None:
+            keep = spec.stage1.tokens
+        return budgets[-1] if budgets else keep
 
-    def entering(self, images: Sequence[PreparedImage]) -> list[int]:
+    def last_tokens(self, keep: Keep | None, images: Sequence[PreparedImage]) -> int:
+        """Visual tokens that the last layers see of some pictures."""
+        entering = sum(self.entering(images, keep))
+        return (entering, *self.spec.budgets(keep, entering=entering))[-1]
+
+    def entering(self, images: Sequence[PreparedImage], keep: Keep | None = None) -> list[int]:
         """Visual tokens of each picture when the decoder starts."""
-        return [self.spec.entering(image.packing.tokens, image.packing.newlines) for image in images]
+        return [self.spec.entering(image.packing.tokens, image.packing.newlines, keep) for image in images]
 
     def prepare(self, image: ImageInput | Sequence[ImageInput]) -> tuple[PreparedImage, ...]:
         """Pictures as the vision graph takes them.
@@ -172,6 +183,7 @@ class Requests:
         prompt: Prompt,
         images: Sequence[PreparedImage],
         *,
+        keep: Keep | None = None,
         tokens_per_image: Sequence[int] | None = None,
     ) -> TokenizedPrompt:
         """Token ids and positions of a prompt about some pictures.
@@ -179,13 +191,14 @@ class Requests:
         Args:
             prompt: As :meth:`generate` takes it.
             images: The pictures.
+            keep: Budgets of the stages; the bundle's own by default.
             tokens_per_image: Visual tokens to make room for; what stage 1 keeps of each by default.
 
         Raises:
             InputError: If it is empty, too long, or has not one place for each picture.
         """
         text = render(prompt, self.prompt_spec, images=len(images))
-        counts = self.entering(images) if tokens_per_image is None else tokens_per_image
+        counts = self.entering(images, keep) if tokens_per_image is None else tokens_per_image
         tokens = tokenize(text, self.tokenizer, self.prompt_spec, tokens_per_image=counts)
         self._check_vocabulary(int(tokens.input_ids.max()))
         if tokens.text_tokens > self.spec.max_text_tokens:

@@ -23,7 +23,7 @@ from star_export.engines.session import Caches, DeviceArray, Int64, Session, Ten
 from star_export.errors import InputError, NonFiniteError
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
 from star_export.preprocessing.packing import Packing, packed_index, packed_taps
-from star_export.specs import DType
+from star_export.specs import DType, Keep
 
 _GREEDY = Sampler(Sampling())
 _OWN_CACHES = "give prefill caches of its own: caches=steps.session.allocate_caches()"
@@ -150,12 +150,15 @@ class Steps:
             if self._claim is claim:
                 self._claim = None
 
-    def encode_image(self, image: PreparedImage, *, stage1_keep: int | None = None) -> VisionOutput:
+    def encode_image(
+        self, image: PreparedImage, *, keep: Keep | None = None, stage1_keep: int | None = None
+    ) -> VisionOutput:
         """Run the vision graph, without waiting for a GPU.
 
         Args:
             image: A picture.
-            stage1_keep: Visual tokens that stage 1 keeps, instead of what the bundle's does.
+            keep: Budgets of the stages, of which this one is the first; the bundle's own by default.
+            stage1_keep: Visual tokens that stage 1 keeps, whatever the bundle's does.
         """
         feeds: dict[str, Any] = {names.PIXEL_VALUES: to_device_dtype(image.pixels, self.spec.dtype)}
         packing, tiled = image.packing, self.spec.model.tiling is not None
@@ -164,19 +167,21 @@ class Steps:
         if self.spec.stage1 is None:
             output = self.session.run(VISION, feeds)
             return VisionOutput(output[names.IMAGE_FEATURES], None, packing.tokens)
-        count = self.spec.entering(packing.tokens, packing.newlines) if stage1_keep is None else stage1_keep
-        if tiled:
+        count = stage1_keep or self.spec.entering(packing.tokens, packing.newlines, keep)
+        if names.drops(self.spec):
             feeds[names.STAGE1_DROPS] = np.arange(packing.tokens - count)
         else:
             feeds[names.STAGE1_SLOTS] = np.arange(count)
         output = self.session.run(VISION, feeds)
         return VisionOutput(output[names.IMAGE_FEATURES], output[names.IMAGE_INDICES], count)
 
-    def encode_images(self, images: Sequence[PreparedImage]) -> tuple[VisionOutput, ...]:
+    def encode_images(
+        self, images: Sequence[PreparedImage], keep: Keep | None = None
+    ) -> tuple[VisionOutput, ...]:
         """Run the vision graph on each picture; what it gives for several is copied to the host."""
         if len(images) == 1:
-            return (self.encode_image(images[0]),)
-        return tuple(self.encode_image(image).copied(self.spec.dtype) for image in images)
+            return (self.encode_image(images[0], keep=keep),)
+        return tuple(self.encode_image(image, keep=keep).copied(self.spec.dtype) for image in images)
 
     def _packed(self, packing: Packing) -> dict[str, Any]:
         """The inputs that say what becomes of a cut picture's patches."""
@@ -190,7 +195,7 @@ class Steps:
         self,
         tokens: TokenizedPrompt,
         *visions: VisionOutput,
-        keep: int | None = None,
+        keep: Keep | None = None,
         caches: Caches | None = None,
     ) -> DecodeState:
         """Run the prefill graph, without waiting for a GPU; fills the caches from index 0.
@@ -198,7 +203,7 @@ class Steps:
         Args:
             tokens: The prompt, with as many image positions as there are features.
             visions: Features of each picture; those of several in host memory.
-            keep: Visual tokens after the last stage; the bundle's own by default.
+            keep: Visual tokens after the last stage, or after every one; the bundle's own by default.
             caches: KV caches of one sequence; the own ones by default.
 
         Returns:

@@ -11,6 +11,7 @@ from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.specs import Keep
 
 
 class Variant(Protocol):
@@ -52,24 +53,26 @@ class Bundled:
 
     Args:
         looker: The bundle.
-        keep: Visual tokens after stage 2; the bundle's own for each picture when None.
+        keep: Budgets; the bundle's own for each picture when None.
     """
 
-    def __init__(self, looker: Looker, keep: int | None) -> None:
+    def __init__(self, looker: Looker, keep: Keep | None) -> None:
         self.looker, self.keep = looker, keep
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer."""
         pipeline, images = self.looker.pipeline, [self.looker.prepare(example)]
-        tokens, keep = pipeline.tokenize(example.question, images), pipeline.budget(self.keep, images)
-        return respond(pipeline, tokens, self.looker.look(example), keep, example, task)
+        keep = pipeline.budget(self.keep, images)
+        tokens = pipeline.tokenize(example.question, images, keep=keep)
+        (entering,) = pipeline.entering(images, keep)
+        return respond(pipeline, tokens, self.looker.look(example, entering), keep, example, task)
 
 
 def respond(
     pipeline: Pipeline,
     tokens: TokenizedPrompt,
     features: HostArray,
-    keep: int | None,
+    keep: Keep | None,
     example: Example,
     task: Task,
 ) -> ScoredAnswer:

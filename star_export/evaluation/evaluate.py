@@ -17,7 +17,7 @@ from star_export.evaluation.task import Task
 from star_export.evaluation.tasks import open_task
 from star_export.files import sha256
 from star_export.progress import CaseProgress
-from star_export.specs import ExportSpec, check_keep
+from star_export.specs import ExportSpec, Keep, check_keep, spelled_keep
 
 UNPRUNED = "unpruned"
 
@@ -31,7 +31,7 @@ class EvalOptions:
     split: str = "test"
     seed: int = 0
     limit: int | None = None
-    keep: Sequence[int] = ()
+    keep: Sequence[Keep] = ()
     baseline: Path | None = None
     alone: bool = False
     model: str | None = None
@@ -233,9 +233,9 @@ def _variants(options: EvalOptions, baseline: Path | None, stack: ExitStack) -> 
     return variants
 
 
-def _budget_name(pipeline: Pipeline, keep: int | None) -> str:
+def _budget_name(pipeline: Pipeline, keep: Keep | None) -> str:
     """What a budget is called: a number, or a share where each picture's number is its own."""
     stages = pipeline.spec.decoder_stages
     if keep is None and stages and stages[-1].share is not None:
         return f"keep {100 * stages[-1].share:g} %"
-    return f"keep {pipeline.budget(keep)}"
+    return f"keep {spelled_keep(pipeline.budget(keep))}"

@@ -34,7 +34,7 @@ from star_export.measure.sides import (
 )
 from star_export.measure.workload import Sample, Side, Workload
 from star_export.preprocessing import load_image, render
-from star_export.specs import ExportSpec
+from star_export.specs import ExportSpec, Keep
 
 MEASURES = ("vision", "prefill", "decode", "ttft")
 
@@ -108,7 +108,7 @@ class BenchOptions:
     prompt: str
     model: str | None = None
     baseline: Path | None = None
-    keep: int | None = None
+    keep: Keep | None = None
     sides: Sequence[str] = SIDES
     repeats: int = 5
     warmup: int = 1
@@ -164,8 +164,9 @@ def _bench(
 ) -> BenchReport:
     with open_pipeline(options.bundle, options.runtime) as pipeline:
         images, text = pipeline.prepare(options.image), render(options.prompt, pipeline.prompt_spec)
-        keep, (entering,) = pipeline.budget(options.keep, images), pipeline.entering(images)
-        tokens = pipeline.tokenize(text, images)
+        keep = pipeline.budget(options.keep, images)
+        entering, last = sum(pipeline.entering(images, keep)), pipeline.last_tokens(keep, images)
+        tokens = pipeline.tokenize(text, images, keep=keep)
     (image,), text_tokens = images, tokens.text_tokens
     workload = Workload(
         bundle=options.bundle,
@@ -197,7 +198,7 @@ def _bench(
         tiles=len(image.pixels),
         image_tokens=image.packing.tokens,
         entering=entering,
-        keep=keep,
+        keep=last,
         text_tokens=text_tokens,
         repeats=options.repeats,
         sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in options.sides),

@@ -14,6 +14,7 @@ from star_export.engines import Runtime, free_device_memory
 from star_export.errors import PlatformError
 from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.memory import resident_bytes
+from star_export.specs import Keep
 
 STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
 
@@ -23,7 +24,7 @@ _PATHS = ("bundle", "baseline", "checkpoint", "picture", "plugin_library")
 class BundleSide(Side):
     """A bundle, through the pipeline users run."""
 
-    def __init__(self, folder: Path, workload: Workload, *, keep: int | None) -> None:
+    def __init__(self, folder: Path, workload: Workload, *, keep: Keep | None) -> None:
         self.pipeline = open_pipeline(folder, workload.runtime)
         self.keep = keep
 
@@ -31,9 +32,9 @@ class BundleSide(Side):
         """Answer once and take the time."""
         start = time.perf_counter()
         images = self.pipeline.prepare(workload.picture)
-        tokens = self.pipeline.tokenize(workload.text, images)
+        tokens = self.pipeline.tokenize(workload.text, images, keep=self.keep)
         ready = time.perf_counter()
-        visions = self.pipeline.steps.encode_images(images)
+        visions = self.pipeline.steps.encode_images(images, self.keep)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
         state = self.pipeline.steps.prefill(tokens, *visions, keep=self.keep)

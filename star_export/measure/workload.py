@@ -7,6 +7,7 @@ from typing import Protocol
 
 from star_export.engines import Runtime
 from star_export.engines.session import Closing
+from star_export.specs import Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Workload:
     checkpoint: Path
     picture: Path
     text: str
-    keep: int | None
+    keep: Keep | None
     new_tokens: int
     runtime: Runtime
 

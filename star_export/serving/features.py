@@ -1,12 +1,11 @@
 """Features of pictures that were seen before."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
 from star_export.answer.steps import VisionOutput
-from star_export.preprocessing import PreparedImage
 
 
 class FeatureCache:
@@ -19,16 +18,16 @@ class FeatureCache:
     def __init__(self, limit: int) -> None:
         self.limit, self.bytes = limit, 0
         self.hits, self.misses = 0, 0
-        self._held: OrderedDict[bytes, VisionOutput] = OrderedDict()
+        self._held: OrderedDict[Hashable, VisionOutput] = OrderedDict()
 
-    def get(self, image: PreparedImage, see: Callable[[PreparedImage], VisionOutput]) -> VisionOutput:
-        """The features of a picture: held, or made by ``see``, on the host."""
-        if image.key in self._held:
+    def get(self, key: Hashable, see: Callable[[], VisionOutput]) -> VisionOutput:
+        """The features of what ``key`` stands for: held, or made by ``see``, on the host."""
+        if key in self._held:
             self.hits += 1
-            self._held.move_to_end(image.key)
-            return self._held[image.key]
+            self._held.move_to_end(key)
+            return self._held[key]
         self.misses += 1
-        vision = self._held[image.key] = see(image)
+        vision = self._held[key] = see()
         self.bytes += _size(vision)
         while self.bytes > self.limit:
             _, old = self._held.popitem(last=False)

@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from star_export.errors import InputError
+from star_export.specs import Keep
 from star_export.typed import convert
 
 
@@ -19,7 +20,8 @@ class Query:
         image: An encoded picture, or its base64 or a data URL as ASCII; or several.
         prompt: The question, a whole prompt that contains ``<image>``, or a conversation: messages that end
             with the question.
-        keep: Visual tokens of all pictures after the last stage; the bundle's own by default.
+        keep: Visual tokens of all pictures after the last stage, or a budget for each stage; the bundle's own
+            by default.
         max_new_tokens: Tokens to generate at most; what the caches hold by default.
         temperature: 0 is greedy.
         top_p: Sample from the smallest set of tokens that has this probability.
@@ -30,7 +32,7 @@ class Query:
 
     image: bytes | tuple[bytes, ...]
     prompt: str | tuple[dict[str, Any], ...]
-    keep: int | None = None
+    keep: Keep | None = None
     max_new_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0

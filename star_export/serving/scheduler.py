@@ -33,6 +33,7 @@ from star_export.serving.admission import CLOSING, Admission, Place
 from star_export.serving.features import FeatureCache
 from star_export.serving.stats import Counts
 from star_export.serving.ticket import Ticket, Usage
+from star_export.specs import Keep
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -103,7 +104,7 @@ class Scheduler:
 
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
-        visions = [self._see(image) for image in request.images]
+        visions = [self._see(image, request.keep) for image in request.images]
         for slot in range(self.slots):
             self.pipeline.steps.prefill(
                 request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
@@ -222,12 +223,14 @@ class Scheduler:
 
     def _look(self, ticket: Ticket, seen: list[VisionOutput]) -> None:
         """Features of the next picture, from the vision graph or from memory."""
-        seen.append(self._features.get(ticket.request.images[len(seen)], self._see))
+        image, keep = ticket.request.images[len(seen)], ticket.request.keep
+        (tokens,) = self.pipeline.entering([image], keep)
+        seen.append(self._features.get((image.key, tokens), partial(self._see, image, keep)))
         if len(seen) == len(ticket.request.images):
             ticket.progress.reach("vision")
 
-    def _see(self, image: PreparedImage) -> VisionOutput:
-        return self.pipeline.steps.encode_image(image).copied(self.pipeline.spec.dtype)
+    def _see(self, image: PreparedImage, keep: Keep | None) -> VisionOutput:
+        return self.pipeline.steps.encode_image(image, keep=keep).copied(self.pipeline.spec.dtype)
 
     def _prefill(self, ticket: Ticket, visions: list[VisionOutput], slot: int) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""

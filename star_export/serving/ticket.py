@@ -44,7 +44,7 @@ class Usage:
             prompt_tokens=text + visual,
             patches=patches,
             stage1_tokens=visual,
-            stage2_tokens=request.keep,
+            stage2_tokens=spec.lengths(0, visual, request.keep)[-1],
             kv_bytes=spec.sequence_bytes(spec.lengths(text, visual, request.keep)),
             kv_bytes_unpruned=spec.kv_bytes(text + patches, spec.model.text.num_layers),
         )

@@ -12,6 +12,7 @@ from star_export.show.figure import draw_sheet
 from star_export.show.page import png, render_page
 from star_export.show.scores import ScoreReader, Scores
 from star_export.show.views import picture_views
+from star_export.specs import Keep
 
 
 def draw(
@@ -20,7 +21,7 @@ def draw(
     prompt: Prompt,
     output: Path,
     *,
-    keep: Sequence[int | None] = (None,),
+    keep: Sequence[Keep | None] = (None,),
     max_new_tokens: int | None = None,
     progress: CaseProgress = lambda _done, _total: None,
 ) -> tuple[Scores, ...]:

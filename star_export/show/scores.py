@@ -34,6 +34,7 @@ from star_export.errors import BundleError, SettingsError, option
 from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
+from star_export.specs import Keep
 from star_export.validation.probes import Probe, budgets_of, choose_probes
 
 #: Scores whose standard deviation is below this share of their mean count as uniform.
@@ -225,7 +226,7 @@ class ScoreReader(Closing):
         image: ImageInput | Sequence[ImageInput],
         prompt: Prompt,
         *,
-        keep: int | None = None,
+        keep: Keep | None = None,
         max_new_tokens: int | None = None,
     ) -> Scores:
         """Answer one prompt; arguments and errors are those of :meth:`Pipeline.generate`.
@@ -251,7 +252,7 @@ def check_scores(
     folder: Path,
     *,
     probes: Sequence[Probe] | int,
-    keep: Sequence[int] = (),
+    keep: Sequence[Keep] = (),
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ScoreReport:
     """Say how the scores of both stages are spread; fail where they are uniform.

@@ -18,8 +18,7 @@ from star_export.specs.pruning import (
     DEFAULT_DROP_RATIO,
     DEFAULT_KEEP,
     DEFAULT_TILED_KEEP,
-    RECEIVED,
-    TEXT,
+    Keep,
     Schedule,
     Stage,
     check_keep,
@@ -27,8 +26,11 @@ from star_export.specs.pruning import (
     default_prune_layer,
     entering_tokens,
     resolve_star,
+    spelled_keep,
     stage1_count,
 )
+from star_export.specs.schedules import STAR_PRESET, parse_schedule, resolve_schedule
+from star_export.specs.scores import RECEIVED, STAGE1_SCORES, STAGE2_SCORES, TEXT
 from star_export.specs.tiling import Grid, Tiling, picture_grid
 from star_export.specs.values import Side, TokenId
 
@@ -37,12 +39,16 @@ __all__ = [
     "DEFAULT_KEEP",
     "DEFAULT_TILED_KEEP",
     "RECEIVED",
+    "STAGE1_SCORES",
+    "STAGE2_SCORES",
+    "STAR_PRESET",
     "TEXT",
     "DType",
     "ExportSpec",
     "FeatureSelect",
     "Grid",
     "ImageLimits",
+    "Keep",
     "LayerGroup",
     "ModelSpec",
     "Schedule",
@@ -60,10 +66,13 @@ __all__ = [
     "default_prune_layer",
     "entering_tokens",
     "largest_request",
+    "parse_schedule",
     "picture_grid",
     "picture_tokens",
     "resolve_images",
+    "resolve_schedule",
     "resolve_star",
     "smallest_image",
+    "spelled_keep",
     "stage1_count",
 ]

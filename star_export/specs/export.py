@@ -12,7 +12,7 @@ from star_export.dtypes import DTYPES, DType
 from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
-from star_export.specs.pruning import Schedule, Stage, entering_tokens, share_of
+from star_export.specs.pruning import Keep, Schedule, Stage, entering_tokens, share_of
 from star_export.specs.values import Count
 
 
@@ -98,9 +98,21 @@ class ExportSpec:
         images = replace(self.images, max_images=1)
         return largest_request(self.model, images, lambda tokens, rows: tokens - self.entering(tokens, rows))
 
-    def entering(self, tokens: int, newlines: int = 0) -> int:
+    def entering(self, tokens: int, newlines: int = 0, keep: Keep | None = None) -> int:
         """Visual tokens of one picture when the decoder starts; see :func:`entering_tokens`."""
-        return entering_tokens(self.stage1, tokens, newlines) if self.stage1 else tokens
+        if self.stage1 is None:
+            return tokens
+        stage, asked = self.stage1, self.asked(keep)[0]
+        if asked == stage.tokens:
+            return entering_tokens(stage, tokens, newlines)
+        return min(asked, tokens if stage.share is None else tokens - 1)
+
+    def asked(self, keep: Keep | None) -> tuple[int, ...]:
+        """Budgets of every stage: those that ``keep`` asks for, and the bundle's own."""
+        own = tuple(stage.tokens for stage in self.schedule)
+        if keep is None or not own:
+            return own
+        return keep if isinstance(keep, tuple) else (*own[:-1], keep)
 
     @property
     def keep(self) -> int:
@@ -123,19 +135,17 @@ class ExportSpec:
             for first, end, visual in zip(firsts[:-1], firsts[1:], tokens, strict=True)
         )
 
-    def budgets(self, keep: int | None = None, *, entering: int | None = None) -> tuple[int, ...]:
+    def budgets(self, keep: Keep | None = None, *, entering: int | None = None) -> tuple[int, ...]:
         """Visual tokens that each stage inside the decoder keeps.
 
         Args:
-            keep: Of the last stage, instead of its own.
+            keep: Budgets, instead of the bundle's own.
             entering: Visual tokens of the request when the decoder starts: no stage keeps more.
         """
-        tokens = [stage.tokens for stage in self.decoder_stages]
-        if tokens and keep is not None:
-            tokens[-1] = keep
+        tokens = self.asked(keep)[len(self.schedule) - len(self.decoder_stages) :]
         return tuple(accumulate(tokens if entering is None else [min(entering, n) for n in tokens], min))
 
-    def lengths(self, text_tokens: int, image_tokens: int, keep: int | None = None) -> tuple[int, ...]:
+    def lengths(self, text_tokens: int, image_tokens: int, keep: Keep | None = None) -> tuple[int, ...]:
         """Tokens in each group's caches after a prompt: all in the first, in the others what a stage kept.
 
         Args:

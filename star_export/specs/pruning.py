@@ -14,6 +14,7 @@ from msgspec import Meta
 from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
+from star_export.specs.scores import RECEIVED, TEXT, check_score
 from star_export.specs.values import Count
 
 #: Visual tokens left of a request: of a picture that is one tile, of one that is cut into tiles.
@@ -21,8 +22,8 @@ DEFAULT_KEEP, DEFAULT_TILED_KEEP = 64, 320
 DEFAULT_DROP_RATIO = 0.1
 DEFAULT_PRUNE_FRACTION = 0.4375  # 14 of LLaVA-1.5-7B's 32 layers
 
-#: STAR's scores; `star_export.graphs.scores` defines them.
-RECEIVED, TEXT = "received", "text"
+#: Budgets that a request asks for: of the last stage, the others as they were built; or of every stage.
+Keep = int | tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class Stage:
 
     Attributes:
         after_layer: Decoder layers that run before it; 0 is in the vision graph, before the projector.
-        score: Name of the score that ranks the tokens; see `star_export.graphs.scores`.
-        tokens: Visual tokens that it keeps unless asked otherwise: before the decoder of one picture,
-            inside it of the request.
+        score: Name of the score that ranks the tokens; see `star_export.specs.scores`.
+        tokens: Visual tokens that it keeps unless asked otherwise: before the decoder of one picture, and
+            at most, inside it of the request.
         max_tokens: The most that it can keep of a request: the KV caches behind it have room for them.
         share: What part it keeps, where that differs from request to request; ``tokens`` is then what it
             keeps of the largest. Before the decoder a part of each picture's patches, inside it of all
@@ -49,6 +50,11 @@ class Stage:
 
 #: Stages in the order in which they run; none at all leaves every token where it is.
 Schedule = tuple[Stage, ...]
+
+
+def spelled_keep(keep: Keep | None) -> str:
+    """Budgets as ``--keep`` takes them."""
+    return ",".join(map(str, keep)) if isinstance(keep, tuple) else str(keep)
 
 
 def stage_number(schedule: Sequence[Stage], index: int) -> int:
@@ -76,10 +82,10 @@ def entering_tokens(stage: Stage, tokens: int, newlines: int) -> int:
     Args:
         stage: That stage.
         tokens: The picture's visual tokens.
-        newlines: Those of them that end a row: all stay.
+        newlines: Those of them that end a row: of a share all stay, of a number they go first.
     """
     if stage.share is None:
-        return stage.tokens
+        return min(stage.tokens, tokens)
     # At least one is dropped, so that no size of the graph is ever 0.
     return min(math.floor(stage.share * (tokens - newlines) + 0.5) + newlines, tokens - 1)
 
@@ -98,6 +104,8 @@ def resolve_star(
     drop_ratio: float = DEFAULT_DROP_RATIO,
     prune_layer: int | None = None,
     max_keep: int | None = None,
+    stage1: str = RECEIVED,
+    stage2: str = TEXT,
 ) -> Schedule:
     """Turn the user's options into STAR's schedule, checked: two stages.
 
@@ -110,6 +118,8 @@ def resolve_star(
         drop_ratio: Share of patches dropped by stage 1.
         prune_layer: ``K``; by default 0.4375 of the decoder's layers.
         max_keep: Largest budget the caches get room for; ``keep`` by default.
+        stage1: Score before the decoder; with another than STAR's it is STAR no more.
+        stage2: Score inside it.
 
     Raises:
         SettingsError: If a value is out of range or the two stages contradict each other.
@@ -117,21 +127,23 @@ def resolve_star(
     wanted = _wanted(model, images, keep, keep_ratio)
     ceiling = wanted if max_keep is None else max_keep
     schedule = (
-        _stage1(model, images, drop_ratio),
+        _stage1(model, images, drop_ratio, stage1),
         Stage(
             after_layer=_prune_layer(model.text.num_layers, prune_layer),
-            score=TEXT,
+            score=stage2,
             tokens=wanted,
             max_tokens=ceiling,
             share=keep_ratio,
         ),
     )
+    for stage in schedule:
+        check_score(stage.after_layer, stage.score, model)
     check_keep(schedule, ceiling, name="max_keep" if max_keep is not None else "keep")
     check_keep(schedule, wanted)
     return schedule
 
 
-def _stage1(model: ModelSpec, images: ImageLimits, drop_ratio: float) -> Stage:
+def _stage1(model: ModelSpec, images: ImageLimits, drop_ratio: float, score: str) -> Stage:
     patches = model.vision.tile_tokens
     kept = stage1_count(patches=patches, drop_ratio=drop_ratio)
     if kept < 2:
@@ -139,7 +151,14 @@ def _stage1(model: ModelSpec, images: ImageLimits, drop_ratio: float) -> Stage:
             f"{option('drop_ratio', f'{drop_ratio:g}')} leaves {kept} of {patches} patches; lower it"
         )
     share = None if model.tiling is None else 1.0 - drop_ratio
-    stage = Stage(after_layer=0, score=RECEIVED, tokens=kept, max_tokens=kept, share=share)
+    return before_decoder(model, images, score, tokens=kept, share=share)
+
+
+def before_decoder(
+    model: ModelSpec, images: ImageLimits, score: str, *, tokens: int, share: float | None
+) -> Stage:
+    """The stage before the decoder, which keeps a number of tokens of each picture, or a share."""
+    stage = Stage(after_layer=0, score=score, tokens=tokens, max_tokens=tokens, share=share)
     one, most = (_entering(model, limits, stage) for limits in (replace(images, max_images=1), images))
     return replace(stage, tokens=one, max_tokens=most)
 
@@ -177,12 +196,29 @@ def _prune_layer(layers: int, given: int | None) -> int:
     return layer
 
 
-def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
-    """Refuse a budget of the last stage that the method or the bundle's caches cannot serve.
+def check_keep(schedule: Schedule, keep: Keep, *, name: str = "keep") -> None:
+    """Refuse budgets that the method or the bundle's caches cannot serve.
 
     Raises:
-        SettingsError: If ``keep`` is below 1, not below what the stage before keeps, or above ``max_tokens``.
+        SettingsError: If a budget is below 1, not below what the stage before keeps, or above ``max_tokens``;
+            or if there is not one for each stage.
     """
+    if isinstance(keep, int):
+        _check_last(schedule, keep, name)
+        return
+    if len(keep) != len(schedule):
+        raise SettingsError(
+            f"{option(name, spelled_keep(keep))} has {len(keep)} budgets; give one number for the last "
+            f"stage, or {len(schedule)}, one for each"
+        )
+    asked: Schedule = ()
+    for stage, tokens in zip(schedule, keep, strict=True):
+        _check_last((*asked, stage), tokens, name)
+        most = stage.max_tokens * tokens // stage.tokens
+        asked += (replace(stage, tokens=tokens, max_tokens=stage.max_tokens if stage.after_layer else most),)
+
+
+def _check_last(schedule: Schedule, keep: int, name: str) -> None:
     *before, last = schedule
     if keep < 1:
         raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
@@ -192,10 +228,12 @@ def check_keep(schedule: Schedule, keep: int, *, name: str = "keep") -> None:
             f"{option(name, keep)} is not below the {most} tokens that stage {number} keeps; "
             f"choose at most {possible}, lower {option('drop_ratio')}, or use {option('prune', False)}"
         )
-    if keep > last.max_tokens:
+    most = last.max_tokens if last.after_layer else last.tokens
+    if keep > most:
+        remedy = "max_keep" if last.after_layer else "schedule"
         raise SettingsError(
-            f"{option(name, keep)} is over this bundle's maximum of {last.max_tokens}; "
-            f"build it again with {option('max_keep', keep)}"
+            f"{option(name, keep)} is over this bundle's maximum of {most}; "
+            f"build it again with {option(remedy, keep if last.after_layer else f'{keep}@0')}"
         )
 
 
@@ -230,8 +268,9 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
             raise SettingsError(
                 f"{name} keeps a share of {stage.share:g}, over its maximum of {stage.max_tokens}"
             )
-        if stage.after_layer == 0 and (stage.share is None) != (model.tiling is None):
-            raise SettingsError(f"{name} keeps a share of a picture where pictures are cut, else a number")
+        if stage.after_layer == 0 and stage.share is not None and model.tiling is None:
+            raise SettingsError(f"{name} keeps a share of each picture, but all have one size; give a number")
+        check_score(stage.after_layer, stage.score, model)
         if stage.after_layer == 0 and (left := _entering(model, images, stage)) > stage.max_tokens:
             raise SettingsError(
                 f"{name} leaves {left} tokens of the largest request, over its maximum of {stage.max_tokens}"

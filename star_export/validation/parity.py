@@ -28,6 +28,7 @@ from star_export.files import write_json
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
+from star_export.specs import Keep
 from star_export.validation.batches import compare_batches
 from star_export.validation.expected import (
     ExpectedInput,
@@ -37,7 +38,7 @@ from star_export.validation.expected import (
 )
 from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.probes import Probe, budgets_of, choose_probes
-from star_export.validation.reference import PrefillReference, Reference
+from star_export.validation.reference import STAYS, PrefillReference, Reference, VisionReference
 from star_export.validation.report import CaseReport, ParityReport, StageResult
 from star_export.validation.verdicts import (
     Array,
@@ -69,7 +70,9 @@ class ParityCheck:
         self.max_new_tokens = min(max_new_tokens, pipeline.spec.max_new_tokens)
         self.tolerances = Tolerances.load(pipeline.spec.dtype)
 
-    def run(self, probe: Probe, keep: int | None, agreement: Mapping[str, float] | None = None) -> CaseReport:
+    def run(
+        self, probe: Probe, keep: Keep | None, agreement: Mapping[str, float] | None = None
+    ) -> CaseReport:
         """All stages of one probe at one budget (None for an unpruned bundle).
 
         ``agreement`` is what :meth:`agreement` gave before the reference's weights were rounded.
@@ -79,7 +82,7 @@ class ParityCheck:
             stages = tuple(replace(s, agreement=agreement.get(s.stage)) for s in stages)
         return CaseReport(probe.name, probe.text, keep, stages)
 
-    def agreement(self, probe: Probe, keep: int | None) -> dict[str, float]:
+    def agreement(self, probe: Probe, keep: Keep | None) -> dict[str, float]:
         """Share of kept tokens that the reference keeps too, by stage; stage 2 given the same stage 1."""
         shares: dict[str, float] = {}
         for stage in self._stages(probe, keep):
@@ -89,7 +92,7 @@ class ParityCheck:
                 break  # what follows is not about kept tokens
         return shares
 
-    def _stages(self, probe: Probe, keep: int | None) -> Iterator[StageResult]:
+    def _stages(self, probe: Probe, keep: Keep | None) -> Iterator[StageResult]:
         spec, prompt_spec = self.pipeline.spec, self.pipeline.prompt_spec
         given = expected_input(
             self.processor,
@@ -97,11 +100,11 @@ class ParityCheck:
             probe.prompt,
             chat_template=prompt_spec.chat_template if prompt_spec.given_template else None,
         )
-        seen = self.reference.encode_images(given.pictures)
-        counts = [spec.entering(len(picture.scores), picture.newlines) for picture in seen]
+        seen = self._encode_images(given)
+        counts = [spec.entering(len(picture.scores), picture.newlines, keep) for picture in seen]
         expected = given.prompt([len(picture.scores) for picture in seen], counts)
         images = self.pipeline.prepare(probe.pictures)
-        tokens = self.pipeline.tokenize(probe.prompt, images)
+        tokens = self.pipeline.tokenize(probe.prompt, images, keep=keep)
         if fault := compare_tokenized(tokens, expected):
             yield fault  # nothing later can be compared
             return
@@ -109,7 +112,7 @@ class ParityCheck:
             "preprocessing", _batch([i.pixels for i in images]), given.pixels.numpy(), tolerance=0.0
         )
 
-        visions = self.pipeline.steps.encode_images(images)
+        visions = self.pipeline.steps.encode_images(images, keep)
         kept = [
             compare_sets("stage1_set", vision.indices, picture.scores.numpy(), count, self.tolerances.score)
             for vision, picture, count in zip(visions, seen, counts, strict=True)
@@ -122,9 +125,17 @@ class ParityCheck:
             for vision, picture in zip(visions, seen, strict=True)
         ]
         yield _of_pictures(list(map(self._features_result, visions, features)), counts)
-        if keep is not None:
+        if spec.stage1 is not None:
             yield _of_pictures(kept, counts)
         yield from self._decoder_stages(probe, keep, tokens, visions, given, expected, torch.cat(features))
+
+    def _encode_images(self, given: ExpectedInput) -> tuple[VisionReference, ...]:
+        """Visual tokens of each picture, with the scores of the bundle's stage before the decoder."""
+        stage = self.pipeline.spec.stage1
+        if stage is None:
+            return self.reference.encode_images(given.pictures)
+        newline = -STAYS if stage.share is None else STAYS
+        return self.reference.encode_images(given.pictures, score=stage.score, newline=newline)
 
     def _features_result(self, vision: VisionOutput, features: torch.Tensor) -> StageResult:
         found = on_host(vision.features)[0].astype(np.float32, copy=False)
@@ -133,24 +144,26 @@ class ParityCheck:
     def _decoder_stages(
         self,
         probe: Probe,
-        keep: int | None,
+        keep: Keep | None,
         tokens: TokenizedPrompt,
         visions: Sequence[VisionOutput],
         given: ExpectedInput,
         wanted: ExpectedPrompt,
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
-        state = self.pipeline.steps.prefill(tokens, *visions, keep=keep or 0)
+        state = self.pipeline.steps.prefill(tokens, *visions, keep=keep)
         if fault := _positions_fault(wanted, state):
             yield fault
             return
-        places = [stage.after_layer for stage in self.pipeline.spec.decoder_stages]
+        inside = self.pipeline.spec.decoder_stages
+        places = [stage.after_layer for stage in inside]
         expected = self.reference.prefill(
             wanted.input_ids,
             features,
             wanted.image_positions,
             wanted.query_positions,
             stages=list(zip(places, map(torch.from_numpy, state.stage_positions), strict=True)),
+            scores=[stage.score for stage in inside],
         )
         yield from self._kept_stages(keep, tokens, state, expected)
         yield compare_arrays(
@@ -158,7 +171,7 @@ class ParityCheck:
         )
         yield from self._cache_stages(state, expected)
         forced = None
-        if keep is None:
+        if not self.pipeline.spec.schedule:
             forced = self.reference.generate(
                 given.full_ids,
                 given.pictures,
@@ -167,11 +180,11 @@ class ParityCheck:
             )
         teacher, logits = self._teach(expected, forced)
         yield self._decode_stage(state, teacher, logits)
-        yield from self._append_stage(keep, state, expected, given, teacher)
+        yield from self._append_stage(state, expected, given, teacher)
         yield self._greedy_stage(probe, keep, teacher, logits)
 
     def _kept_stages(
-        self, keep: int | None, tokens: TokenizedPrompt, state: DecodeState, expected: PrefillReference
+        self, keep: Keep | None, tokens: TokenizedPrompt, state: DecodeState, expected: PrefillReference
     ) -> Iterator[StageResult]:
         """The visual tokens that each stage inside the decoder kept of those that came to it."""
         visual = tokens.image_positions[0]
@@ -212,7 +225,6 @@ class ParityCheck:
 
     def _append_stage(
         self,
-        keep: int | None,
         state: DecodeState,
         expected: PrefillReference,
         given: ExpectedInput,
@@ -224,7 +236,7 @@ class ParityCheck:
         question = self.processor.tokenizer(FOLLOW_UP, add_special_tokens=False)["input_ids"][:room]
         if spec.append_tokens == 1 or len(question) < 2:
             return  # a bundle from before there were conversations, or without room for one
-        if keep is None:
+        if not self.pipeline.spec.schedule:
             ids = torch.cat([given.full_ids, torch.tensor([*answer, *question])])
             wanted = list(self.reference.forward(ids, given.pictures, rows=2))
         else:
@@ -238,7 +250,7 @@ class ParityCheck:
         yield worst(results)
 
     def _greedy_stage(
-        self, probe: Probe, keep: int | None, teacher: list[int], logits: list[Array]
+        self, probe: Probe, keep: Keep | None, teacher: list[int], logits: list[Array]
     ) -> StageResult:
         """The answer as users get it."""
         answer = self.pipeline.generate(
@@ -267,7 +279,7 @@ def check_bundle(
     *,
     model: str | None = None,
     runtime: Runtime | None = None,
-    keep: Sequence[int] = (),
+    keep: Sequence[Keep] = (),
     probes: Sequence[Probe] | int,
     max_new_tokens: int = 8,
     progress: CaseProgress = lambda _done, _total: None,
@@ -318,7 +330,7 @@ def check_bundle(
 
 
 def _run(
-    check: ParityCheck, wanted: Sequence[tuple[Probe, int | None]], progress: CaseProgress
+    check: ParityCheck, wanted: Sequence[tuple[Probe, Keep | None]], progress: CaseProgress
 ) -> tuple[CaseReport, ...]:
     """Every probe at every budget; agreement is measured before the reference's weights are rounded."""
     spec = check.pipeline.spec

@@ -10,6 +10,7 @@ from PIL import Image
 
 from star_export.answer.pipeline import Pipeline
 from star_export.errors import InputError, SettingsError, option
+from star_export.specs import Keep
 
 PROMPTS = ("What is in the picture?", "How many objects are there, and what is on the left?")
 
@@ -66,7 +67,7 @@ def choose_probes(
     return found
 
 
-def budgets_of(probe: Probe, pipeline: Pipeline, keep: Sequence[int]) -> list[int | None]:
+def budgets_of(probe: Probe, pipeline: Pipeline, keep: Sequence[Keep]) -> list[Keep | None]:
     """Visual tokens of a probe in the last layers, for each of some budgets; None unpruned.
 
     Args:

@@ -24,8 +24,10 @@ from star_export.checkpoint.folder import INDEX, find_shards
 from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.files import write_json
+from star_export.specs import RECEIVED, TEXT
+from star_export.validation.reference_scores import LAYER_SCORES, PATCH_SCORES, LayerSeen, TilesSeen
 
-#: Score of tokens that stage 1 always keeps: newlines and CLS.
+#: Score of tokens that stage 1 always keeps: CLS and, of a share, newlines, which of a number go first.
 STAYS = 1e30
 
 #: What the model takes pictures as: ``pixel_values``, and ``image_sizes`` and ``batch_num_images`` where
@@ -39,7 +41,7 @@ class VisionReference:
 
     Attributes:
         features: Its visual tokens, projected and packed, ``[P, C]``.
-        scores: Attention that each receives, ``[P]``; :data:`STAYS` where it is no patch.
+        scores: The score of each, ``[P]``; :data:`STAYS` or less that where it is no patch.
     """
 
     features: Tensor
@@ -48,7 +50,7 @@ class VisionReference:
     @property
     def newlines(self) -> int:
         """How many of its tokens are no patches."""
-        return int((self.scores == STAYS).sum())
+        return int((self.scores.abs() == STAYS).sum())
 
 
 @dataclass
@@ -56,7 +58,7 @@ class PrefillReference:
     """The stages inside the decoder as PyTorch sees them.
 
     Attributes:
-        scores: Per stage, text-to-image attention of each visual token that came to it ``[V]``.
+        scores: Per stage, the score of each visual token that came to it ``[V]``.
         kept_positions: Positions the last layers saw, ascending ``[S2]``.
         logits: ``[vocab]`` at the last position.
         cache: Keys and values of every layer.
@@ -149,20 +151,30 @@ class Reference:
                 setattr(self.model.get_submodule(module), leaf, rounded)
 
     @torch.no_grad()
-    def encode_images(self, pictures: Pictures) -> tuple[VisionReference, ...]:
+    def encode_images(
+        self, pictures: Pictures, *, score: str = RECEIVED, newline: float = STAYS
+    ) -> tuple[VisionReference, ...]:
         """Visual tokens and stage-1 scores of each picture of a request.
 
         Behind the projector every token carries its score as one more channel, so that the model itself
         unpads, scales and packs both alike.
+
+        Args:
+            pictures: The pictures.
+            score: Name of the score.
+            newline: The score of newlines.
         """
         model, maps = self.model.model, list[Tensor]()
         with ExitStack() as stack:
             for module, hook in (
                 (self._scoring_attention(), lambda _m, _i, output: maps.append(output[1])),
-                (model.multi_modal_projector, lambda _m, _i, x: torch.cat([x, self._received(maps[0])], -1)),
+                (
+                    model.multi_modal_projector,
+                    lambda _m, _i, x: torch.cat([x, self._scores(score, maps[0], x)], -1),
+                ),
             ):
                 stack.callback(module.register_forward_hook(hook).remove)
-            stack.enter_context(self._scored_newline())
+            stack.enter_context(self._scored_newline(newline))
             packed = model.get_image_features(**pictures).pooler_output
         return tuple(VisionReference(tokens[:, :-1], tokens[:, -1]) for tokens in packed)
 
@@ -178,22 +190,24 @@ class Reference:
         (found,) = (module for name, module in modules.items() if name.endswith(suffix))
         return found
 
-    def _received(self, weights: Tensor) -> Tensor:
-        """Of attention maps ``[T, H, N, N]``, what each used token receives from patches of its tile."""
+    def _scores(self, score: str, weights: Tensor, projected: Tensor) -> Tensor:
+        """Of attention maps ``[T, H, N, N]`` and used tokens ``[T, U, C]`` scores ``[T, U, 1]``."""
         config = self.model.config
         side = config.vision_config.image_size // config.vision_config.patch_size
         cls, left_out = weights.shape[-1] - side**2, int(config.vision_feature_select_strategy == "default")
         first = max(cls, left_out)
-        patches = weights.float().mean(1)[:, first:, first:].mean(1)
-        return torch.nn.functional.pad(patches, (first - left_out, 0), value=STAYS)[..., None]
+        seen = TilesSeen(weights.float(), first, projected[:, first - left_out :].float())
+        return torch.nn.functional.pad(PATCH_SCORES[score](seen), (first - left_out, 0), value=STAYS)[
+            ..., None
+        ]
 
     @contextmanager
-    def _scored_newline(self) -> Iterator[None]:
+    def _scored_newline(self, score: float) -> Iterator[None]:
         """The newline, where the family has one, with its score as one more channel."""
         model = self.model.model
         newline = getattr(model, "image_newline", None)
         if newline is not None:
-            model.image_newline = torch.nn.Parameter(torch.cat([newline, newline.new_tensor([STAYS])]))
+            model.image_newline = torch.nn.Parameter(torch.cat([newline, newline.new_tensor([score])]))
         try:
             yield
         finally:
@@ -209,6 +223,7 @@ class Reference:
         query_positions: Tensor,
         *,
         stages: Sequence[tuple[int, Tensor]] = (),
+        scores: Sequence[str] = (),
     ) -> PrefillReference:
         """Run the prompt, leaving out visual tokens at every stage.
 
@@ -219,25 +234,33 @@ class Reference:
             query_positions: Text tokens after the last image ``[Q]``.
             stages: Of each stage inside the decoder, in order, the layers that run before it and the
                 positions that it keeps ``[S2]``, ascending.
+            scores: Name of each stage's score; STAR's by default.
         """
         x = self.decoder.embed_tokens(input_ids)[None].clone()
         x[0, image_positions] = features
         cache, layers = DynamicCache(), self.decoder.layers  # every key stays: no window is left
-        positions, first, scores = torch.arange(len(input_ids)), 0, []
-        for after_layer, kept in stages:
-            x, attention = self._run(layers[first:after_layer], x, positions, cache)
+        positions, first, found = torch.arange(len(input_ids)), 0, []
+        for (after_layer, kept), score in zip(stages, scores or [TEXT] * len(stages), strict=True):
+            x, before, attention = self._run(layers[first:after_layer], x, positions, cache)
             asks, visual = (torch.isin(positions, places) for places in (query_positions, image_positions))
-            scores.append(attention[0].float().mean(0)[asks].mean(0)[visual])
+            keys = cache.layers[after_layer - 1].keys
+            seen = LayerSeen(
+                attention[0].float()[:, asks][..., visual],
+                before[0, visual],
+                x[0, visual],
+                keys[0, :, visual],
+            )
+            found.append(LAYER_SCORES[score](seen))
             x = x[:, torch.isin(positions, kept)]
             positions, first = kept, after_layer
-        x, _ = self._run(layers[first:], x, positions, cache)
-        return PrefillReference(tuple(scores), positions, self._logits(x), cache, len(input_ids))
+        x, _, _ = self._run(layers[first:], x, positions, cache)
+        return PrefillReference(tuple(found), positions, self._logits(x), cache, len(input_ids))
 
     @torch.no_grad()
     def decode(self, state: PrefillReference, token: int) -> Tensor:
         """Append one token and return the logits ``[vocab]`` after it."""
         x = self.decoder.embed_tokens(torch.tensor([[token]]))
-        x, _ = self._run(self.decoder.layers, x, torch.tensor([state.length]), state.cache)
+        x, _, _ = self._run(self.decoder.layers, x, torch.tensor([state.length]), state.cache)
         state.length += 1
         return self._logits(x)
 
@@ -274,14 +297,17 @@ class Reference:
         )
         return [int(token) for token in output[0, len(input_ids) :]]
 
-    def _run(self, layers: Any, x: Tensor, positions: Tensor, cache: DynamicCache) -> tuple[Tensor, Tensor]:
-        """Run decoder layers causally; also the attention map ``[1, H, S, S]`` of the last one."""
+    def _run(
+        self, layers: Any, x: Tensor, positions: Tensor, cache: DynamicCache
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run decoder layers causally; also what the last one got, and its attention map ``[1, H, S, S]``."""
         maps: list[Tensor] = []
         hook = layers[-1].self_attn.register_forward_hook(lambda _m, _i, output: maps.append(output[1]))
         rotary = self.decoder.rotary_emb(x, positions[None])
         mask = torch.full((len(positions), len(positions)), torch.finfo(x.dtype).min).triu(1)
         try:
             for layer in layers:
+                before = x
                 x = layer(
                     x,
                     attention_mask=mask[None, None] if len(positions) > 1 else None,
@@ -291,7 +317,7 @@ class Reference:
                 )
         finally:
             hook.remove()
-        return x, maps[0]
+        return x, before, maps[0]
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model.lm_head(self.decoder.norm(x[:, -1]))[0]

@@ -8,6 +8,8 @@ from itertools import groupby
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+from star_export.specs import Keep, spelled_keep
+
 Status = Literal["pass", "ambiguous", "fail"]
 
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -60,9 +62,11 @@ def _element(parent: ElementTree.Element, tag: str, **attributes: str) -> Elemen
     )
 
 
-def case_name(picture: str, keep: int | None) -> str:
-    """Name of a picture at a budget; None is no pruning."""
-    return f"{picture}, {'unpruned' if keep is None else f'keep {keep}'}"
+def case_name(picture: str, keep: Keep | None) -> str:
+    """Name of a picture at a budget, or at one for each stage; None is no pruning."""
+    if keep is None:
+        return f"{picture}, unpruned"
+    return f"{picture}, keep {spelled_keep(keep)}"
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ class CaseReport:
 
     picture: str
     prompt: str
-    keep: int | None
+    keep: Keep | None
     stages: tuple[StageResult, ...]
 
     @property

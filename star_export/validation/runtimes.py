@@ -23,6 +23,7 @@ from star_export.engines.backends import ONNXRUNTIME
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, Wrapper, on_host
 from star_export.errors import PlatformError, SettingsError, StarExportError
 from star_export.progress import CaseProgress
+from star_export.specs import Keep
 from star_export.validation.probes import Probe, budgets_of, choose_probes
 from star_export.validation.report import JUnitTest, case_name, to_junit
 from star_export.validation.verdicts import Tolerances
@@ -46,7 +47,7 @@ class OutputComparison:
 
     Attributes:
         picture: Name of the probe.
-        keep: Budget of stage 2; None for a bundle that does not prune.
+        keep: Budgets; None for a bundle that does not prune.
         graph: ``vision``, ``prefill`` or ``decode``.
         runtime: The backend that was compared with Polygraphy's ONNX Runtime.
         output: Name of the output.
@@ -56,7 +57,7 @@ class OutputComparison:
     """
 
     picture: str
-    keep: int | None
+    keep: Keep | None
     graph: str
     runtime: str
     output: str
@@ -111,7 +112,7 @@ def compare_runtimes(
     folder: Path,
     *,
     probes: Sequence[Probe] | int,
-    keep: Sequence[int] = (),
+    keep: Sequence[Keep] = (),
     runtime: Runtime | None = None,
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ComparatorReport:
@@ -191,14 +192,14 @@ class Recorder(Wrapper):
         return self.session.run(graph, feeds, caches)
 
 
-def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | None) -> list[Call]:
+def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: Keep | None) -> list[Call]:
     """Vision of each picture, prefill, and decode of one token and of some at once."""
     recorder.calls = []
     images = pipeline.prepare(probe.pictures)
-    visions = pipeline.steps.encode_images(images)
+    visions = pipeline.steps.encode_images(images, keep)
     caches = recorder.allocate_caches()  # empty, as every other runtime's: rows beyond the length compare too
     state = pipeline.steps.prefill(
-        pipeline.tokenize(probe.prompt, images), *visions, keep=keep, caches=caches
+        pipeline.tokenize(probe.prompt, images, keep=keep), *visions, keep=keep, caches=caches
     )
     token, spec = int(state.logits.argmax()), pipeline.spec
     pipeline.steps.decode(state, token)
@@ -208,7 +209,7 @@ def _record(pipeline: Pipeline, recorder: Recorder, probe: Probe, keep: int | No
 
 
 def _compare(
-    bundle: Bundle, case: tuple[str, int | None], calls: list[Call], sessions: dict[str, Session]
+    bundle: Bundle, case: tuple[str, Keep | None], calls: list[Call], sessions: dict[str, Session]
 ) -> list[OutputComparison]:
     """Compare the last of ``calls``; the ones before it fill the KV caches."""
     from polygraphy.backend.onnxrt import OnnxrtRunner, SessionFromOnnx

@@ -34,7 +34,7 @@ INPUTS = (
     Field("image", "STRING", length=-1),
     Field("prompt", "STRING", optional=True),
     Field("messages", "STRING", optional=True),
-    Field("keep", "INT32", optional=True),
+    Field("keep", "INT32", length=-1, optional=True),
     Field("max_new_tokens", "INT32", optional=True),
     Field("temperature", "FP32", optional=True),
     Field("top_p", "FP32", optional=True),
@@ -79,6 +79,8 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
         if field.kind == "STRING" and field.name != "image":
             items = tuple(_decoded(item, field.name) for item in items)
         plain[field.name] = items if field.length < 0 else items[0]
+    if len(plain.get("keep", ())) == 1:  # of the last stage; several are of every one
+        (plain["keep"],) = plain["keep"]
     if "messages" in plain:
         if "prompt" in plain:
             raise InputError("prompt and messages are both given; give one of them")
