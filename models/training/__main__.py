@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
-from models.training.mini import MINI
+from models.training.mini import LATE, MINI
 from models.training.onevision import ONEVISION
 from models.training.training import Training
 
-RECIPES = {"mini": MINI, "mini-onevision": ONEVISION}
+RECIPES = {"mini": MINI, "mini-late": LATE, "mini-onevision": ONEVISION}
 
 parser = argparse.ArgumentParser(prog="python -m models.training", description=__doc__)
 parser.add_argument("recipe", choices=RECIPES)

@@ -6,6 +6,8 @@ with interpolated position embeddings; and at last to read early what it answers
 """
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from models.training.lessons import HALFWAY, LABELS, PREFIX, WEIGHTS, ShapesCourse, ShapesLessons
 from models.training.model import Heads, Student
-from models.training.network import PATCH, make_config, make_processor
+from models.training.network import LAYERS, PATCH, make_config, make_processor
 from models.training.recipe import Phase, Recipe
 from star_export.evaluation.shapes.questions import KINDS, ask
 from star_export.evaluation.shapes.scenes import random_scene, rng_of
@@ -70,8 +72,8 @@ class MiniStudent(Student):
         return states, core.multi_modal_projector(vision.hidden_states[-2][:, 1:])
 
 
-def student(course: ShapesCourse, processor: LlavaProcessor) -> MiniStudent:
-    """The model for pictures of a course's size."""
+def student(course: ShapesCourse, processor: LlavaProcessor, *, layer: int | None = None) -> MiniStudent:
+    """The model for pictures of a course's size; the decoder's head reads ``layer``."""
     tokenizer = processor.tokenizer
     config = make_config(
         image_size=course.canvas,
@@ -79,7 +81,8 @@ def student(course: ShapesCourse, processor: LlavaProcessor) -> MiniStudent:
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
     )
     before = torch.tensor(tokenizer.backend_tokenizer.encode(PREFIX).ids[:-1])
-    return MiniStudent(LlavaForConditionalGeneration(config), before, Heads(patch=LABELS, halfway=HALFWAY))
+    heads = Heads(patch=LABELS, halfway=HALFWAY, layer=layer)
+    return MiniStudent(LlavaForConditionalGeneration(config), before, heads)
 
 
 def stretched(weights: dict[str, torch.Tensor], course: ShapesCourse) -> dict[str, torch.Tensor]:
@@ -103,3 +106,6 @@ MINI = Recipe(
     stretched=stretched,
     dtype=torch.bfloat16,
 )
+
+#: The same without practice halfway, which would flatter pruning there: the head reads the last layer.
+LATE = replace(MINI, phases=PHASES[:-1], student=partial(student, layer=LAYERS))

@@ -40,10 +40,12 @@ class Heads:
     Attributes:
         patch: Of each patch, class 0 being nothing.
         halfway: Of a name, at its last token.
+        layer: Decoder layers below the second head; half of them by default.
     """
 
     patch: tuple[int, ...]
     halfway: tuple[int, ...]
+    layer: int | None = None
 
 
 class Student(nn.Module, ABC):
@@ -129,9 +131,10 @@ class Student(nn.Module, ABC):
             use_cache=False,
             output_hidden_states=True,
         )
+        layer = self.heads.layer or core.config.num_hidden_layers // 2
         last, halfway = (
             states[:, prefix:].unflatten(1, (questions, SEGMENT))
-            for states in (out.last_hidden_state, out.hidden_states[core.config.num_hidden_layers // 2])
+            for states in (out.last_hidden_state, out.hidden_states[layer])
         )
         return last, halfway
 
