@@ -64,6 +64,14 @@ PruneLayerOption = Annotated[
         help="Decoder layers that run on all stage-1 tokens.  [default: 0.4375 of all]",
     ),
 ]
+KeepMassOption = Annotated[
+    float | None,
+    _pruning(
+        "--keep-mass",
+        metavar="X",
+        help="The last stage keeps the fewest tokens whose scores are this share of all, at most its budget.",
+    ),
+]
 ScheduleOption = Annotated[
     str | None,
     _pruning(

@@ -136,9 +136,9 @@ class Decoder(nn.Module):
         """Every layer with its number."""
         return enumerate(cast("Iterable[DecoderLayer]", self.language_model.layers))
 
-    def logits(self, x: Tensor) -> Tensor:
-        """float32 logits ``[B, vocab]`` of the last position of ``x [B, S, C]``."""
-        return self.lm_head(self.language_model.norm(x[:, -1])).float()
+    def logits(self, last: Tensor) -> Tensor:
+        """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
+        return self.lm_head(self.language_model.norm(last)).float()
 
 
 class PrefillGraph(Decoder):
@@ -150,6 +150,7 @@ class PrefillGraph(Decoder):
             stage.after_layer: (number, DECODER_SCORES[stage.score])
             for number, stage in enumerate(spec.decoder_stages)
         }
+        self.mass = spec.schedule[-1].mass if spec.schedule else None
 
     def forward(
         self,
@@ -168,6 +169,7 @@ class PrefillGraph(Decoder):
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []
         presents: list[Tensor] = []
+        end = None
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
             before = x
@@ -176,14 +178,19 @@ class PrefillGraph(Decoder):
             if index + 1 in self.stages and query_rows is not None:
                 number, score = self.stages[index + 1]
                 view = LayerView(query, key, before, x, query_rows, visual)
-                scores = always_keeping_text(score(view), visual, x.shape[1])
+                found = score(view)
+                scores, total = always_keeping_text(found, visual, x.shape[1]), found.sum()
                 text_slots = input_ids[0, image_positions.shape[1] :]  # all text stays
                 x, rows = topk_gather(x, scores, torch.cat([text_slots, stage_slots[number]]))
                 if number + 1 < len(stage_slots):
                     visual, query_rows = moved(visual, query_rows, rows, scores, stage_slots[number])
                 positions = positions.gather(1, rows) if kept else rows
                 kept.append(positions)
-        return (self.logits(x), *kept, *presents)
+                if self.mass is not None and number + 1 == len(stage_slots):
+                    chosen = scores.gather(1, rows)
+                    x, positions, kept[-1], end = fewest(x, positions, chosen, total, self.mass)
+        last = x[:, -1] if end is None else x.index_select(1, end)[:, 0]
+        return (self.logits(last), *kept, *presents)
 
 
 class DecodeGraph(Decoder):
@@ -207,12 +214,44 @@ class DecodeGraph(Decoder):
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
             x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[self.groups[index]])
             presents += present
-        return (self.logits(x), *presents)
+        return (self.logits(x[:, -1]), *presents)
 
 
 def always_keeping_text(scores: Tensor, visual: Tensor, tokens: int) -> Tensor:
     """Scores ``[1, V]`` at ``visual [1, V]``, places among all tokens, elsewhere :data:`ALWAYS_KEPT`."""
     return scores.new_full((1, tokens), ALWAYS_KEPT).scatter(1, visual, scores)
+
+
+def fewest(
+    x: Tensor, positions: Tensor, scores: Tensor, total: Tensor, mass: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of chosen tokens the fewest whose scores reach a part of all; the others go behind them.
+
+    Sizes stay what they are: what goes behind the last token is seen by none before it, and its place in the
+    KV caches is written over by the next token.
+
+    Args:
+        x: ``[1, K, C]``.
+        positions: int64 ``[1, K]``.
+        scores: float32 ``[1, K]``, :data:`ALWAYS_KEPT` of text.
+        total: The sum of the scores of all visual tokens, chosen or not.
+        mass: What part of it is to be reached.
+
+    Returns:
+        Both in the new order; the positions once more, -1 where a token went behind; int64 ``[1]``, the
+        place of the last that did not.
+    """
+    order = torch.arange(x.shape[1])
+    mine, others = scores[0][:, None], scores[0][None]
+    better = (others > mine) | ((others == mine) & (order < order[:, None]))  # [K, K]
+    visual = scores[0] < ALWAYS_KEPT
+    before = torch.where(better & visual, others, 0.0).sum(dim=-1)  # [K]
+    stays = ~visual | (before < mass * total)
+    keys = torch.where(stays, order, order + x.shape[1])
+    places = keys.topk(x.shape[1], largest=False).indices
+    kept = torch.where(stays, positions[0], -1)[places][None]
+    last = stays.to(torch.int64).sum()[None] - 1
+    return x[:, places], positions[:, places], kept, last
 
 
 def moved(

@@ -38,6 +38,7 @@ from star_export.specs import (
     resolve_images,
     resolve_schedule,
     resolve_star,
+    with_mass,
 )
 
 #: Weights file of each graph; prefill and decode share one.
@@ -91,6 +92,7 @@ class BuildOptions:
     schedule: str | None = None
     stage1: str | None = None
     stage2: str | None = None
+    keep_mass: float | None = None
     prune: bool = True
     max_images: int = 1
     max_tiles: int | None = None
@@ -122,7 +124,7 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     )
     spec = ExportSpec(
         model=checkpoint.model,
-        schedule=_schedule(options, checkpoint.model, images),
+        schedule=with_mass(_schedule(options, checkpoint.model, images), options.keep_mass),
         images=images,
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
@@ -165,7 +167,7 @@ def _schedule(options: BuildOptions, model: ModelSpec, images: ImageLimits) -> S
 
 _SCORES = dict.fromkeys(("stage1", "stage2"))
 _STARS_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "prune_layer")) | {"drop_ratio": DEFAULT_DROP_RATIO}
-_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "max_keep", "prune_layer", "schedule"))
+_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "keep_mass", "max_keep", "prune_layer", "schedule"))
 
 
 def _refuse(options: BuildOptions, defaults: Mapping[str, object], reason: str) -> None:

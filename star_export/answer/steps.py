@@ -89,7 +89,8 @@ class DecodeState:
     @cached_property
     def stage_positions(self) -> tuple[Int64, ...]:
         """Prompt positions that each stage kept ``[S2]``; to be read before the next prefill."""
-        return tuple(kept.numpy()[0] for kept in self.kept)
+        found = (kept.numpy()[0] for kept in self.kept)
+        return tuple(positions[positions >= 0] for positions in found)
 
     @property
     def kept_positions(self) -> Int64:
@@ -198,7 +199,9 @@ class Steps:
         keep: Keep | None = None,
         caches: Caches | None = None,
     ) -> DecodeState:
-        """Run the prefill graph, without waiting for a GPU; fills the caches from index 0.
+        """Run the prefill graph; fills the caches from index 0.
+
+        It does not wait for a GPU, unless the last stage adapts how much it keeps.
 
         Args:
             tokens: The prompt, with as many image positions as there are features.
@@ -234,6 +237,8 @@ class Steps:
         output = self.session.run(PREFILL, feeds, caches)
         kept = tuple(output[name] for name in names.kept_names(self.spec))
         lengths = np.array(self.spec.lengths(length - visual, visual, keep))
+        if self.spec.adapts:  # how many it kept, only the graph knows
+            lengths[-1] = (kept[-1].numpy() >= 0).sum()
         state = self._states[id(caches)] = DecodeState(caches, output[names.LOGITS], kept, length, lengths)
         return state
 

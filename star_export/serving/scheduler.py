@@ -238,7 +238,7 @@ class Scheduler:
         state = self.pipeline.steps.prefill(
             request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
         )
-        ticket.usage = Usage.of(self.pipeline.spec, request)
+        ticket.usage = Usage.of(self.pipeline.spec, request, state.lengths.tolist())
         ticket.lengths = state.lengths
         self._running[slot] = ticket
         self._choose({0: ticket}, state.output)

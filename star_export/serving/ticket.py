@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -36,16 +36,16 @@ class Usage:
     kv_bytes_unpruned: int
 
     @classmethod
-    def of(cls, spec: ExportSpec, request: Request) -> "Usage":
-        """From a bundle's spec and a request."""
+    def of(cls, spec: ExportSpec, request: Request, lengths: Sequence[int]) -> "Usage":
+        """From a bundle's spec, a request and the tokens in each group's caches after its prefill."""
         text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
         patches = sum(image.packing.tokens for image in request.images)
         return cls(
             prompt_tokens=text + visual,
             patches=patches,
             stage1_tokens=visual,
-            stage2_tokens=spec.lengths(0, visual, request.keep)[-1],
-            kv_bytes=spec.sequence_bytes(spec.lengths(text, visual, request.keep)),
+            stage2_tokens=lengths[-1] - text,
+            kv_bytes=spec.sequence_bytes(lengths),
             kv_bytes_unpruned=spec.kv_bytes(text + patches, spec.model.text.num_layers),
         )
 

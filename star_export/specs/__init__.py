@@ -28,6 +28,7 @@ from star_export.specs.pruning import (
     resolve_star,
     spelled_keep,
     stage1_count,
+    with_mass,
 )
 from star_export.specs.schedules import STAR_PRESET, parse_schedule, resolve_schedule
 from star_export.specs.scores import RECEIVED, STAGE1_SCORES, STAGE2_SCORES, TEXT
@@ -75,4 +76,5 @@ __all__ = [
     "smallest_image",
     "spelled_keep",
     "stage1_count",
+    "with_mass",
 ]

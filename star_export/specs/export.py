@@ -71,6 +71,11 @@ class ExportSpec:
         return tuple(stage for stage in self.schedule if stage.after_layer)
 
     @property
+    def adapts(self) -> bool:
+        """Whether the last stage keeps fewer tokens than it may, as their scores are."""
+        return bool(self.schedule) and self.schedule[-1].mass is not None
+
+    @property
     def image_tokens(self) -> int:
         """Visual tokens of one picture when the decoder starts, of the largest where they differ.
 

@@ -14,7 +14,7 @@ from msgspec import Meta
 from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
-from star_export.specs.scores import RECEIVED, TEXT, check_score
+from star_export.specs.scores import POSITIVE_SCORES, RECEIVED, TEXT, check_score
 from star_export.specs.values import Count
 
 #: Visual tokens left of a request: of a picture that is one tile, of one that is cut into tiles.
@@ -39,6 +39,8 @@ class Stage:
         share: What part it keeps, where that differs from request to request; ``tokens`` is then what it
             keeps of the largest. Before the decoder a part of each picture's patches, inside it of all
             visual tokens that the request has before any is pruned.
+        mass: Of the tokens that it may keep, it keeps the fewest whose scores are this part of the sum over
+            all that came to it. Only the last stage of a schedule can.
     """
 
     after_layer: Annotated[int, Meta(ge=0, le=1023)]
@@ -46,6 +48,7 @@ class Stage:
     tokens: Count
     max_tokens: Count
     share: Annotated[float, Meta(gt=0, le=1)] | None = None
+    mass: Annotated[float, Meta(gt=0, lt=1)] | None = None  # absent before budgets could adapt
 
 
 #: Stages in the order in which they run; none at all leaves every token where it is.
@@ -237,6 +240,40 @@ def _check_last(schedule: Schedule, keep: int, name: str) -> None:
         )
 
 
+def with_mass(schedule: Schedule, mass: float | None) -> Schedule:
+    """The same, with a last stage that keeps the fewest tokens whose scores are a part of all.
+
+    Raises:
+        SettingsError: As :func:`check_mass`.
+    """
+    if mass is None:
+        return schedule
+    adapting = replace(schedule[-1], mass=mass)
+    check_mass(adapting, last=True)
+    return (*schedule[:-1], adapting)
+
+
+def check_mass(stage: Stage, *, last: bool) -> None:
+    """Refuse a share of the scores' sum where there is no such sum, or more stages follow.
+
+    Raises:
+        SettingsError: If the stage is before the decoder or not the last, or its score may be negative.
+    """
+    if stage.mass is None:
+        return
+    if not 0 < stage.mass < 1:
+        raise SettingsError(f"{option('keep_mass')} must be between 0 and 1, got {stage.mass:g}")
+    if not stage.after_layer or not last:
+        raise SettingsError(
+            f"{option('keep_mass', f'{stage.mass:g}')} is about the last stage of a schedule, in the decoder"
+        )
+    if stage.score not in POSITIVE_SCORES:
+        raise SettingsError(
+            f"{option('keep_mass', f'{stage.mass:g}')} needs a score that adds up, and {stage.score} may be "
+            f"negative; use {', '.join(POSITIVE_SCORES)}"
+        )
+
+
 def _most(stage: Stage) -> int:
     """Visual tokens that a stage leaves of the largest request."""
     return stage.tokens if stage.after_layer else stage.max_tokens
@@ -275,4 +312,5 @@ def check_schedule(schedule: Schedule, model: ModelSpec, images: ImageLimits) ->
             raise SettingsError(
                 f"{name} leaves {left} tokens of the largest request, over its maximum of {stage.max_tokens}"
             )
+        check_mass(stage, last=stage is schedule[-1])
         layer, most = stage.after_layer, _most(stage) - 1

@@ -96,6 +96,24 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
     return StageResult(stage, status, error, tolerance, detail, share)
 
 
+def fewest_of_mass(scores: Array, most: int, mass: float, *, found: int, tolerance: float) -> int:
+    """How many of the best scores reach a part of their sum; ``found``, where rounding alone decides that.
+
+    Args:
+        scores: Of every candidate.
+        most: How many there may be.
+        mass: The part.
+        found: How many the bundle kept.
+        tolerance: Relative distance of the part that counts as rounding.
+    """
+    sums = np.cumsum(np.sort(scores.astype(np.float64))[::-1]) / scores.sum(dtype=np.float64)
+    fewest, largest = (
+        min(most, int(np.searchsorted(sums, part)) + 1)
+        for part in (mass * (1 - tolerance), mass * (1 + tolerance))
+    )
+    return min(max(found, fewest), largest)
+
+
 def compare_tokens(
     stage: str, found: list[int], expected: list[int], logits: list[Array], tolerance: float
 ) -> StageResult:
