@@ -81,10 +81,14 @@ accuracy: $(READY)
 	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 -o docs/accuracy.md --answers build/accuracy.jsonl
 
 # The table of docs/performance.md.
+BENCH := build/bench
 bench: $(READY)
-	$(BIN)/python -m star_export.testing.checkpoints bench build/bench/checkpoint
-	$(BIN)/star-export build --model build/bench/checkpoint --keep 64 --output build/bench/bundle --overwrite
-	$(BIN)/star-export bench build/bench/bundle --image docs/shapes.png
+	$(BIN)/python -m star_export.testing.checkpoints bench $(BENCH)/checkpoint
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --no-prune --output $(BENCH)/unpruned --overwrite
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --output $(BENCH)/balanced --overwrite
+	$(BIN)/star-export bench $(BENCH)/balanced --image docs/shapes.png --baseline $(BENCH)/unpruned
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --keep 64 --output $(BENCH)/bundle --overwrite
+	$(BIN)/star-export bench $(BENCH)/bundle --image docs/shapes.png --baseline $(BENCH)/unpruned --side pruned --side unpruned
 
 # The table of a large picture in docs/performance.md: LLaVA-OneVision-0.5B's shape, 640x480 pixels, 11 GB of disk.
 LARGE := build/bench-onevision
@@ -92,7 +96,7 @@ bench-onevision: $(READY)
 	$(BIN)/python -m star_export.testing.checkpoints bench-onevision $(LARGE)/checkpoint
 	$(BIN)/python -c "from PIL import Image; Image.open('docs/shapes.png').resize((640, 480)).save('$(LARGE)/picture.png')"
 	$(BIN)/star-export build --model $(LARGE)/checkpoint --keep 320 --prune-layer $(or $(LAYER),11) --output $(LARGE)/bundle --overwrite
-	$(BIN)/star-export bench $(LARGE)/bundle --image $(LARGE)/picture.png --side star --side unpruned --side hf-sdpa --repeats 3
+	$(BIN)/star-export bench $(LARGE)/bundle --image $(LARGE)/picture.png --side pruned --side unpruned --side hf-sdpa --repeats 3
 
 # Bundles of two published models' full size, made of zeros: time and memory of a build. 17 GB of disk.
 full-size: $(READY)

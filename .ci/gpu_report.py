@@ -116,7 +116,7 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path, mini: Path) -> li
         steps.append(run_step(f"{backend} validity", __file__, "--validity", engine, cli=False))
     picture = ROOT / "docs" / "shapes.png"
     gate = ("--keep", 64, "--keep", 29, "--limit", 350, "--min-retention", 0.97, "--json")
-    sides = ("--side", "star", "--side", "unpruned", "--baseline", baseline)
+    sides = ("--side", "pruned", "--side", "unpruned", "--baseline", baseline)
     return [
         *steps,
         run_step(f"{backend} check", "check", bundle, "--backend", backend, "--json"),

@@ -16,7 +16,7 @@ EPILOG = """
 
 `star-export bench llava-7b --image dog.png`
 
-`star-export bench llava-7b --image dog.png --keep 29 --side star --side hf-sdpa --json`
+`star-export bench llava-7b --image dog.png --keep 29 --side pruned --side hf-sdpa --json`
 """
 
 
@@ -74,12 +74,12 @@ def _print_tables(report: "BenchReport") -> None:
         f"keep {report.keep:,} of {report.image_tokens:,} visual tokens, "
         f"{report.text_tokens} text tokens, {report.repeats} rounds"
     )
-    table = Table("", "side", "ms", "times star", title=title)
+    table = Table("", "side", "ms", "times pruned", title=title)
     for measure, heading in _MEASURES.items():
         for index, side in enumerate(report.sides):
             median = side.median_ms[measure]
             ms = _spread(median, side.range_ms[measure], ",.1f" if median < 100 else ",.0f")
-            compared = side.speedup and side.name != "star"
+            compared = side.speedup and side.name != "pruned"
             ratio = _spread(side.speedup[measure], side.speedup_range[measure], ".2f") if compared else ""
             last = index == len(report.sides) - 1
             table.add_row("" if index else heading, side.name, ms, ratio, end_section=last)
@@ -97,7 +97,8 @@ def _print_tables(report: "BenchReport") -> None:
         )
     out.print(
         "Times and ratios are medians of the rounds, with the extremes in brackets. A ratio is that side's "
-        "time divided by star's in the same round: on a busy machine believe it, not a quotient of medians."
+        "time divided by the pruned bundle's in the same round: on a busy machine believe it, not a quotient "
+        "of medians."
     )
     kv = dict(report.kv_bytes)
     unpruned = kv.pop("unpruned")

@@ -169,7 +169,9 @@ BaselineOption = Annotated[
 ]
 SidesOption = Annotated[
     list[str] | None,
-    typer.Option("--side", metavar="NAME", help="star, unpruned, hf-sdpa, hf-eager; repeat.  [default: all]"),
+    typer.Option(
+        "--side", metavar="NAME", help="pruned, unpruned, hf-sdpa, hf-eager; repeat.  [default: all]"
+    ),
 ]
 RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Measured rounds.")]
 WarmupOption = Annotated[int, typer.Option("--warmup", min=0, metavar="N", help="Rounds before them.")]

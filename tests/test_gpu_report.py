@@ -38,7 +38,7 @@ def test_results_become_tables(report: ModuleType) -> None:
     assert done.reason == ""
     assert {part["name"] for part in done.data["parts"]} >= {"GPU", "backend tensorrt-rtx"}
     bench = (
-        '{"sides": [{"name": "star", "median_ms": {"prefill": 2.0}, "speedup": {"prefill": 1.0}, '
+        '{"sides": [{"name": "pruned", "median_ms": {"prefill": 2.0}, "speedup": {"prefill": 1.0}, '
         '"device_memory": 5000000}]}'
     )
     check = (

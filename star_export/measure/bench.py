@@ -24,8 +24,8 @@ from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
 from star_export.flops import Layout, PrefillFlops, prefill_flops, pruned_layout, vision_flops
 from star_export.measure.sides import (
+    PRUNED,
     SIDES,
-    STAR,
     UNPRUNED,
     Memory,
     open_side,
@@ -44,10 +44,11 @@ class SideReport:
     """One side's times by measure, each the median over the rounds with the extremes beside it.
 
     Attributes:
-        name: One of ``star``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
+        name: One of ``pruned``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
         median_ms: Median milliseconds; decode is per token.
         range_ms: Shortest and longest milliseconds.
-        speedup: Median of this side's time divided by STAR's of the same round; empty without STAR.
+        speedup: Median of this side's time divided by the pruned bundle's of the same round; empty
+            without that.
         speedup_range: Smallest and largest such ratio.
         device: Where it ran, ``cpu`` or ``cuda``.
         peak_memory: Peak resident bytes of a process of its own; None where the system does not tell.
@@ -118,7 +119,7 @@ class BenchOptions:
     @property
     def needs_checkpoint(self) -> bool:
         """Whether a side runs the source checkpoint, or is built from it."""
-        return not set(self.sides) <= {STAR, UNPRUNED} or (UNPRUNED in self.sides and self.baseline is None)
+        return not set(self.sides) <= {PRUNED, UNPRUNED} or (UNPRUNED in self.sides and self.baseline is None)
 
 
 def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport:
@@ -227,8 +228,8 @@ def _measure(
 
 def _side_report(name: str, samples: dict[str, list[Sample]], memory: Memory, runtime: Runtime) -> SideReport:
     times = {m: [getattr(s, m) for s in samples[name]] for m in MEASURES}
-    star = {m: [getattr(s, m) for s in samples[STAR]] for m in MEASURES if STAR in samples}
-    ratios = {m: [a / b for a, b in zip(times[m], star[m], strict=True)] for m in star}
+    pruned = {m: [getattr(s, m) for s in samples[PRUNED]] for m in MEASURES if PRUNED in samples}
+    ratios = {m: [a / b for a, b in zip(times[m], pruned[m], strict=True)] for m in pruned}
     return SideReport(
         name=name,
         median_ms={m: statistics.median(values) for m, values in times.items()},

@@ -16,7 +16,7 @@ from star_export.measure.workload import Sample, Side, Workload, make_sample
 from star_export.memory import resident_bytes
 from star_export.specs import Keep
 
-STAR, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("star", "unpruned", "hf-sdpa", "hf-eager")
+PRUNED, UNPRUNED, HF_SDPA, HF_EAGER = SIDES = ("pruned", "unpruned", "hf-sdpa", "hf-eager")
 
 _PATHS = ("bundle", "baseline", "checkpoint", "picture", "plugin_library")
 
@@ -53,7 +53,7 @@ class BundleSide(Side):
 def side_device(name: str, runtime: Runtime) -> str:
     """``cpu`` or ``cuda``: Hugging Face runs where the bundle does, if torch finds the GPU too."""
     device = runtime.entry.device
-    if device == "cpu" or name in (STAR, UNPRUNED):
+    if device == "cpu" or name in (PRUNED, UNPRUNED):
         return device
     import torch
 
@@ -62,8 +62,8 @@ def side_device(name: str, runtime: Runtime) -> str:
 
 def open_side(name: str, workload: Workload) -> Side:
     """Load one of :data:`SIDES`."""
-    if name in (STAR, UNPRUNED):
-        folder, keep = (workload.bundle, workload.keep) if name == STAR else (workload.baseline, None)
+    if name in (PRUNED, UNPRUNED):
+        folder, keep = (workload.bundle, workload.keep) if name == PRUNED else (workload.baseline, None)
         return BundleSide(folder, workload, keep=keep)
     # Only here: a process that measures a bundle's memory must not carry torch.
     from star_export.measure.huggingface import HuggingFaceSide

@@ -26,7 +26,7 @@ def test_times_ratios_and_their_spread(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(output.out, "_width", 80)
-    sides = (side("star", device=9_876_500_000), side("unpruned", memory=None), side("hf-eager"))
+    sides = (side("pruned", device=9_876_500_000), side("unpruned", memory=None), side("hf-eager"))
     flops = {"pruned": PrefillFlops(fastv=1e9, exact=1e9), "full": PrefillFlops(fastv=2e9, exact=3e9)}
     kv_bytes = {"early": 2_000_000, "late": 1_000_000, "unpruned": 6_000_000}
     report = BenchReport(

@@ -17,7 +17,7 @@ from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side
 from star_export.measure.sides import Memory, Sample, side_device
 from star_export.specs import ImageLimits
 
-SIDES = ("star", "unpruned", "hf-sdpa")
+SIDES = ("pruned", "unpruned", "hf-sdpa")
 PROMPT = "What is in the picture?"
 
 
@@ -62,12 +62,12 @@ def test_every_side_was_measured(report: BenchReport, options: BenchOptions) -> 
     assert report.text_tokens == text_tokens(options.bundle, options.image)
 
 
-def test_speedups_are_times_over_stars(report: BenchReport) -> None:
-    star = report.sides[0].median_ms
+def test_speedups_are_times_over_the_pruned_bundles(report: BenchReport) -> None:
+    pruned = report.sides[0].median_ms
     assert report.sides[0].speedup == dict.fromkeys(MEASURES, 1.0)
     for side in report.sides:
         for measure in MEASURES:
-            assert side.speedup[measure] == pytest.approx(side.median_ms[measure] / star[measure])
+            assert side.speedup[measure] == pytest.approx(side.median_ms[measure] / pruned[measure])
             assert side.range_ms[measure] == (side.median_ms[measure],) * 2
 
 
@@ -77,7 +77,7 @@ def test_times_and_ratios_have_their_spread() -> None:
     def rounds(*prefill: float) -> list[Sample]:
         return [Sample(vision=1.0, prefill=ms, decode=2.0, ttft=ms + 1) for ms in prefill]
 
-    samples = {"star": rounds(100, 400, 200), "unpruned": rounds(150, 380, 180)}
+    samples = {"pruned": rounds(100, 400, 200), "unpruned": rounds(150, 380, 180)}
     side = _side_report("unpruned", samples, Memory(None, None), Runtime())
     assert side.median_ms == {"vision": 1.0, "prefill": 180, "decode": 2.0, "ttft": 181}
     assert side.range_ms == {"vision": (1, 1), "prefill": (150, 380), "decode": (2, 2), "ttft": (151, 381)}
@@ -100,9 +100,9 @@ def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:
 @pytest.mark.parametrize(
     ("name", "backend", "torch_has_gpu", "device"),
     [
-        ("star", "onnxruntime", True, "cpu"),
+        ("pruned", "onnxruntime", True, "cpu"),
         ("hf-sdpa", "onnxruntime", True, "cpu"),
-        ("star", "tensorrt", False, "cuda"),
+        ("pruned", "tensorrt", False, "cuda"),
         ("unpruned", "onnxruntime-cuda", False, "cuda"),
         ("hf-sdpa", "tensorrt", True, "cuda"),
         ("hf-eager", "tensorrt-rtx", False, "cpu"),
@@ -188,7 +188,7 @@ def test_an_unpruned_bundle(options: BenchOptions) -> None:
 
 def test_unknown_sides(options: BenchOptions) -> None:
     with pytest.raises(
-        SettingsError, match="unknown side hf, trt; sides are star, unpruned, hf-sdpa, hf-eager"
+        SettingsError, match="unknown side hf, trt; sides are pruned, unpruned, hf-sdpa, hf-eager"
     ):
         bench(replace(options, sides=("star", "trt", "hf")), print)
 
