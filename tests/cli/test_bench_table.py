@@ -39,18 +39,18 @@ def test_times_ratios_and_their_spread(
     rows = [[c.strip() for c in line.split("│")[1:-1]] for line in printed.splitlines() if line[0] == "│"]
     times, ratio = "12,346 (9,877-23,457)", "12.35 (10.50-23.46)"
     assert rows[:4] == [
-        ["vision", "star", times, ""],
+        ["vision", "pruned", times, ""],
         ["", "unpruned", times, ratio],
         ["", "hf-eager", times, ratio],
-        ["prefill", "star", times, ""],
+        ["prefill", "pruned", times, ""],
     ]
     headings = [row[0] for row in rows if row[0]]
     assert headings == ["vision", "prefill", "decode, per token", "TTFT", "peak memory", "GPU memory"]
     assert rows[-4:] == [
-        ["peak memory", "star", "123.4 MB", ""],
+        ["peak memory", "pruned", "123.4 MB", ""],
         ["", "unpruned", "unknown", ""],
         ["", "hf-eager", "123.4 MB", ""],
-        ["GPU memory", "star", "9,876.5 MB", ""],
+        ["GPU memory", "pruned", "9,876.5 MB", ""],
     ]
     assert "unpruned 6.0 MB (2.00x)" in printed
     assert "1.0 of 3.0 GFLOP (3.00x)" in printed

@@ -190,7 +190,7 @@ def test_unknown_sides(options: BenchOptions) -> None:
     with pytest.raises(
         SettingsError, match="unknown side hf, trt; sides are pruned, unpruned, hf-sdpa, hf-eager"
     ):
-        bench(replace(options, sides=("star", "trt", "hf")), print)
+        bench(replace(options, sides=("pruned", "trt", "hf")), print)
 
 
 @pytest.mark.parametrize("keep", [0, 289, 518])
