@@ -24,7 +24,7 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/pytest -n auto --dist loadfile
 
-# A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers; every family in both element types.
+# A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers; training; every family in both element types.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow
 

@@ -2,6 +2,14 @@
 
 from star_export.specs import ModelSpec, TextSpec, Tiling, VisionSpec
 
+#: Modules of `mha` in float32, of the one bundle of mixed element types that tests share.
+WIDE = (
+    "language_model.layers.1",
+    "language_model.layers.4.mlp",
+    "vision_tower.encoder.layers.0",
+    "lm_head",
+)
+
 _MISTRAL = TextSpec(
     hidden_size=4096, intermediate_size=14336, num_layers=32, num_heads=32, num_kv_heads=8, head_dim=128,
     vocab_size=32064, hidden_act="silu", rms_norm_eps=1e-5, mlp_bias=False, q_bias=False, k_bias=False,

@@ -21,6 +21,7 @@ from star_export.bundle import open_bundle
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION, TensorSpec, contract
 from star_export.graphs.export import fake_module
 from star_export.specs import ExportSpec
+from tests.shapes import WIDE
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "mha": {"preset": "mha"},
@@ -323,11 +324,7 @@ def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> N
     np.testing.assert_array_equal(again["logits"], first["logits"])
 
 
-MIXED = ("language_model.layers.1", "language_model.layers.4.mlp", "vision_tower.encoder.layers.0", "lm_head")
-
-
-@pytest.mark.parametrize("layers", [(), MIXED])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "layers"), [("float16", WIDE), ("bfloat16", ())])
 def test_what_is_computed_in_float32(
     bundle: Callable[..., Path], graph: str, dtype: str, layers: tuple[str, ...]
 ) -> None:

@@ -19,6 +19,7 @@ from star_export.errors import CheckpointError
 from star_export.graphs.export import fake_module
 from star_export.graphs.weights import StoredTensor, plan_weights, weights_bytes, write_weights
 from star_export.specs import DType, ExportSpec
+from tests.shapes import WIDE
 
 TENSORS = {
     "bias": torch.linspace(-3, 3, 7),
@@ -147,22 +148,20 @@ def test_rope_parameters_that_give_no_frequencies(
         table.load()
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_layers_kept_in_float32_are_exact(
-    bundle: Callable[..., Path], checkpoint: Callable[[str], Path], dtype: DType
+    bundle: Callable[..., Path], checkpoint: Callable[[str], Path]
 ) -> None:
-    kept = ("language_model.layers.1.mlp", "lm_head")
-    stored = load_file(bundle("mha", dtype=dtype, fp32_layers=kept) / "graphs" / "decoder.safetensors")
+    stored = load_file(bundle("mha", dtype="float16", fp32_layers=WIDE) / "graphs" / "decoder.safetensors")
     source = open_checkpoint(str(checkpoint("mha")))
     wide = {name for name, tensor in stored.items() if tensor.dtype == torch.float32}
-    assert wide == {f"{kept[0]}.{part}_proj.weight" for part in ("gate", "up", "down")} | {"lm_head.weight"}
+    assert wide == {name for name in stored if name.startswith(tuple(f"{module}." for module in WIDE))}
     for name in wide:
         assert torch.equal(stored[name].T, source.tensor(name))
-    assert {t.dtype for n, t in stored.items() if n not in wide} == {getattr(torch, dtype)}
+    assert {t.dtype for n, t in stored.items() if n not in wide} == {torch.float16}
 
 
 def test_wide_weights_lie_at_multiples_of_their_size(bundle: Callable[..., Path]) -> None:
-    folder = bundle("mha", dtype="float16", fp32_layers=("language_model.layers.1.mlp", "lm_head"))
+    folder = bundle("mha", dtype="float16", fp32_layers=WIDE)
     content = (folder / "graphs" / "decoder.safetensors").read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     del header["__metadata__"]

@@ -122,6 +122,7 @@ def test_muon_steps_as_torchs(shape: tuple[int, int]) -> None:
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_as_if_nothing_had_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

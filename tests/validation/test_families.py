@@ -61,7 +61,14 @@ def test_pruned_bundles_pass(copy: BundleOf, preset: str, dtype: str) -> None:
         assert 0.8 < report.agreement("stage1_set")[1] <= 1
 
 
-@pytest.mark.parametrize("preset", ["interleave", "next", "onevision"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        pytest.param("interleave", marks=pytest.mark.slow),
+        pytest.param("next", marks=pytest.mark.slow),
+        "onevision",
+    ],
+)
 def test_unpruned_answers_are_those_of_generate(copy: BundleOf, preset: str) -> None:
     """Landscape, portrait, square, very long and tiny pictures, alone and up to three together."""
     report = check_bundle(copy(preset, prune=False), probes=20, max_new_tokens=4)

@@ -79,8 +79,8 @@ def checked(model: Path, folder: Path, *fp32_layers: str) -> ParityReport:
     return check_bundle(folder, probes=make_probes(1), max_new_tokens=2)
 
 
-#: Each case builds two bundles: two of them are enough for every run.
-SLOW = ("residual stream", "gated product")
+#: Each of these builds two bundles: the others are enough for every run.
+SLOW = ("residual stream", "gated product", "projector")
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from star_export.engines.tensorrt.request import EngineRequest
 from star_export.engines.tensorrt.worker import build_engine
 from star_export.errors import BundleError, PlatformError, SettingsError
 from tests.graphs.random_graphs import export_random
+from tests.shapes import WIDE
 
 BundleOf = Callable[..., Path]
 RTX = EngineOptions(backend="tensorrt-rtx", targets=("sm89", "sm120"))
@@ -51,7 +52,7 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
         ("next-mistral", {"max_images": 3}),
         ("onevision", {"max_images": 3}),
         ("gqa", {"dtype": "bfloat16"}),
-        ("mha", {"dtype": "bfloat16", "fp32_layers": ("language_model.layers.*.mlp", "lm_head")}),
+        ("mha", {"fp32_layers": WIDE}),
     ],
 )
 def test_every_engine_builds(

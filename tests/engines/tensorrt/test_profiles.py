@@ -27,7 +27,6 @@ def tiled(model: ModelSpec, *, prune: bool = True, text: int = 100, **options: A
 @pytest.fixture(
     params=[
         ("mha", True),
-        ("deep", True),
         ("gqa", False),
         ("next", True),
         ("onevision", True),
