@@ -82,7 +82,7 @@ def test_each_picture_keeps_what_it_needs(adapting: Path) -> None:
         assert [len(answer.stage2_indices) for answer in few] == [min(2, count) for count in counts]
         requests = [pipeline.request(p.pictures, p.prompt, max_new_tokens=6) for p in probes]
         with Scheduler(pipeline, slots=2) as scheduler:  # caches of different lengths side by side
-            served = [ticket.result() for ticket in [scheduler.submit(request) for request in requests]]
+            served = [ticket.answer() for ticket in [scheduler.submit(request) for request in requests]]
     assert [answer.token_ids for answer in served] == [answer.token_ids for answer in answers]
     assert [answer.usage.stage2_tokens for answer in served if answer.usage] == counts
 
