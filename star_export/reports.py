@@ -180,7 +180,7 @@ def _of_parity(values: Any) -> Report:
 
 def check_summary(*, passed: bool, cases: int) -> str:
     """The outcome of a check in a few words."""
-    return f"{'passed' if passed else 'FAILED'}, {cases} case{'s' if cases != 1 else ''}"
+    return f"{'passed' if passed else 'FAILED'}, {cases} cases"
 
 
 def _subject(bundle: Bundle, backend: str) -> dict[str, str]:

@@ -88,17 +88,6 @@ def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["parity.json", "reports/check-onnxruntime.json", "reports/eval-shapes-test-tensorrt.json"]
-)
-def test_reports_may_be_added_later(folder: Path, name: str) -> None:
-    (folder / "reports").mkdir(exist_ok=True)
-    (folder / name).write_text("{}")
-    open_bundle(folder, verify=True)
-    write_manifest(folder, open_bundle(folder).spec, source={"model": "x", "revision": None}, versions={})
-    assert name not in {file.path for file in open_bundle(folder).files}
-
-
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "graphs/prefill.onnx", WEIGHTS])
 def test_changed_byte(folder: Path, name: str) -> None:
     flip_byte(folder / name)

@@ -130,12 +130,23 @@ def test_a_report_replaces_none_but_its_own(folder: Path) -> None:
     assert len(list((folder / "reports").iterdir())) == 4
 
 
+@pytest.mark.parametrize(
+    "name", ["parity.json", "reports/check-onnxruntime.json", "reports/eval-shapes-test-tensorrt.json"]
+)
+def test_reports_may_be_added_later(folder: Path, name: str) -> None:
+    (folder / "reports").mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    open_bundle(folder, verify=True)
+    write_manifest(folder, open_bundle(folder).spec, source={"model": "x", "revision": None}, versions={})
+    assert name not in {file.path for file in open_bundle(folder).files}
+
+
 def test_what_check_wrote_before(folder: Path) -> None:
     old = {"passed": True, "bundle": "b", "backend": "tensorrt", "dtype": "float16", "cases": [{}], "x": 1}
     (folder / "parity.json").write_text(json.dumps(old))
     bundle = open_bundle(folder, verify=True)
     [stored] = read_reports(bundle)
-    assert str(stored) == "check on tensorrt: passed, 1 case; says nothing of what it was about"
+    assert str(stored) == "check on tensorrt: passed, 1 cases; says nothing of what it was about"
     assert stored.to_dict()["differ"] == ()
     store(bundle, "eval shapes test")
     assert (folder / "parity.json").exists()
