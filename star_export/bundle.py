@@ -33,7 +33,7 @@ PREPROCESSOR = "preprocessor.json"
 CONFIG = "config.json"
 GRAPH_FOLDER = "graphs"
 
-#: Files above this size are hashed by ``inspect`` and ``check`` only, not at every load.
+#: Files above this size are hashed by ``inspect``, ``check`` and ``eval`` only, not at every load.
 HASH_AT_LOAD_BYTES = 64 << 20
 
 _UNLISTED = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(PARITY)}|{REPORTS}/(check|eval)-[^/]+\.json")
