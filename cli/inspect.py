@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 
 from star_export.cli.app import app
@@ -19,21 +20,27 @@ EPILOG = """
 `star-export inspect llava-7b`
 
 `star-export inspect llava-7b --json | jq .spec.schedule`
+
+`star-export inspect llava-7b --json | jq '.reports[].state'`
 """
 
 
 @app.command(epilog=EPILOG)
 def inspect(folder: BundleArgument, json: JsonOption = False) -> None:
-    """Show what is in a bundle, after hashing every file."""
+    """Show what is in a bundle, after hashing every file, and which reports are about what is there now."""
     from star_export.bundle import open_bundle
+    from star_export.reports import read_reports
 
     bundle = open_bundle(folder, verify=True)
+    reports = read_reports(bundle)
     if json:
-        print_json(bundle.manifest)
+        print_json({**bundle.manifest, "reports": [stored.to_dict() for stored in reports]})
         return
     _print_facts(bundle)
     _print_contract(bundle)
     _print_files(bundle)
+    for stored in reports:
+        out.print(escape(str(stored)), soft_wrap=True)
 
 
 def _print_facts(bundle: "Bundle") -> None:

@@ -1,10 +1,11 @@
 """The bundle: a folder that holds everything a model needs to run.
 
 ``manifest.json`` describes it and carries the SHA-256 of every other file.
-Paths in a manifest are relative and stay inside the folder. ``parity.json``,
-which ``check`` adds later, is the only file the manifest does not list.
+Paths in a manifest are relative and stay inside the folder. Reports, which ``check`` and
+``eval`` add later, are the only files that the manifest does not list.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -25,14 +26,17 @@ from star_export.typed import parse
 from star_export.upgrades import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
-PARITY = "parity.json"
+PARITY = "parity.json"  # what ``check`` wrote before there was a folder of reports
+REPORTS = "reports"
 TOKENIZER = "tokenizer.json"
 PREPROCESSOR = "preprocessor.json"
 CONFIG = "config.json"
 GRAPH_FOLDER = "graphs"
 
-#: Files above this size are hashed by ``inspect`` and ``check`` only, not at every load.
+#: Files above this size are hashed by ``inspect``, ``check`` and ``eval`` only, not at every load.
 HASH_AT_LOAD_BYTES = 64 << 20
+
+_UNLISTED = re.compile(rf"{re.escape(MANIFEST)}|{re.escape(PARITY)}|{REPORTS}/(check|eval)-[^/]+\.json")
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def write_manifest(
         "groups": [asdict(group) for group in cache_groups(spec)],
         "sizes": {name: size.to_dict() for name, size in size_ranges(spec).items()},
         "engines": engines or {},
-        "files": [_listed(folder, name) for name in names if name not in (MANIFEST, PARITY)],
+        "files": [_listed(folder, name) for name in names if not _UNLISTED.fullmatch(name)],
     }
     write_json(folder / MANIFEST, manifest)
 
@@ -171,7 +175,7 @@ def check_replaceable(folder: Path) -> None:
     entries = values["files"] if isinstance(values["files"], list) else []
     listed = {str(entry.get("path")) for entry in entries if isinstance(entry, dict)}
     names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_symlink() or not p.is_dir()}
-    if foreign := sorted(names - listed - {MANIFEST, PARITY}):
+    if foreign := sorted(name for name in names - listed if not _UNLISTED.fullmatch(name)):
         raise SettingsError(
             f"{folder} also holds {', '.join(foreign[:3])}{' ...' if foreign[3:] else ''}, "
             f"so {option('overwrite')} will not replace it; move what is not the bundle's elsewhere"

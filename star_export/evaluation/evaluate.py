@@ -17,6 +17,7 @@ from star_export.evaluation.task import Task
 from star_export.evaluation.tasks import open_task
 from star_export.files import sha256
 from star_export.progress import CaseProgress
+from star_export.reports import store_report
 from star_export.specs import ExportSpec, Keep, check_keep, spelled_keep
 
 UNPRUNED = "unpruned"
@@ -97,7 +98,7 @@ def evaluate_bundle(
         BundleError, CheckpointError: If a bundle, or the checkpoint of the baseline, cannot be read.
         PlatformError: If the baseline has to be built and a package is missing.
     """
-    bundle = open_bundle(options.bundle)
+    bundle = open_bundle(options.bundle, verify=True)
     task, limit = _check(options, bundle.spec)
     with ExitStack() as stack:
         baseline = None
@@ -105,13 +106,14 @@ def evaluate_bundle(
             baseline = stack.enter_context(_baseline(options, bundle, say))
         variants = _variants(options, baseline, stack)
         path = options.answers or answers_path(options)
-        record = Record(path, _settings(options, bundle, baseline, variants), resume=options.resume)
+        settings = _settings(options, bundle, baseline, variants)
+        record = Record(path, settings, resume=options.resume)
         rows = ask_all(
             task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
         )
     found, first = ScoreTable(rows), UNPRUNED if UNPRUNED in variants else None
     scores = {name: found.score(name, baseline=first) for name in variants}
-    return Evaluation(
+    evaluation = Evaluation(
         bundle=str(options.bundle),
         task=options.task,
         split=options.split,
@@ -121,6 +123,8 @@ def evaluate_bundle(
         answers=str(path),
         missed=tuple(_missed(options, scores)),
     )
+    _store(bundle, evaluation, rows, settings | {"limit": options.limit})
+    return evaluation
 
 
 def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
@@ -161,6 +165,31 @@ def _settings(
         "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
         "variants": list(variants),
     }
+
+
+def _store(bundle: Bundle, found: Evaluation, rows: Sequence[Row], settings: dict[str, Any]) -> None:
+    """Put the scores into the bundle, those of each kind of question with their intervals."""
+    shares = [f"{name} {100 * score.accuracy.value:.1f} %" for name, score in found.scores.items()]
+    answers, scores = Path(found.answers), asdict(found)["scores"]
+    for kind in dict.fromkeys(row.kind for row in rows):
+        alone = ScoreTable([row for row in rows if row.kind == kind])
+        for name in scores:
+            scores[name]["kinds"][kind] = asdict(alone.score(name).accuracy)
+    store_report(
+        bundle,
+        what=f"eval {found.task} {found.split}",
+        backend=settings["backend"],
+        passed=found.passed,
+        summary=f"{', '.join(shares)} of {found.questions} questions" + "; too low" * (not found.passed),
+        versions={},
+        settings=settings,
+        result={
+            "questions": found.questions,
+            "scores": scores,
+            "missed": found.missed,
+            "answers": {"name": answers.name, "sha256": sha256(answers)},
+        },
+    )
 
 
 def _missed(options: EvalOptions, scores: Mapping[str, Score]) -> Iterator[str]:

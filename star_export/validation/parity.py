@@ -17,17 +17,17 @@ import torch
 
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState, VisionOutput
-from star_export.bundle import PARITY, Bundle, open_bundle
+from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.hub import with_revision
 from star_export.contract import group_names, past_names
 from star_export.engines import Runtime, open_session
 from star_export.engines.session import on_host
 from star_export.errors import CheckpointError, NonFiniteError, SettingsError, option
-from star_export.files import write_json
 from star_export.preprocessing import TokenizedPrompt
 from star_export.preprocessing.processor import read_processor
 from star_export.progress import CaseProgress
+from star_export.reports import check_summary, store_report
 from star_export.specs import Keep
 from star_export.validation.batches import compare_batches
 from star_export.validation.expected import (
@@ -291,7 +291,7 @@ def check_bundle(
     max_new_tokens: int = 8,
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ParityReport:
-    """Check a bundle against the checkpoint it was made from, and write ``parity.json`` into it.
+    """Check a bundle against the checkpoint it was made from, and store the report in it.
 
     Args:
         folder: The bundle; every file is hashed first.
@@ -332,7 +332,16 @@ def check_bundle(
         versions=versions,
         nonfinite=session.found,
     )
-    write_json(bundle.path(PARITY), report.to_dict())
+    store_report(
+        bundle,
+        what="check",
+        backend=runtime.backend,
+        passed=report.passed,
+        summary=check_summary(passed=report.passed, cases=len(cases)),
+        versions=versions,
+        settings={"keep": list(keep), "probes": [p.name for p in chosen], "max_new_tokens": max_new_tokens},
+        result=report.to_dict(),
+    )
     return report
 
 

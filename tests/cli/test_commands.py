@@ -116,7 +116,7 @@ def test_check_reports_everywhere(cli: Any, bundle: BundleOf, tmp_path: Path) ->
     report = json.loads(cli(*request, "--json").out)
     assert report["passed"]
     assert [case["keep"] for case in report["cases"]] == [64, 29]
-    assert json.loads((bundle("mha") / "parity.json").read_text())["passed"]
+    assert json.loads((bundle("mha") / "reports/check-onnxruntime.json").read_text())["passed"]
     suites = ElementTree.parse(junit).getroot().findall("testsuite")
     assert [int(suite.get("tests", 0)) for suite in suites] == [10, 10, 2]
 
@@ -204,7 +204,7 @@ def test_build_json_then_overwrite(cli: Any, checkpoint: Callable[[str], Path], 
     report = json.loads(outcome.out)
     assert report["parity"]["passed"]
     assert [(s["after_layer"], s["tokens"]) for s in report["spec"]["schedule"]] == [(0, 288), (1, 29)]
-    assert (tmp_path / "b" / "parity.json").exists()
+    assert (tmp_path / "b" / "reports/check-onnxruntime.json").exists()
     assert {step["step"] for step in report["steps"]} >= {"vision weights", "decoder weights", "decode graph"}
     assert cli(*request).code == 2
     assert cli(*request, "--overwrite").code == 0

@@ -77,7 +77,8 @@ def test_opens_from_a_string_and_a_relative_path(folder: Path, monkeypatch: pyte
 def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
     opened = open_bundle(folder)
     on_disk = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert {file.path for file in opened.files} == on_disk - {"manifest.json", "parity.json"}
+    reports = {name for name in on_disk if name.startswith("reports/")}  # other tests run checks
+    assert {file.path for file in opened.files} == on_disk - {"manifest.json"} - reports
     assert opened.manifest["contract"] == {
         name: graph.to_dict() for name, graph in contract(opened.spec).items()
     }
@@ -85,13 +86,6 @@ def test_manifest_lists_every_file_and_the_contract(folder: Path) -> None:
         {"first": 0, "last": 2, "capacity": 518 + 128 + 32, "lengths": "early_lengths"},
         {"first": 3, "last": 5, "capacity": 288 + 128 + 32, "lengths": "late_lengths"},
     ]
-
-
-def test_parity_report_may_be_added_later(folder: Path) -> None:
-    (folder / layout.PARITY).write_text("{}")
-    open_bundle(folder, verify=True)
-    write_manifest(folder, open_bundle(folder).spec, source={"model": "x", "revision": None}, versions={})
-    assert layout.PARITY not in {file.path for file in open_bundle(folder).files}
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "graphs/prefill.onnx", WEIGHTS])
@@ -271,14 +265,17 @@ def test_bundles_in_any_state_are_replaced(
 ) -> None:
     (tmp_path / "empty").mkdir()
     check_replaceable(tmp_path / "empty")
-    (folder / "parity.json").write_text("{}")
+    (folder / "reports").mkdir(exist_ok=True)
+    for report in ("parity.json", "reports/check-onnxruntime.json"):
+        (folder / report).write_text("{}")
     (folder / "config.json").unlink()
     edit(folder, change)
     check_replaceable(folder)
 
 
 def test_files_beside_the_bundles_own_are_not_lost(folder: Path) -> None:
-    notes = [folder / name for name in ("a.txt", "graphs/b.txt", "graphs/vision.onnx.txt", "own/c.txt")]
+    mine = ("a.txt", "graphs/b.txt", "graphs/vision.onnx.txt", "reports/mine.json")
+    notes = [folder / name for name in mine]
     for path in notes:
         path.parent.mkdir(exist_ok=True)
         path.write_text("mine")
@@ -287,7 +284,7 @@ def test_files_beside_the_bundles_own_are_not_lost(folder: Path) -> None:
         check_replaceable(folder)
     for path in notes[:3]:
         path.unlink()
-    with pytest.raises(SettingsError, match=r"also holds own/c.txt, so"):
+    with pytest.raises(SettingsError, match=r"also holds reports/mine.json, so"):
         check_replaceable(folder)
     notes[3].unlink()
     (folder / "link").symlink_to("/nowhere")

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from star_export.bundle import open_bundle
 from star_export.errors import BundleError, CheckpointError, SettingsError
+from star_export.reports import read_reports
 from star_export.testing.checkpoints import make_checkpoint
 from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
@@ -28,7 +30,10 @@ UNPRUNED_STAGES = [s for s in PRUNED_STAGES if s not in ("stage1_set", "stage2_s
 @pytest.fixture
 def copy(bundle: Callable[..., Path], tmp_path: Path) -> Copy:
     """A bundle of one's own: check writes its report into it."""
-    return lambda preset, **options: shutil.copytree(bundle(preset, **options), tmp_path / "bundle")
+    ignore = shutil.ignore_patterns("reports")
+    return lambda preset, **options: shutil.copytree(
+        bundle(preset, **options), tmp_path / "bundle", ignore=ignore
+    )
 
 
 def check(folder: Path, *, probes: int = 1, max_new_tokens: int = 4, **options: Any) -> ParityReport:
@@ -117,13 +122,16 @@ def test_the_bundles_own_budget_by_default(copy: Copy) -> None:
 def test_the_report_is_written_into_the_bundle(copy: Copy, checkpoint: Callable[[str], Path]) -> None:
     folder = copy("mha")
     report = check(folder)
-    written = json.loads((folder / "parity.json").read_text())
-    assert written == json.loads(json.dumps(report.to_dict()))
+    written = json.loads((folder / "reports/check-onnxruntime.json").read_text())
+    assert written["result"] == json.loads(json.dumps(report.to_dict()))
     assert written["passed"] is True
-    assert (written["bundle"], written["reference"]) == (str(folder), str(checkpoint("mha")))
+    assert written["settings"] == {"keep": [], "probes": ["probe 0"], "max_new_tokens": 4}
+    assert written["result"]["reference"] == str(checkpoint("mha"))
     # A wheel's own version may lack the build that torch tells (+cu130).
     assert written["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+    (folder / "parity.json").write_text("{}")  # of an older check
     assert check(folder).passed  # a report in the bundle does not damage it
+    assert not (folder / "parity.json").exists()
 
 
 def test_a_moved_checkpoint(copy: Copy, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -148,7 +156,8 @@ def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> Non
     report = check(folder, model=str(make_checkpoint(tmp_path / "other", "mha", seed=1)))
     assert not report.passed
     assert first_failure(report) == "vision_features"
-    assert json.loads((folder / "parity.json").read_text())["passed"] is False
+    [stored] = read_reports(open_bundle(folder))
+    assert str(stored).endswith("Z: FAILED, 1 cases; current")
 
 
 @pytest.mark.parametrize(

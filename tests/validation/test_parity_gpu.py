@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+from star_export.bundle import open_bundle
 from star_export.engines import Runtime
+from star_export.reports import read_reports
 from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 from tests.fake_gpu.machine import LATE, Machine
@@ -17,5 +19,9 @@ def test_engines_pass(machine: Machine, backend: str, tmp_path: Path) -> None:
     )
     report = run(backend)
     assert report.passed
+    stored = {found.report.backend: found for found in read_reports(open_bundle(folder)) if found.report}
+    assert f"engines/{backend}/decode.engine" in stored[backend].report.subject
+    assert stored[backend].report.versions[backend]
+    assert stored[backend].state == "current"
     if machine.fake is not None:
         assert report.cases == run("onnxruntime").cases
