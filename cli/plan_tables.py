@@ -43,10 +43,12 @@ def proposal_parts(proposals: "Sequence[Proposal]") -> tuple[RenderableType, ...
     """One row for each proposal."""
     plan = proposals[0].plan
     times = ("TTFT*", "tokens/s*") if plan.device else ()
-    table = Table(
-        "options", "tokens/layer", "FLOPs", "KV caches", *times, caption="* estimates" if times else ""
-    )
-    table.columns[0].no_wrap = True
+    caption = "average: visual tokens per layer; FLOPs: of the unpruned prefill"
+    table = Table("options", "average", "FLOPs", "KV", *times, caption=caption)
+    if plan.device:
+        table.caption = f"{caption}; * estimates"
+    for column in table.columns:
+        column.no_wrap = True
     for proposal in proposals:
         cost, estimate = proposal.plan.planned, proposal.plan.planned.estimate
         spent = (f"{1e3 * estimate.ttft:.1f} ms", f"{estimate.tokens_per_second:.1f}") if estimate else ()

@@ -175,7 +175,8 @@ def plan(
     if device and spec.dtype not in device.dtypes:
         raise SettingsError(
             f"{option('dtype', spec.dtype)} is none of {device.name}'s figures, which are of "
-            f"{' and '.join(device.dtypes)}; give one of these, or {option('bandwidth')} and {option('flops')}"
+            f"{' and '.join(device.dtypes)}; give one of these, or {option('bandwidth')} and "
+            f"{option('flops')}"
         )
     tokens = _image_tokens(spec, request)
     reached = device and replace(
