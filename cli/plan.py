@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from star_export.gpus import Device
     from star_export.plan import Plan, Request
     from star_export.specs import ModelSpec
+    from star_export.targets import Target
 
 EPILOG = """
 **Examples**
@@ -71,17 +72,19 @@ def plan(
 ) -> None:
     """Work out what a schedule costs, from a model's shape alone, or propose schedules."""
     from star_export.plan import Request
+    from star_export.targets import parse_target
 
     quiet_libraries()
     _check_page(output)
-    if target:
+    targets = [parse_target(text) for text in target or ()]
+    if targets:
         refuse(context, _SCHEDULES, "has no meaning with --target, which proposes schedules")
     device = _device(gpu, bandwidth, flops)
     request = Request(image_size=_size(image_size), text_tokens=text_tokens, new_tokens=new_tokens)
     options, shape = _options(context, device), _shape(model, revision)
     plan_of = partial(_plan, shape, request, device, efficiency)
-    if target:
-        _propose(options, plan_of, target, output, json=json)
+    if targets:
+        _propose(options, plan_of, targets, output, json=json)
         return
     planned = plan_of(options)
     if json:
@@ -126,13 +129,10 @@ def _options(context: typer.Context, device: "Device | None") -> "SpecOptions":
 
 
 def _device(gpu: str | None, bandwidth: float | None, flops: float | None) -> "Device | None":
-    from star_export.gpus import THIS, find_device
-
-    if gpu != THIS:
-        return find_device(gpu, bandwidth, flops)
+    from star_export.gpus import find_device
     from star_export.measure.machine import measure_machine
 
-    return measure_machine()
+    return find_device(gpu, bandwidth, flops, measure=measure_machine)
 
 
 def _plan(
@@ -151,17 +151,17 @@ def _plan(
 def _propose(
     options: "SpecOptions",
     plan_of: "Callable[[SpecOptions], Plan]",
-    targets: Sequence[str],
+    targets: "Sequence[Target]",
     output: Path | None,
     *,
     json: bool,
 ) -> None:
-    from star_export.targets import parse_target, propose
+    from star_export.targets import propose
 
-    proposals = propose(options, plan_of, [parse_target(text) for text in targets])
+    proposals = propose(options, plan_of, targets)
     if json:
         found = [{"options": proposal.options} | proposal.plan.to_dict() for proposal in proposals]
-        print_json({"targets": list(targets), "proposals": found})
+        print_json({"targets": [target.text for target in targets], "proposals": found})
     show(proposal_parts(proposals), output, quiet=json)
 
 

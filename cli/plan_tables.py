@@ -73,7 +73,7 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
     )
     weights = plan.weight_bytes
     yield (
-        f"{plan.parameters.total / 1e9:.2f} B parameters: {weights['float16'] / 1e9:.1f} GB in float16 or "
+        f"{plan.parameters.total / 1e9:.2f} B parameters; weights: {weights['float16'] / 1e9:.1f} GB in float16 or "
         f"bfloat16, {weights['float32'] / 1e9:.1f} GB in float32; KV caches in {plan.spec.dtype}"
     )
     if schedule:

@@ -1,6 +1,7 @@
 """How fast GPUs can be: figures of NVIDIA's data sheets, for estimates."""
 
 import difflib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from star_export.dtypes import DType
@@ -58,13 +59,16 @@ GPUS = {
 }
 
 
-def find_device(gpu: str | None, bandwidth: float | None, flops: float | None) -> Device | None:
+def find_device(
+    gpu: str | None, bandwidth: float | None, flops: float | None, *, measure: Callable[[], Device]
+) -> Device | None:
     """What the options describe; None without any.
 
     Args:
         gpu: Name of a GPU; case, and spaces for dashes, make no difference.
         bandwidth: GB/s of a device of one's own, and
         flops: its TFLOP/s.
+        measure: What measures this machine, if ``gpu`` is :data:`THIS`.
 
     Raises:
         SettingsError: If a number is missing or not above 0, or a name is not known.
@@ -74,7 +78,7 @@ def find_device(gpu: str | None, bandwidth: float | None, flops: float | None) -
     if gpu is not None:
         if given:
             raise SettingsError(f"give either {option('gpu')} or {option(next(iter(given)))}, not both")
-        return _named(gpu)
+        return measure() if gpu == THIS else _named(gpu)
     if bandwidth is None or flops is None:
         for name in given:
             missing = next(other for other in own if other not in given)
@@ -90,7 +94,7 @@ def _named(gpu: str) -> Device:
     name = gpu.lower().replace(" ", "-")
     if name in GPUS:
         return GPUS[name]
-    near = difflib.get_close_matches(name, GPUS, n=1)
+    near = [known for known in GPUS if name in known] or difflib.get_close_matches(name, GPUS, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     raise SettingsError(
         f"{option('gpu', gpu)} is not known; {hint}GPUs are {', '.join(GPUS)}, or {THIS} for this machine's "

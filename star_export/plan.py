@@ -34,17 +34,24 @@ class Parameters:
 
     Attributes:
         vision: Of the tower's layers that are used, the projector and the newline.
-        decoder: Of the decoder, the embeddings included.
+        decoder: Of the decoder with embeddings and head.
         embeddings: Those of them of which a token reads one row.
+        tied: Those that are stored twice: a head that is the embeddings, transposed.
     """
 
     vision: int
     decoder: int
     embeddings: int
+    tied: int
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Of the model."""
+        return self.stored - self.tied
+
+    @property
+    def stored(self) -> int:
+        """Of the bundle."""
         return self.vision + self.decoder
 
 
@@ -131,7 +138,7 @@ class Plan:
     @property
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of the bundle's weights by their element type."""
-        return {name: self.parameters.total * DTYPES[name].itemsize for name in get_args(DType)}
+        return {name: self.parameters.stored * DTYPES[name].itemsize for name in get_args(DType)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -238,7 +245,9 @@ def _cost(spec: ExportSpec, request: Request, device: Device | None) -> Cost:
         prefill=prefill,
         kv_bytes=cached(request.new_tokens),
         slot_bytes=spec.slot_bytes,
-        estimate=device and _estimate(spec, request, device, prefill, cached(request.new_tokens // 2)),
+        estimate=_estimate(spec, request, device, prefill, cached(request.new_tokens // 2))
+        if device
+        else None,
     )
 
 
@@ -248,12 +257,12 @@ def _estimate(
     """Each part takes as long as its arithmetic or its weights, whichever is longer."""
     count, size = count_parameters(spec.model), DTYPES[spec.dtype].itemsize
     seen = vision_flops(spec.model.vision, _tiles(spec.model, request))
-    parts = ((seen, count.vision), (prefill.exact, count.decoder))
-    step = (count.decoder - count.embeddings) * size + cached
-    room = None if device.memory is None else device.memory - count.total * size
+    read = count.decoder - count.embeddings
+    parts = ((seen, count.vision), (prefill.exact, read))
+    room = None if device.memory is None else device.memory - count.stored * size
     return Estimate(
         ttft=sum(max(flops / device.flops, weights * size / device.bandwidth) for flops, weights in parts),
-        tokens_per_second=device.bandwidth / step,
+        tokens_per_second=device.bandwidth / (read * size + cached),
         sequences=None if room is None else max(0, int(room // spec.slot_bytes)),
     )
 
@@ -261,17 +270,16 @@ def _estimate(
 def count_parameters(model: ModelSpec) -> Parameters:
     """Numbers that a bundle of this model stores.
 
-    Vision layers behind the one whose output is used, and a tied head, are not among them.
+    Vision layers behind the one whose output is used are not among them.
     """
     text = model.text
     embeddings, layers = text.vocab_size * text.hidden_size, text.num_layers * _decoder_layer(model)
-    head = 0 if text.tie_word_embeddings else embeddings
-    decoder = embeddings + layers + text.hidden_size + head
     newline = 0 if model.tiling is None else text.hidden_size
     return Parameters(
         vision=_tower(model) + _projector(model) + newline,
-        decoder=decoder,
-        embeddings=0 if text.tie_word_embeddings else embeddings,
+        decoder=2 * embeddings + layers + text.hidden_size,
+        embeddings=embeddings,
+        tied=text.tie_word_embeddings * embeddings,
     )
 
 

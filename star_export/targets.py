@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from star_export.build import SpecOptions
@@ -63,7 +64,7 @@ class Proposal:
 
 
 def _ttft(plan: Plan) -> float | None:
-    return plan.planned.estimate and plan.planned.estimate.ttft
+    return None if plan.planned.estimate is None else plan.planned.estimate.ttft
 
 
 METRICS = {
@@ -115,6 +116,17 @@ def parse_target(text: str) -> Target:
     return Target(name=name, limit=limit, text=text)
 
 
+#: Options of a schedule of some number: the larger it is, the more the schedule costs.
+Family = Callable[[int], dict[str, Any]]
+
+#: The last one's schedule of 1 is the cheapest there is.
+_FAMILIES: tuple[Family, ...] = (
+    lambda n: {"keep": n},
+    lambda n: {"schedule": f"{BALANCED_PRESET}-{n}"},
+    lambda n: {"schedule": f"{FAST_PRESET}-{n}"},
+)
+
+
 def propose(
     options: SpecOptions, plan_of: Callable[[SpecOptions], Plan], targets: Sequence[Target]
 ) -> tuple[Proposal, ...]:
@@ -135,24 +147,19 @@ def propose(
     def proposal(choice: dict[str, Any]) -> Proposal:
         return Proposal(options=choice, plan=plan_of(replace(options, **choice)))
 
+    def sized(family: Family, number: int) -> Proposal:
+        return proposal(family(number))
+
     unpruned = proposal({"prune": False})
     _check_measured(unpruned.plan, targets)
     if not _misses(unpruned, targets):
         return (unpruned,)
     most = unpruned.plan.image_tokens
-    found = [_largest(lambda n, family=family: proposal(family(n)), most, targets) for family in _FAMILIES]
+    found = [_largest(partial(sized, family), most, targets) for family in _FAMILIES]
     proposals = [best for best in found if best is not None]
     if not proposals:
-        raise _unreachable([proposal(family(1)) for family in _FAMILIES[1:]], targets)
+        raise _unreachable(sized(_FAMILIES[-1], 1), targets)
     return tuple(sorted(proposals, key=lambda best: -best.plan.planned.average))
-
-
-#: Options of a family's schedule of some number: the larger it is, the more the schedule costs.
-_FAMILIES: tuple[Callable[[int], dict[str, Any]], ...] = (
-    lambda n: {"keep": n},
-    lambda n: {"schedule": f"{BALANCED_PRESET}-{n}"},
-    lambda n: {"schedule": f"{FAST_PRESET}-{n}"},
-)
 
 
 def _check_measured(plan: Plan, targets: Sequence[Target]) -> None:
@@ -185,9 +192,8 @@ def _largest(propose_one: Callable[[int], Proposal], most: int, targets: Sequenc
     return best
 
 
-def _unreachable(smallest: Sequence[Proposal], targets: Sequence[Target]) -> SettingsError:
-    """What the cheapest schedule there is has of the first target that it misses."""
-    cheapest = min(smallest, key=lambda proposal: proposal.plan.flops)
+def _unreachable(cheapest: Proposal, targets: Sequence[Target]) -> SettingsError:
+    """What the cheapest schedule has of the first target that it misses."""
     target = _misses(cheapest, targets)[0]
     metric, [choice] = METRICS[target.name], cheapest.options.items()
     return SettingsError(
