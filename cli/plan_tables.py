@@ -73,8 +73,8 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
     )
     weights = plan.weight_bytes
     yield (
-        f"{plan.parameters.total / 1e9:.2f} B parameters; weights: {weights['float16'] / 1e9:.1f} GB in float16 or "
-        f"bfloat16, {weights['float32'] / 1e9:.1f} GB in float32; KV caches in {plan.spec.dtype}"
+        f"{plan.parameters.total / 1e9:.2f} B parameters, {weights['float16'] / 1e9:.1f} GB in float16 or "
+        f"bfloat16, {weights['float32'] / 1e9:.1f} in float32; here: {plan.spec.dtype}"
     )
     if schedule:
         yield f"schedule: {pruning(plan.spec)}"
@@ -114,14 +114,18 @@ def _costs(plan: "Plan") -> Table:
 
 
 def _flops(value: float) -> str:
-    return f"{value / 1e12:,.3f} T" if value >= 1e11 else f"{value / 1e9:,.3f} G"
+    return f"{value / 1e9:,.1f} GFLOP"
+
+
+def _macs(value: float) -> str:
+    return f"{value / 1e9:,.1f} GMAC"
 
 
 _COSTS: "tuple[tuple[str, Callable[[Cost], float], Callable[[float], str]], ...]" = (
     ("visual tokens per layer", lambda cost: cost.average, lambda value: f"{value:.1f}"),
-    ("their FLOPs, FastV's formula", lambda cost: cost.visual_flops, _flops),
-    ("prefill FLOPs, FastV's formula", lambda cost: cost.prefill.fastv, _flops),
-    ("prefill FLOPs, exact", lambda cost: cost.prefill.exact, _flops),
+    ("their arithmetic, FastV's formula", lambda cost: cost.visual_flops, _macs),
+    ("prefill, FastV's formula", lambda cost: cost.prefill.fastv, _macs),
+    ("prefill, counted exactly", lambda cost: cost.prefill.exact, _flops),
     ("KV caches of the request", lambda cost: cost.kv_bytes, megabytes),
     ("KV caches allocated", lambda cost: cost.slot_bytes, megabytes),
 )
@@ -130,7 +134,7 @@ _ESTIMATES: "tuple[tuple[str, Callable[[Estimate], str]], ...]" = (
     ("time to the first token", lambda estimate: f"{1e3 * estimate.ttft:.1f} ms"),
     ("tokens per second", lambda estimate: f"{estimate.tokens_per_second:.1f}"),
     (
-        "sequences beside the weights",
+        "sequences that fit",
         lambda estimate: "?" if estimate.sequences is None else str(estimate.sequences),
     ),
 )

@@ -76,7 +76,8 @@ class Cost:
 
     Attributes:
         tokens: Visual tokens in each layer of the decoder.
-        visual_flops: FastV's formula (arXiv 2403.06764) for the visual tokens alone, as papers count.
+        visual_flops: FastV's formula (arXiv 2403.06764) for the visual tokens alone, as papers count;
+            multiply-accumulates.
         prefill: Arithmetic of the whole prompt.
         kv_bytes: KV caches of the request when its answer is complete.
         slot_bytes: KV caches that are allocated for one sequence.
