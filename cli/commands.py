@@ -10,6 +10,7 @@ from star_export.cli import (
     doctor,  # noqa: F401
     evaluate,  # noqa: F401
     inspect,  # noqa: F401
+    plan,  # noqa: F401
     run,  # noqa: F401
     show,  # noqa: F401
     triton,  # noqa: F401

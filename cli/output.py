@@ -60,7 +60,7 @@ def check_target(option: str, path: Path) -> None:
         raise SettingsError(f"{option} {path} cannot be written: give a file in a folder that exists")
 
 
-def megabytes(size: int) -> str:
+def megabytes(size: float) -> str:
     """A size for people."""
     return f"{size / 1e6:,.1f} MB"
 

@@ -78,12 +78,10 @@ class BuildReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """Options of ``star-export build``; see its help for each."""
+class SpecOptions:
+    """Options of ``star-export build`` and ``plan`` that decide what a bundle is; see their help for each."""
 
     model: str
-    output: Path
-    revision: str | None = None
     keep: int | None = None
     keep_ratio: float | None = None
     max_keep: int | None = None
@@ -100,6 +98,14 @@ class BuildOptions:
     max_text_tokens: int = 512
     max_new_tokens: int = 512
     dtype: DType = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions(SpecOptions):
+    """Options of ``star-export build``; see its help for each."""
+
+    output: Path
+    revision: str | None = None
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
     chat_template: str | None = None
@@ -113,36 +119,45 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     Raises:
         SettingsError: If an option is out of range.
     """
-    text = checkpoint.model.text
-    positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
-    images = resolve_images(
-        checkpoint.model,
-        max_images=options.max_images,
-        max_tiles=options.max_tiles,
-        max_image_tokens=options.max_image_tokens,
-        room=positions - options.max_text_tokens - options.max_new_tokens,
-    )
-    spec = ExportSpec(
-        model=checkpoint.model,
-        schedule=with_mass(_schedule(options, checkpoint.model, images), options.keep_mass),
-        images=images,
-        max_text_tokens=options.max_text_tokens,
-        max_new_tokens=options.max_new_tokens,
-        append_tokens=APPEND_TOKENS,
-        dtype=options.dtype,
-        fp32_layers=tuple(
-            canonical_module(name, checkpoint.model.model_type) for name in options.fp32_layers
-        ),
-    )
-    check_capacities(spec)
-    if spec.fp32_layers:
+    model = checkpoint.model
+    names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
+    spec = replace(resolve_sizes(options, model), fp32_layers=names)
+    if names:
         from star_export.graphs.export import layer_names
 
         check_fp32_layers(spec, layer_names(spec))
     return spec
 
 
-def _schedule(options: BuildOptions, model: ModelSpec, images: ImageLimits) -> Schedule:
+def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
+    """The same without ``fp32_layers``, from a model's shape alone.
+
+    Raises:
+        SettingsError: If an option is out of range.
+    """
+    text = model.text
+    positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
+    images = resolve_images(
+        model,
+        max_images=options.max_images,
+        max_tiles=options.max_tiles,
+        max_image_tokens=options.max_image_tokens,
+        room=positions - options.max_text_tokens - options.max_new_tokens,
+    )
+    spec = ExportSpec(
+        model=model,
+        schedule=with_mass(_schedule(options, model, images), options.keep_mass),
+        images=images,
+        max_text_tokens=options.max_text_tokens,
+        max_new_tokens=options.max_new_tokens,
+        append_tokens=APPEND_TOKENS,
+        dtype=options.dtype,
+    )
+    check_capacities(spec)
+    return spec
+
+
+def _schedule(options: SpecOptions, model: ModelSpec, images: ImageLimits) -> Schedule:
     """STAR's schedule, or the one that is asked for."""
     if not options.prune:
         _refuse(options, _BUDGETS | _SCORES, option("prune", False))
@@ -152,7 +167,9 @@ def _schedule(options: BuildOptions, model: ModelSpec, images: ImageLimits) -> S
         _refuse(options, _STARS_BUDGETS, option("schedule", options.schedule))
         return resolve_schedule(model, images, options.schedule, max_keep=options.max_keep, **scores)
     alias = ALIASES.get(split_revision(options.model)[0])
-    layer = options.prune_layer or (alias.prune_layer if alias else None)
+    layer = options.prune_layer
+    if layer is None and alias is not None:
+        layer = alias.prune_layer
     return resolve_star(
         model,
         images,
@@ -170,7 +187,7 @@ _STARS_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "prune_layer")) | {"drop_r
 _BUDGETS = dict.fromkeys(("keep", "keep_ratio", "keep_mass", "max_keep", "prune_layer", "schedule"))
 
 
-def _refuse(options: BuildOptions, defaults: Mapping[str, object], reason: str) -> None:
+def _refuse(options: SpecOptions, defaults: Mapping[str, object], reason: str) -> None:
     """Refuse options that are not what they are by default."""
     for name, default in defaults.items():
         if getattr(options, name) != default:

@@ -12,6 +12,8 @@ from star_export.progress import Progress
 
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 _FILES = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+#: What says a model's shape.
+_CONFIGS = ["config.json", "generation_config.json"]
 #: Other layouts' copies of the weights, and folders below.
 _OTHER_FILES = ["consolidated*", "*/*"]
 
@@ -32,13 +34,14 @@ def with_revision(model: str, revision: str | None) -> str:
     return model if revision is None else f"{model}@{revision}"
 
 
-def download(hub_id: str, revision: str | None, progress: Progress) -> Path:
+def download(hub_id: str, revision: str | None, progress: Progress, *, weights: bool = True) -> Path:
     """The folder of a model, named as its commit; what is cached is not fetched again.
 
     Args:
         hub_id: ``ORGANISATION/NAME``.
         revision: Branch, tag or commit; the default branch when None.
         progress: Told how many bytes came.
+        weights: Whether its weights are wanted, with all that a build reads, and not its config alone.
 
     Raises:
         CheckpointError: If there is no such model or revision, or it holds no safetensors.
@@ -48,12 +51,13 @@ def download(hub_id: str, revision: str | None, progress: Progress) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        _announce(hub_id, revision, progress)
+        if weights:
+            _announce(hub_id, revision, progress)
         return Path(
             snapshot_download(
                 hub_id,
                 revision=revision,
-                allow_patterns=_FILES,
+                allow_patterns=_FILES if weights else _CONFIGS,
                 ignore_patterns=_OTHER_FILES,
                 tqdm_class=_bar(progress),
             )

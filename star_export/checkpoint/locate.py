@@ -28,13 +28,14 @@ class Location:
     revision: str | None
 
 
-def locate(model: str, revision: str | None, progress: Progress) -> Location:
+def locate(model: str, revision: str | None, progress: Progress, *, weights: bool = True) -> Location:
     """Find a checkpoint; an alias comes before a folder of its name, which ``./NAME`` means.
 
     Args:
         model: An alias, a hub id, or a local folder; after the first two ``@REVISION``.
         revision: Branch, tag or commit on the hub; its default branch when neither is given.
         progress: Told about a download.
+        weights: Whether a download brings the weights, and not the config alone.
 
     Raises:
         CheckpointError: If nothing is called that, or it is a file.
@@ -59,7 +60,7 @@ def locate(model: str, revision: str | None, progress: Progress) -> Location:
     hub_id = ALIASES[name].hub_id if name in ALIASES else name
     if not is_hub_id(hub_id):
         raise CheckpointError(f"no folder, alias or hub id is called {model}; {_hint(name)}")
-    folder = download(hub_id, revision or tagged, progress)
+    folder = download(hub_id, revision or tagged, progress, weights=weights)
     return Location(folder=folder, source=hub_id, revision=folder.name)
 
 

@@ -30,15 +30,23 @@ from star_export.specs.pruning import (
     stage1_count,
     with_mass,
 )
-from star_export.specs.schedules import STAR_PRESET, parse_schedule, resolve_schedule
+from star_export.specs.schedules import (
+    BALANCED_PRESET,
+    FAST_PRESET,
+    STAR_PRESET,
+    parse_schedule,
+    resolve_schedule,
+)
 from star_export.specs.scores import RECEIVED, STAGE1_SCORES, STAGE2_SCORES, TEXT
 from star_export.specs.tiling import Grid, Tiling, picture_grid
 from star_export.specs.values import Side, TokenId
 
 __all__ = [
+    "BALANCED_PRESET",
     "DEFAULT_DROP_RATIO",
     "DEFAULT_KEEP",
     "DEFAULT_TILED_KEEP",
+    "FAST_PRESET",
     "RECEIVED",
     "STAGE1_SCORES",
     "STAGE2_SCORES",

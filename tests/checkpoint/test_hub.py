@@ -286,6 +286,23 @@ def test_a_check_opens_the_commit_that_the_bundle_was_made_from(
     )
 
 
+SHAPE = """
+import sys
+from star_export.checkpoint.shape import read_shape
+print(read_shape(sys.argv[1]).text.num_layers)
+"""
+
+
+def test_a_plan_fetches_the_config_alone(
+    hub: Hub, environment: dict[str, str], checkpoint: Callable[[str], Path]
+) -> None:
+    hub.revisions = {"main": WANTED | {"config.json": (checkpoint("mha") / "config.json").read_bytes()}}
+    command = [sys.executable, "-c", SHAPE, REPO]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "6\n"
+    assert hub.fetched() == ["config.json"]
+
+
 def test_a_token_is_sent(hub: Hub, get: Get, tmp_path: Path) -> None:
     hub.token = "hf_secret"
     assert "folder" in get(REPO, HF_TOKEN="hf_secret")[0]

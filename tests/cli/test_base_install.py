@@ -101,6 +101,15 @@ def test_bench_of_bundles_alone(python: Path, bundle: Callable[..., Path], pictu
     assert with_baseline.stderr.strip().endswith("run: pip install 'star-export[export]'")
 
 
+def test_plan_of_an_alias(python: Path, checkpoint: Callable[[str], Path]) -> None:
+    done = call(python, "-m", "star_export.cli", "plan", "-m", "llava-1.5-7b", "--gpu", "this", "--keep", 115)
+    assert done.returncode == 0, done.stderr
+    assert "49.8 %" in done.stdout
+    with_config = call(python, "-m", "star_export.cli", "plan", "-m", checkpoint("mha"))
+    assert with_config.returncode == 2
+    assert with_config.stderr.strip().endswith("run: pip install 'star-export[export]'")
+
+
 @pytest.mark.parametrize(
     "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
 )
