@@ -179,10 +179,15 @@ def test_drift_is_the_length_of_the_step() -> None:
 
 def test_short_keys_score_high() -> None:
     view = layer()
-    expected = [
-        -mean([float(view.key[0, head, place].norm()) for head in range(KV_HEADS)]) for place in VISUAL
-    ]
-    assert graphs.key_norm(view)[0].tolist() == pytest.approx(expected, rel=1e-5)
+    norms = [mean([float(view.key[0, head, place].norm()) for head in range(KV_HEADS)]) for place in VISUAL]
+    assert graphs.key_norm(view)[0].tolist() == pytest.approx([1 / norm for norm in norms], rel=1e-5)
+
+
+def test_equal_heads_and_rows_are_all_among_the_best() -> None:
+    """Where rounding lifts their mean above each of them, too."""
+    for weight in torch.rand(200, generator=torch.Generator().manual_seed(0)):
+        rows = torch.full((7, 2), float(weight))
+        assert graphs._mean_of_best(rows, rows.sum(dim=-1))[0].tolist() == pytest.approx([float(weight)] * 2)
 
 
 @pytest.mark.parametrize("score", STAGE1_SCORES)
