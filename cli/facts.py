@@ -26,11 +26,11 @@ def pruning(spec: "ExportSpec") -> str:
 def _stage(stage: "Stage") -> str:
     kept = str(stage.tokens) if stage.share is None else f"{100 * stage.share:g} %"
     if stage.after_layer == 0:
-        return f"-> {kept} of each picture before the decoder"
+        return f"-> {kept} of each picture before the decoder by {stage.score}"
     most = (
         "" if stage.share is None and stage.max_tokens == stage.tokens else f" (at most {stage.max_tokens})"
     )
-    return f"-> {kept}{most} after layer {stage.after_layer}"
+    return f"-> {kept}{most} after layer {stage.after_layer} by {stage.score}"
 
 
 def chat_stats(stats: "ChatStats") -> str:

@@ -136,7 +136,8 @@ def visual_heads(view: LayerView) -> Tensor:
 
 def _mean_of_best(rows: Tensor, weight: Tensor) -> Tensor:
     """The mean ``[1, V]`` of those of ``rows [N, V]`` whose weight ``[N]`` is not below the mean weight."""
-    best = (weight >= weight.mean()).float()
+    mean = torch.minimum(weight.mean(), weight.amax(dim=0))  # of equal weights it may be above all, by rounding
+    best = (weight >= mean).float()
     return (rows * best[:, None]).sum(dim=0)[None] / best.sum()
 
 
@@ -157,7 +158,7 @@ def drift(view: LayerView) -> Tensor:
 
 def key_norm(view: LayerView) -> Tensor:
     """The shorter its keys, the higher (arXiv 2406.11430; for visual tokens ViTCoP, arXiv 2601.17818)."""
-    return -view.key[:, :, view.visual[0]].float().norm(dim=-1).mean(dim=1)
+    return 1.0 / view.key[:, :, view.visual[0]].float().norm(dim=-1).mean(dim=1)
 
 
 #: Scores of the stage before the decoder: ``[T, P]``, one of each patch.

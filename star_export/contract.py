@@ -249,7 +249,7 @@ def _tiled_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
         "P": SizeRange(min=least, max=spec.largest_image),
     }
     if drops(spec):
-        ranges["D1"] = SizeRange(min=1, max=spec.max_dropped)
+        ranges["D1"] = SizeRange(min=1, max=spec.largest_image - 1)
     return ranges
 
 

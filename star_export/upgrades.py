@@ -107,12 +107,13 @@ def _sizes_to_3(spec: Any) -> Json:
         case {"stage1_keep": int(visual), "keep": keep, "max_keep": most}:
             stages = {
                 "Q": {"min": 1, "max": text},
-                "N1": {"min": visual, "max": visual, "default": visual},
+                "N1": {"min": 1, "max": visual, "default": visual},
                 "N2": {"min": 1, "max": most, "default": keep},
             }
-    fixed = {"min": visual, "max": visual, "default": visual}
-    prompt = {"min": visual + 1, "max": visual + text}
-    return {"sizes": {"B": {"min": 1, "max": None}, "S": prompt, "V": fixed, **stages}}
+    least = 1 if stages else visual
+    prompt = {"min": least + 1, "max": visual + text}
+    entering = {"min": least, "max": visual, "default": visual}
+    return {"sizes": {"B": {"min": 1, "max": None}, "S": prompt, "V": entering, **stages}}
 
 
 def _model_to_3(model: Any) -> Any:

@@ -67,10 +67,16 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         fp32_layers: tuple[str, ...] = (),
         max_new_tokens: int = 32,
         max_images: int = 1,
+        schedule: str | None = None,
+        stage1: str | None = None,
+        stage2: str | None = None,
     ) -> Path:
-        kind = "star" if prune else "full"
+        kind = (schedule or "star").replace("%", "p") if prune else "full"
         several = [f"{max_images}-images"] if max_images > 1 else []
-        folder = shared / "-".join((preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several))
+        scores = [score for score in (stage1, stage2) if score]
+        folder = shared / "-".join(
+            (preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several, *scores)
+        )
         if folder.exists():  # whole: builds rename
             return folder
         from star_export.build import BuildOptions, build
@@ -78,8 +84,11 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         options = BuildOptions(
             model=str(checkpoint(preset)),
             output=folder,
-            keep=min(64, MAX_KEEP[preset]) if prune else None,
-            max_keep=MAX_KEEP[preset] if prune else None,
+            keep=min(64, MAX_KEEP[preset]) if prune and not schedule else None,
+            max_keep=MAX_KEEP[preset] if prune and not schedule else None,
+            schedule=schedule,
+            stage1=stage1,
+            stage2=stage2,
             prune=prune,
             max_text_tokens=128,
             max_new_tokens=max_new_tokens,

@@ -23,6 +23,8 @@ def tuned_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, 
     optima, ranges = _typical_request(spec), {}
     for name, size in size_ranges(spec).items():
         most = max_batch if size.max is None else size.max
+        if name == "D1":  # as many as the bundle's own share drops, and as TopK chooses
+            most = min(most, max(spec.max_dropped, MAX_TOPK))
         ranges[name] = (size.min, size.default or max(size.min, min(optima[name], most)), most)
     return ranges
 
@@ -74,7 +76,7 @@ def check_topk(spec: ExportSpec) -> None:
     if drops(spec):
         entering, dropped = 0, spec.max_dropped
     for count, what, remedy in (
-        (entering, "stage 1 keeps", f"raise {option('drop_ratio')}"),
+        (entering, "stage 1 keeps", f"raise {option('drop_ratio')} or keep fewer in {option('schedule')}"),
         (dropped, "stage 1 drops", f"lower {option('drop_ratio')} or {option('max_image_tokens')}"),
         (
             inside,

@@ -127,7 +127,7 @@ class Requests:
     def budget(self, keep: Keep | None, images: Sequence[PreparedImage] = ()) -> Keep | None:
         """Budgets for these pictures, or the largest ones: of the last stage, or as many as are asked for.
 
-        Never more than come to a stage inside the decoder; None where there is none and nothing is asked for.
+        Never more than come to a stage inside the decoder; None where there is no stage.
 
         Raises:
             SettingsError: If the bundle cannot serve ``keep``.
@@ -139,17 +139,13 @@ class Requests:
             )
         if keep is not None:
             check_keep(spec.schedule, keep)
-        elif spec.decoder_stages:
-            tokens = sum(image.packing.tokens for image in images)
-            keep = spec.default_keep(tokens or spec.images.max_image_tokens)
-            check_keep(spec.schedule, keep)
-        entering = sum(self.entering(images, keep)) or spec.max_visual_tokens
-        budgets = spec.budgets(keep, entering=entering)
-        if isinstance(keep, tuple):
-            return (*keep[: len(keep) - len(budgets)], *budgets)
-        if keep is None and spec.stage1 is not None and spec.stage1.share is None:
-            keep = spec.stage1.tokens
-        return budgets[-1] if budgets else keep
+        asked = spec.asked(keep, sum(image.packing.tokens for image in images) or None)
+        entering = sum(self.entering(images, asked)) or spec.max_visual_tokens
+        inside = spec.budgets(asked, entering=entering)
+        found = (*asked[: len(asked) - len(inside)], *inside)
+        if isinstance(keep, tuple) or any(stage.share for stage in spec.decoder_stages[:-1]):
+            return found
+        return found[-1] if found else None
 
     def last_tokens(self, keep: Keep | None, images: Sequence[PreparedImage]) -> int:
         """Visual tokens that the last layers see of some pictures."""

@@ -4,6 +4,7 @@ import base64
 import io
 from collections.abc import Sequence
 
+import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
@@ -31,9 +32,9 @@ _TEMPLATE = """<!doctype html>
 <div>{% for panel in shared %}
 <figure style="width: {{ panel.image.width }}px">{{ figure(panel) }}</figure>{% endfor %}
 </div>
-<div>{% for panel, answer in budgets %}
-<figure style="width: {{ panel.image.width }}px">{{ figure(panel) }}
-<p>{{ answer }}</p></figure>{% endfor %}
+<div>{% for panels, answer in budgets %}{% for panel in panels %}
+<figure style="width: {{ panel.image.width }}px">{{ figure(panel) }}{% if loop.last %}
+<p>{{ answer }}</p>{% endif %}</figure>{% endfor %}{% endfor %}
 </div>
 </html>
 """
@@ -49,8 +50,13 @@ def render_page(views: Views, prompt: str, answers: Sequence[Scores]) -> str:
     """
     environment = Environment(autoescape=True)
     environment.filters["base64"] = lambda image: base64.b64encode(png(image)).decode()
-    budgets = [(budget_panel(views, scores), scores.result.text) for scores in answers]
-    shared = stage_panels(views, answers[0])
+    first = answers[0].stage1.kept
+    alike = all(np.array_equal(scores.stage1.kept, first) for scores in answers)
+    shared = stage_panels(views, answers[0]) if alike else ()
+    budgets = [
+        ((*(() if alike else stage_panels(views, scores)), budget_panel(views, scores)), scores.result.text)
+        for scores in answers
+    ]
     return environment.from_string(_TEMPLATE).render(prompt=prompt, shared=shared, budgets=budgets)
 
 

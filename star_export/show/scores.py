@@ -1,7 +1,7 @@
 """The scores that rank the tokens, read out of a bundle's own graphs.
 
 The graphs run in ONNX Runtime with one more output: the ``scores`` input of
-``star::TopKGather``. Scores that are all alike mean that the wrong attention is
+``star::TopKGather``. Attention that is alike everywhere means that the wrong one is
 read: the method's printed formulas average over the softmax's own axis, which
 gives every token the same score.
 """
@@ -26,6 +26,7 @@ from star_export.contract import (
     STAR_DOMAIN,
     TOPK_GATHER,
     VISION,
+    drops,
 )
 from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
@@ -35,12 +36,16 @@ from star_export.preprocessing.conversation import Prompt
 from star_export.preprocessing.images import ImageInput
 from star_export.progress import CaseProgress
 from star_export.specs import Keep
+from star_export.specs.scores import CLS, LAST, RATERS, RECEIVED, TEXT, VISUAL_HEADS
 from star_export.validation.probes import Probe, budgets_of, choose_probes
 
 #: Scores whose standard deviation is below this share of their mean count as uniform.
 #: Measured on the test checkpoints: 0.7 to 2.6 as they should be, and over the wrong axis
 #: 1e-7 in stage 2 and 0.002 to 0.024 in stage 1, where CLS is left out of a sum that is 1 with it.
 UNIFORM_SPREAD = 0.1
+
+#: Scores that are attention, which a wrong axis would make uniform.
+OF_ATTENTION = (RECEIVED, CLS, TEXT, LAST, RATERS, VISUAL_HEADS)
 
 #: Edges of the histogram's bins, as multiples of the mean: half octaves; the outer bins are open.
 HISTOGRAM_EDGES = 2.0 ** np.arange(-3.5, 4, 0.5)
@@ -51,7 +56,7 @@ class StageScores:
     """What ranked the tokens of one stage, and who stayed.
 
     Attributes:
-        scores: float32 ``[N]``; NaN of tokens that always stay: newlines, and a CLS among the patches.
+        scores: float32 ``[N]``; NaN of tokens that no score ranks: newlines, and a CLS among the patches.
         kept: Indices into them, ascending ``[k]``.
     """
 
@@ -64,9 +69,8 @@ class Scores:
     """One answer with the scores behind it.
 
     Attributes:
-        stage1: Of every visual token, those of all pictures one after the other: the attention that its
-            patch receives from those of its tile.
-        stage2: Of the tokens that stage 1 kept: the attention each receives from the question.
+        stage1: Of every visual token, those of all pictures one after the other.
+        stage2: Of the tokens that stage 1 kept.
         result: The answer.
     """
 
@@ -169,8 +173,10 @@ class ScoringSession(OnnxRuntimeSession):
                 f"this bundle was built with {option('prune', False)}: it ranks no tokens, so has no scores"
             )
         if bundle.spec.stage1 is None or len(bundle.spec.schedule) != 2:
+            stages = ", ".join(f"{stage.tokens}@{stage.after_layer}" for stage in bundle.spec.schedule)
             raise SettingsError(
-                "scores are read from bundles with one stage before the decoder and one inside it"
+                "scores are read from bundles with one stage before the decoder and one inside it, "
+                f"this one has {stages}; build another, such as with {option('schedule', 'balanced-64')}"
             )
         Runtime().check(bundle)
         self.scores: dict[str, list[Float32]] = {VISION: [], PREFILL: []}
@@ -186,7 +192,7 @@ class ScoringSession(OnnxRuntimeSession):
             scores = outputs.pop(self._names[graph]).numpy()[0]
             if graph == PREFILL:  # the others are text, which always stays
                 scores = scores[np.asarray(feeds[IMAGE_POSITIONS])[0]]
-            elif self.spec.model.tiling is not None:  # ranks what is dropped, from the last token on
+            elif drops(self.spec):  # ranks what is dropped, from the last token on
                 scores = -scores[::-1]
             self.scores[graph].append(scores)
         return outputs
@@ -244,7 +250,7 @@ class ScoreReader(Closing):
                 "some scores are inf or NaN; run `star-export check` without --scores, "
                 "which names the first tensor that is not finite"
             )
-        scores[0][scores[0] >= ALWAYS_KEPT] = np.nan
+        scores[0][np.abs(scores[0]) >= ALWAYS_KEPT] = np.nan
         return Scores(StageScores(scores[0], kept[0]), StageScores(scores[1], kept[1]), result)
 
 
@@ -267,17 +273,30 @@ def check_scores(
         BundleError, SettingsError, InputError: If it cannot run.
     """
     stages: list[ScoreStatistics] = []
-    with ScoreReader(open_bundle(folder, verify=True)) as reader:
+    bundle = open_bundle(folder, verify=True)
+    _check_attention(bundle)
+    with ScoreReader(bundle) as reader:
         chosen = choose_probes(probes, reader.pipeline)
         for index, probe in enumerate(chosen):
             budgets = budgets_of(probe, reader.pipeline, keep)
             for number, budget in enumerate(budgets):
                 progress(index * len(budgets) + number, len(chosen) * len(budgets))
                 found = reader.read(probe.pictures, probe.prompt, keep=budget, max_new_tokens=1)
-                if number == 0:  # stage 1 knows no budget
+                if number == 0 or isinstance(budget, tuple):  # one number is not about stage 1
                     stages.append(statistics(found.stage1, probe, 1))
                 stages.append(statistics(found.stage2, probe, 2))
     return ScoreReport(str(folder), tuple(stages))
+
+
+def _check_attention(bundle: Bundle) -> None:
+    """Refuse bundles whose scores may be nearly uniform and right."""
+    for stage in bundle.spec.schedule:
+        if stage.score not in OF_ATTENTION:
+            raise SettingsError(
+                f"statistics are of attention ({', '.join(OF_ATTENTION)}), and a stage of this bundle ranks "
+                f"by {stage.score}; `star-export check` without --scores compares its kept tokens, "
+                "`star-export show` draws its scores"
+            )
 
 
 def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:

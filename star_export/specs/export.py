@@ -112,9 +112,19 @@ class ExportSpec:
             return entering_tokens(stage, tokens, newlines)
         return min(asked, tokens if stage.share is None else tokens - 1)
 
-    def asked(self, keep: Keep | None) -> tuple[int, ...]:
-        """Budgets of every stage: those that ``keep`` asks for, and the bundle's own."""
-        own = tuple(stage.tokens for stage in self.schedule)
+    def asked(self, keep: Keep | None, image_tokens: int | None = None) -> tuple[int, ...]:
+        """Budgets of every stage: those that ``keep`` asks for, and the bundle's own.
+
+        Args:
+            keep: Of the last stage, or of every one.
+            image_tokens: Visual tokens of the request before any is pruned; by default of the largest.
+        """
+        own = tuple(
+            share_of(stage.share, image_tokens)
+            if image_tokens and stage.share and stage.after_layer
+            else stage.tokens
+            for stage in self.schedule
+        )
         if keep is None or not own:
             return own
         return keep if isinstance(keep, tuple) else (*own[:-1], keep)
@@ -123,11 +133,6 @@ class ExportSpec:
     def keep(self) -> int:
         """Visual tokens of a request in the last layers, unless asked otherwise; of the largest request."""
         return self.schedule[-1].tokens if self.schedule else self.max_visual_tokens
-
-    def default_keep(self, image_tokens: int) -> int:
-        """Visual tokens in the last layers of a request that has ``image_tokens`` before any is pruned."""
-        share = self.decoder_stages[-1].share if self.decoder_stages else None
-        return self.keep if share is None else share_of(share, image_tokens)
 
     @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:

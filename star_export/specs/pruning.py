@@ -227,9 +227,10 @@ def _check_last(schedule: Schedule, keep: int, name: str) -> None:
         raise SettingsError(f"{option(name)} must be at least 1 visual token, got {keep}")
     if before and keep >= (most := _most(before[-1])):
         number, possible = stage_number(schedule, len(before) - 1), min(most - 1, last.max_tokens)
+        fewer = f"choose at most {possible} or " if possible else ""
         raise SettingsError(
             f"{option(name, keep)} is not below the {most} tokens that stage {number} keeps; "
-            f"choose at most {possible}, lower {option('drop_ratio')}, or use {option('prune', False)}"
+            f"{fewer}let that stage keep more"
         )
     most = last.max_tokens if last.after_layer else last.tokens
     if keep > most:

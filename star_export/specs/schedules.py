@@ -121,9 +121,10 @@ def resolve_schedule(
     """
     places = parse_schedule(text, model.text.num_layers)
     _check_places(places, model, text)
-    schedule = tuple(_stage(place, model, images, stage1 or SPREAD, stage2 or TEXT) for place in places)
-    schedule = _with_room(schedule, max_keep)
+    _check_scores(places, text, stage1, stage2)
     try:
+        schedule = tuple(_stage(place, model, images, stage1 or SPREAD, stage2 or TEXT) for place in places)
+        schedule = _with_room(schedule, max_keep)
         check_schedule(schedule, model, images)
     except SettingsError as error:
         raise SettingsError(f"{option('schedule', text)}: {error.marked}") from error
@@ -150,6 +151,20 @@ def _check_places(places: tuple[Place, ...], model: ModelSpec, text: str) -> Non
         before = place
 
 
+def _check_scores(places: tuple[Place, ...], text: str, stage1: str | None, stage2: str | None) -> None:
+    """Refuse a score that no stage has a use for."""
+    before = places[0].after_layer == 0
+    for name, score, used, where in (
+        ("stage1", stage1, before, "before"),
+        ("stage2", stage2, len(places) > before, "inside"),
+    ):
+        if score is not None and not used:
+            raise SettingsError(
+                f"{option(name, score)} has no meaning with {option('schedule', text)}, which has no stage "
+                f"{where} the decoder; leave one of them out"
+            )
+
+
 def _stage(place: Place, model: ModelSpec, images: ImageLimits, stage1: str, stage2: str) -> Stage:
     if place.after_layer == 0:
         return _first(place, model, images, stage1)
@@ -166,8 +181,7 @@ def _first(place: Place, model: ModelSpec, images: ImageLimits, score: str) -> S
         tokens, share = stage1_count(patches=model.vision.tile_tokens, drop_ratio=1 - share), None
     if share is None and model.tiling is None and not tokens < model.vision.tile_tokens:
         raise SettingsError(
-            f"{option('schedule', str(place))} is not below the {model.vision.tile_tokens} visual tokens "
-            "of a picture; keep fewer"
+            f"{place} is not below the {model.vision.tile_tokens} visual tokens of a picture; keep fewer"
         )
     return before_decoder(model, images, score, tokens=max(1, tokens), share=share)
 
@@ -182,5 +196,6 @@ def _with_room(schedule: Schedule, max_keep: int | None) -> Schedule:
             f"{option('max_keep', max_keep)} is about a stage inside the decoder; a stage before it keeps at "
             "most what the schedule says"
         )
-    check_keep((*before, replace(last, max_tokens=max(max_keep, last.tokens))), max_keep, name="max_keep")
-    return (*before, replace(last, max_tokens=max(max_keep, last.tokens)))
+    roomy = (*before, replace(last, max_tokens=max_keep))
+    check_keep(roomy, max_keep, name="max_keep")
+    return roomy

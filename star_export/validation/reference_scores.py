@@ -91,8 +91,8 @@ def _visual_heads(seen: LayerSeen) -> Tensor:
 
 def _best(rows: Tensor) -> Tensor:
     """Rows whose sum is not below the mean sum."""
-    looks = rows.sum(-1)
-    return rows[looks >= looks.mean()]
+    looks = rows.double().sum(-1)
+    return rows[looks >= looks.mean().clamp(max=looks.max())]
 
 
 def _text_peaks(seen: LayerSeen) -> Tensor:
@@ -105,7 +105,7 @@ def _drift(seen: LayerSeen) -> Tensor:
 
 
 def _key_norm(seen: LayerSeen) -> Tensor:
-    return -seen.keys.pow(2).sum(-1).sqrt().mean(0)
+    return seen.keys.pow(2).sum(-1).sqrt().mean(0).reciprocal()
 
 
 #: Before the decoder: a score of each patch ``[T, P]``.

@@ -55,6 +55,24 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
         ),
         (("--dtype", "bfloat16", "--fp32-layers", "vision_tower.encoder.layers.3"), "names nothing"),
         (("--no-prune", "--keep", 64), "--keep has no meaning with --no-prune"),
+        (("--no-prune", "--stage1", "spread"), "--stage1 has no meaning with --no-prune"),
+        (("--no-prune", "--schedule", "fast"), "--schedule has no meaning with --no-prune"),
+        (("--stage1", "spred"), "--stage1 spred is no score of this stage; did you mean spread?"),
+        (("--stage2", "cls"), "--stage2 cls is no score of this stage; scores are text, last, "),
+        (("--schedule", "fast", "--stage2", "last"), "--stage2 last has no meaning with --schedule fast"),
+        (("--schedule", "balanced64"), "--schedule balanced64 is no schedule; did you mean balanced-64?"),
+        (("--schedule", "100@0,200@3"), "stage 2 keeps up to 200 tokens, expected at most 99"),
+        (("--schedule", "100@0,50@6"), "50@6 is outside; this decoder's 6 layers take stages at 0"),
+        (("--schedule", "50@3,100@0"), "100@0 comes after 50@3; give stages in order of layers"),
+        (("--schedule", "576@0"), "576@0 is not below the 576 visual tokens of a picture; keep fewer"),
+        (("--schedule", "100@0", "--max-keep", 64), "--max-keep 64 is about a stage inside the decoder"),
+        (
+            ("--schedule", "fast", "--keep", 64),
+            "--keep has no meaning with --schedule fast; leave one of them out",
+        ),
+        (("--schedule", "fast", "--keep-ratio", 0.1), "--keep-ratio has no meaning with --schedule fast"),
+        (("--schedule", "fast", "--drop-ratio", 0.2), "--drop-ratio has no meaning with --schedule fast"),
+        (("--schedule", "9@2", "--prune-layer", 3), "--prune-layer has no meaning with --schedule 9@2"),
         (("--backend", "onnxruntim"), "unknown backend onnxruntim; did you mean onnxruntime?"),
         (("--chat-template", "nowhere.jinja"), "--chat-template nowhere.jinja cannot be read"),
         (("--end-token", "<|eot_id|>"), "--end-token '<|eot_id|>' is no token of this model"),
@@ -62,6 +80,13 @@ def build(cli: Any, checkpoint: Callable[[str], Path], tmp_path: Path) -> Callab
 )
 def test_build_options(build: Callable[..., Any], options: tuple[object, ...], message: str) -> None:
     refused(build(*options), message)
+
+
+def test_build_score_of_cls_without_cls(build: Callable[..., Any], checkpoint: Callable[[str], Path]) -> None:
+    message = (
+        "--stage1 cls needs a class token, and siglip_vision_model has none; use received, spread, peaks"
+    )
+    refused(build("--stage1", "cls", "--keep", 9, model=checkpoint("interleave")), message)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,10 @@ def test_pictures_budgets_and_statistics(ask: Ask, shapes: Path) -> None:
         ("/image nowhere.png", "nowhere.png does not exist"),
         ("/image ~nobody-of-this-name/a.png", "~nobody-of-this-name/a.png does not exist"),
         ("/image a\0b.png", "/image needs a file"),
-        (f"/keep {'9' * 5000}", "/keep takes a number of visual tokens, got 999"),
-        ("/keep many", "/keep takes a number of visual tokens, got many"),
+        (f"/keep {'9' * 5000}", "/keep takes a number of visual tokens, or one for each stage, got 999"),
+        ("/keep many", "/keep takes a number of visual tokens, or one for each stage, got many"),
+        ("/keep 518,x", "/keep takes a number of visual tokens, or one for each stage, got 518,x"),
+        ("/keep 9,8,7", "--keep 9,8,7 has 3 budgets; give one number for the last stage, or 2, one for each"),
         ("/keep 289", "--keep 289 is over this bundle's maximum of 288; build it again with --max-keep 289"),
         ("/save", "/save needs a file"),
         (

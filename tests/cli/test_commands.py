@@ -144,8 +144,8 @@ def test_inspect(cli: Any, bundle: BundleOf) -> None:
     facts = (
         "2 CLIP layers, 576 patches of 14 px in 336 px",
         "1 picture, 576 visual tokens",
-        "-> 518 of each picture before the decoder",
-        "-> 64 (at most 288) after layer 2",
+        "-> 518 of each picture before the decoder by received",
+        "-> 64 (at most 288) after layer 2 by text",
     )
     for fact in (*facts, "graphs/decoder.safetensors", "stage2_slots", "every file matches its hash"):
         assert fact in " ".join(outcome.out.split())

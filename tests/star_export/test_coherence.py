@@ -235,7 +235,7 @@ def test_pictures_in_tiles_are_coherent(tiled: dict[str, Any]) -> None:
         (in_spec("images", "max_image_tokens", to=700), "have no room for any picture"),
         (in_spec("append_tokens", to=1), r"input_ids: expected int64\[B, 1\], found int64\[B, C\]"),
         (in_spec("append_tokens", to=32), "sizes.C.max: expected at most 32, found 64"),
-        (in_stage(0, share=None), "stage 1 keeps a share of a picture where pictures are cut"),
+        (in_stage(0, share=None), "vision.inputs: expected 1 stage1_slots, found 0"),
         (in_stage(1, share=1.0), "stage 2 keeps a share of 1, over its maximum of"),
         (in_stage(0, share=1.5), r"schedule\[0\].share: expected float <= 1"),
         (in_stage(0, share=0.95), "stage 1 leaves .* tokens of the largest request, over its maximum of"),

@@ -175,9 +175,9 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
     assert ranges == {
         "B": (1, None, None),
         "C": (1, 64, None),
-        "S": (519, 518 + 128, None),
-        "V": (518, 518, 518),
-        "N1": (518, 518, 518),
+        "S": (2, 518 + 128, None),
+        "V": (1, 518, 518),
+        "N1": (1, 518, 518),
         "Q": (1, 128, None),
         "N2": (1, 288, 64),
     }
@@ -209,6 +209,17 @@ def test_vision_of_a_picture_in_tiles(prune: bool) -> None:
     )
 
 
+def test_a_number_of_tokens_of_a_picture_in_tiles() -> None:
+    stage = Stage(after_layer=0, score="spread", tokens=128, max_tokens=128)
+    counted = replace(tiled(NEXT), schedule=(stage,))
+    graph = contract(counted)[VISION]
+    assert graph.inputs[2:] == (TensorSpec("stage1_slots", "int64", ("N1",), "length"),)
+    assert [tensor.shape for tensor in graph.outputs] == [(1, "N1", 4096), (1, "N1")]
+    ranges = {name: (size.min, size.max, size.default) for name, size in size_ranges(counted).items()}
+    assert (ranges["N1"], ranges["V"], ranges["S"]) == ((1, 128, 128), (1, 128, None), (2, 228, None))
+    assert not ranges.keys() & {"D1", "Q", "N2"}
+
+
 @pytest.mark.parametrize("prune", [True, False])
 def test_vision_of_a_picture_that_may_be_scaled_down(prune: bool) -> None:
     inputs = contract(tiled(ONEVISION, prune=prune))[VISION].inputs
@@ -227,9 +238,9 @@ def test_size_ranges_of_a_picture_in_tiles() -> None:
         "C": (1, 64, None),
         "T": (1, 5, None),
         "P": (576, 2928, None),
-        "D1": (1, 288, None),
-        "V": (518, 2640, None),
-        "S": (519, 2740, None),
+        "D1": (1, 2927, None),
+        "V": (1, 2640, None),
+        "S": (2, 2740, None),
         "Q": (1, 100, None),
         "N2": (1, 320, 320),
     }

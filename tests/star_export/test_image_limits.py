@@ -219,20 +219,20 @@ def test_star_of_pictures_that_are_cut() -> None:
     check_keep(export_spec(WHOLE, max_images=3, max_keep=1553).schedule, 1553)
 
 
-@pytest.mark.parametrize(("model", "share"), [(NEXT, None), (WHOLE, 0.9)])
-def test_stage_1_is_of_the_kind_that_the_vision_graph_can(model: ModelSpec, share: float | None) -> None:
-    images = resolve_images(model, room=ROOM)
-    with pytest.raises(SettingsError, match="stage 1 keeps a share of a picture where pictures are cut"):
-        check_schedule((replace(stage1(share, 400), max_tokens=400),), model, images)
+def test_a_share_is_of_pictures_of_several_sizes() -> None:
+    check_schedule((replace(stage1(None, 400), max_tokens=400),), NEXT, resolve_images(NEXT, room=ROOM))
+    with pytest.raises(SettingsError, match=r"stage 1 keeps a share .* all have one size; give a number"):
+        check_schedule((replace(stage1(0.9, 400), max_tokens=400),), WHOLE, resolve_images(WHOLE, room=ROOM))
 
 
 def test_a_ratio_is_of_what_the_request_has() -> None:
     spec = export_spec(NEXT, keep_ratio=0.1)
     assert spec.keep == spec.schedule[1].max_tokens == 293  # of 2928
-    assert [spec.default_keep(tokens) for tokens in (2928, 2340, 576, 4)] == [293, 234, 58, 1]
+    assert [spec.asked(None, tokens)[1] for tokens in (2928, 2340, 576, 4)] == [293, 234, 58, 1]
+    assert spec.asked(7, 2340) == (spec.image_tokens, 7)
     fixed = export_spec(NEXT)
-    assert [fixed.default_keep(tokens) for tokens in (2928, 576)] == [320, 320]
-    assert export_spec(NEXT, prune=False).default_keep(576) == 2928
+    assert [fixed.asked(None, tokens)[1] for tokens in (2928, 576)] == [320, 320]
+    assert export_spec(NEXT, prune=False).asked(None, 576) == ()
 
 
 def test_no_stage_keeps_more_than_enters() -> None:

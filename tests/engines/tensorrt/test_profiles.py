@@ -59,20 +59,20 @@ def test_ranges_come_from_the_capacities_and_agree_at_every_corner(spec: ExportS
     assert ranges["S"][2] == spec.image_tokens + spec.max_text_tokens
     tiles = {"T", "P", "D1"} if spec.model.tiling else {"N1"}
     if spec.model.tiling is None:
-        assert ranges["V"] == (spec.image_tokens,) * 3
+        assert ranges["V"] == (1 if spec.schedule else spec.image_tokens, *(spec.image_tokens,) * 2)
     if not spec.schedule:
         assert set(ranges) == {"B", "C", "V", "S"} | (tiles - {"N1", "D1"})
         return
     assert set(ranges) == {"B", "C", "V", "S", "Q", "N2"} | tiles
     assert ranges["N2"] == (1, spec.keep, spec.schedule[1].max_tokens)
     if "N1" in tiles:
-        assert ranges["N1"] == (spec.schedule[0].tokens,) * 3
+        assert ranges["N1"] == (1, *(spec.schedule[0].tokens,) * 2)
     for corner in range(3):
         if "D1" in tiles:
             assert ranges["D1"][corner] < ranges["P"][corner]
         text = ranges["S"][corner] - ranges["V"][corner]
         assert 1 <= ranges["Q"][corner] <= text
-        assert ranges["N2"][corner] < ranges["V"][corner]
+        assert ranges["N2"][corner] <= ranges["V"][corner]
         assert ranges["S"][corner] < spec.groups[0].capacity
         assert text + ranges["N2"][corner] < spec.groups[1].capacity
 
@@ -116,6 +116,14 @@ def test_more_than_tensorrt_can_choose(options: dict[str, Any], message: str) ->
         check_topk(tiled(ONEVISION, **options))
 
 
+def test_a_request_may_drop_as_many_as_tensorrt_can_choose() -> None:
+    """Of a picture in tiles, whose tokens beyond a share are chosen to be dropped."""
+    assert tuned_ranges(tiled(NEXT), 4)["D1"] == (1, 230, 2927)
+    assert tuned_ranges(tiled(ONEVISION), 4)["D1"][2] == 3840
+    plugin = tiled(ONEVISION, drop_ratio=0.45)
+    assert tuned_ranges(plugin, 4)["D1"][2] == plugin.max_dropped > 3840
+
+
 def test_as_many_as_tensorrt_can_choose() -> None:
     check_topk(tiled(ONEVISION))
     check_topk(tiled(ONEVISION, max_keep=3740))
@@ -123,5 +131,7 @@ def test_as_many_as_tensorrt_can_choose() -> None:
     check_topk(tiled(ONEVISION, drop_ratio=0.4))
     whole = replace(NEXT, tiling=None, vision=replace(NEXT.vision, image_size=14 * 66))
     check_topk(tiled(whole, drop_ratio=0.2, max_images=3))  # each picture alone
-    with pytest.raises(SettingsError, match=r"3920 tokens, .*; raise drop_ratio, or"):
+    with pytest.raises(
+        SettingsError, match=r"3920 tokens, .*; raise drop_ratio or keep fewer in schedule, or"
+    ):
         check_topk(tiled(whole))

@@ -23,6 +23,7 @@ def test_inputs_become_python_values() -> None:
     assert found == {"image": (b"\xff",), "prompt": "café", "keep": 29, "stop": ("a", "b"), "stream": True}
     assert type(found["keep"]) is int
     assert scalars({**given, "stop": np.array([b"a"], object)})["stop"] == ("a",)
+    assert scalars({**given, "keep": np.array([128, 14], np.int32)})["keep"] == (128, 14)
     with pytest.raises(InputError, match="stop must be UTF-8"):
         scalars({**given, "stop": np.array([b"a", b"\xff"], object)})
 

@@ -1,0 +1,75 @@
+"""Real TensorRT-RTX builds of what other schedules than STAR's need: every score, and more layer groups."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from star_export.contract import DECODE, PREFILL, VISION
+from star_export.engines.tensorrt.profiles import engine_profiles
+from star_export.engines.tensorrt.request import EngineRequest
+from star_export.engines.tensorrt.worker import build_engine
+from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage
+from tests.graphs.random_graphs import export_random, small, small_spec
+from tests.shapes import NEXT, ONEVISION
+
+WHOLE = replace(NEXT, model_type="llava", tiling=None)
+
+
+def spec_of(model: ModelSpec, *stages: tuple[int, str, int], share: float | None = None) -> ExportSpec:
+    """Stages ``(after_layer, score, tokens)``, the first with a share of each picture if one is given."""
+    schedule = tuple(
+        Stage(
+            after_layer=layer, score=score, tokens=tokens, max_tokens=tokens,
+            share=None if layer else share,
+        )
+        for layer, score, tokens in stages
+    )  # fmt: skip
+    return replace(small_spec(model, prune=False, dtype="float16"), schedule=schedule)
+
+
+def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
+    """Whether there is an engine, of which TensorRT says nothing unexpected."""
+    request = EngineRequest(
+        backend="tensorrt-rtx",
+        graph=str(export_random(spec, graph, folder)),
+        output=str(folder / f"{graph}.engine"),
+        profiles=engine_profiles(spec, max_batch=2)[graph],
+        targets=("sm89",),
+    )
+    with caplog.at_level(logging.WARNING, "star_export.tensorrt"):
+        build_engine(request)
+    said = [
+        record.getMessage() for record in caplog.records if record.name.startswith("star_export.tensorrt")
+    ]
+    assert said == []
+    return Path(request.output).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("graph", [PREFILL, DECODE])
+def test_every_score_inside_the_decoder_and_eight_groups(
+    graph: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stages = [(layer, score, 14 - layer) for layer, score in enumerate(STAGE2_SCORES, start=1)]
+    spec = spec_of(small(WHOLE, layers=len(stages) + 1), *stages)
+    assert len(spec.groups) == len(STAGE2_SCORES) + 1
+    assert builds(spec, graph, tmp_path, caplog)
+
+
+@pytest.mark.parametrize("score", STAGE1_SCORES)
+def test_every_score_before_the_decoder(score: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert builds(spec_of(small(WHOLE), (0, score, 10)), VISION, tmp_path, caplog)
+
+
+@pytest.mark.parametrize(
+    ("model", "share"),
+    [(NEXT, None), (ONEVISION, None), pytest.param(ONEVISION, 0.7, marks=pytest.mark.slow)],
+)
+def test_a_number_and_a_share_of_pictures_in_tiles(
+    model: ModelSpec, share: float | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiles = small(model)
+    whole = small_spec(tiles, prune=False).largest_image
+    tokens = 20 if share is None else int(share * whole)
+    assert builds(spec_of(tiles, (0, "peaks", tokens), share=share), VISION, tmp_path, caplog)
