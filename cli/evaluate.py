@@ -17,6 +17,8 @@ EPILOG = """
 
 `star-export eval llava-7b --task shapes`
 
+`star-export eval llava-7b --task gqa --data playground/data/eval --no-baseline`
+
 `star-export eval llava-7b --keep 288 --keep 64 --keep 29 --baseline llava-7b-unpruned --limit 200`
 """
 
@@ -25,7 +27,8 @@ EPILOG = """
 def evaluate(
     folder: opt.BundleArgument,
     task: opt.TaskOption = "shapes",
-    split: opt.SplitOption = "test",
+    data: opt.DataOption = None,
+    split: opt.EvalSplitOption = None,
     seed: opt.TaskSeedOption = 0,
     limit: opt.LimitOption = None,
     keep: opt.EvalKeepsOption = None,
@@ -52,6 +55,7 @@ def evaluate(
     options = EvalOptions(
         bundle=folder,
         task=task,
+        data=data,
         split=split,
         seed=seed,
         limit=limit,
@@ -80,6 +84,14 @@ def evaluate(
 
 
 def _print(found: "Evaluation") -> None:
+    if found.judge:
+        for path in found.submissions.values():
+            print(path)
+        err.print(
+            f"[dim]no score: answers to {found.questions} questions, to be scored at {found.judge}[/dim]",
+            soft_wrap=True,
+        )
+        return
     print(found.to_markdown(), end="")
     retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
     err.print(

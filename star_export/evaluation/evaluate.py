@@ -1,8 +1,8 @@
 """A bundle's score on a task, and what of the unpruned bundle's score it keeps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from star_export.evaluation.record import Record, Row
 from star_export.evaluation.statistics import Score, ScoreTable, kinds_table
 from star_export.evaluation.task import Task
 from star_export.evaluation.tasks import open_task
-from star_export.files import sha256
+from star_export.files import sha256, write_json
 from star_export.progress import CaseProgress
 from star_export.specs import ExportSpec, check_keep
 
@@ -28,7 +28,8 @@ class EvalOptions:
 
     bundle: Path
     task: str = "shapes"
-    split: str = "test"
+    data: Path | None = None
+    split: str | None = None
     seed: int = 0
     limit: int | None = None
     keep: Sequence[int] = ()
@@ -52,8 +53,10 @@ class Evaluation:
         split: The split.
         seed: Seed of the split.
         questions: How many were asked.
-        scores: By variant: ``unpruned``, and ``keep N`` or ``keep X %``.
+        scores: By variant: ``unpruned``, and ``keep N`` or ``keep X %``; empty where others keep the answers.
         answers: The file with every answer.
+        judge: Who scores them, if it cannot be done here.
+        submissions: By variant, files in the form that the judge takes.
         missed: Limits that a score is below, a line each; empty when all are met.
     """
 
@@ -64,6 +67,8 @@ class Evaluation:
     questions: int
     scores: dict[str, Score]
     answers: str
+    judge: str | None
+    submissions: dict[str, str]
     missed: tuple[str, ...]
 
     @property
@@ -94,38 +99,47 @@ def evaluate_bundle(
 
     Raises:
         SettingsError: If an option is out of range.
+        InputError: If a benchmark's files or pictures are missing or damaged; what was answered is kept.
         BundleError, CheckpointError: If a bundle, or the checkpoint of the baseline, cannot be read.
         PlatformError: If the baseline has to be built and a package is missing.
     """
     bundle = open_bundle(options.bundle)
-    task, limit = _check(options, bundle.spec)
+    task = open_task(options.task, split=options.split, data=options.data)
+    split = options.split or task.splits[-1]
+    limit = _check(options, bundle.spec, task, split)
     with ExitStack() as stack:
         baseline = None
         if bundle.spec.schedule and not options.alone:
             baseline = stack.enter_context(_baseline(options, bundle, say))
         variants = _variants(options, baseline, stack)
-        path = options.answers or answers_path(options)
-        record = Record(path, _settings(options, bundle, baseline, variants), resume=options.resume)
-        rows = ask_all(
-            task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
-        )
-    found, first = ScoreTable(rows), UNPRUNED if UNPRUNED in variants else None
-    scores = {name: found.score(name, baseline=first) for name in variants}
+        path = options.answers or answers_path(options, split)
+        settings = _settings(options, bundle, baseline, variants) | {"split": split}
+        if task.files:
+            settings["data"] = dict(task.files)
+        record = Record(path, settings, resume=options.resume)
+        rows = ask_all(task, variants, record, split=split, seed=options.seed, limit=limit, progress=progress)
+    judge = task.judge(split)
+    scores = {} if judge else _scores(task, rows, variants)
     return Evaluation(
         bundle=str(options.bundle),
         task=options.task,
-        split=options.split,
+        split=split,
         seed=options.seed,
         questions=limit,
         scores=scores,
         answers=str(path),
+        judge=judge,
+        submissions=_submit(task, split, rows, variants, path) if judge else {},
         missed=tuple(_missed(options, scores)),
     )
 
 
-def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
-    """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
-    task = open_task(options.task, split=options.split)
+def _check(options: EvalOptions, spec: ExportSpec, task: Task, split: str) -> int:
+    """How many questions to ask; refuse what cannot be done before minutes of work."""
+    limits = {"min_accuracy": options.min_accuracy, "min_retention": options.min_retention}
+    for name, limit in limits.items():
+        if limit is not None and (judge := task.judge(split)):
+            raise SettingsError(f"{option(name)} needs scores; those of {split} are made by {judge}")
     if options.min_retention is not None and (not spec.schedule or options.alone):
         raise SettingsError(
             f"{option('min_retention')} compares a pruned bundle with its baseline; here is none"
@@ -133,7 +147,29 @@ def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
     if spec.schedule:
         for keep in options.keep:
             check_keep(spec.schedule, keep)
-    return task, check_limit(task, options.split, options.limit)
+    return check_limit(task, split, options.limit)
+
+
+def _scores(task: Task, rows: Sequence[Row], variants: Iterable[str]) -> dict[str, Score]:
+    found = ScoreTable(rows)
+    first = UNPRUNED if UNPRUNED in variants else None
+    return {
+        name: replace(found.score(name, baseline=first), metrics=task.metrics(rows, name))
+        for name in variants
+    }
+
+
+def _submit(
+    task: Task, split: str, rows: Sequence[Row], variants: Iterable[str], answers: Path
+) -> dict[str, str]:
+    """Write each variant's answers beside the file of all answers, in the form that the judge takes."""
+    written: dict[str, str] = {}
+    for name in variants:
+        texts = {row.index: row.answers[name].text for row in rows}
+        target = answers.with_name(f"{answers.stem}.{name.replace(' ', '-').replace('%', 'percent')}.json")
+        write_json(target, task.submission(split, texts))
+        written[name] = str(target)
+    return written
 
 
 @contextmanager
@@ -154,7 +190,6 @@ def _settings(
     weights = open_bundle(baseline).files if baseline else ()
     return {
         "task": options.task,
-        "split": options.split,
         "seed": options.seed,
         "backend": options.runtime.backend,
         "bundle": sha256(bundle.path(MANIFEST)),
@@ -194,10 +229,10 @@ def ask_all(
     return [record.rows[index] for index in range(limit)]
 
 
-def answers_path(options: EvalOptions) -> Path:
+def answers_path(options: EvalOptions, split: str) -> Path:
     """Where the answers go unless the user says otherwise: beside the bundle."""
     folder = options.bundle.resolve()
-    return folder.with_name(f"{folder.name}.{options.task}-{options.split}-{options.seed}.jsonl")
+    return folder.with_name(f"{folder.name}.{options.task}-{split}-{options.seed}.jsonl")
 
 
 def check_limit(task: Task, split: str, limit: int | None) -> int:

@@ -16,12 +16,12 @@ class ScoredAnswer:
 
     Attributes:
         text: The answer.
-        score: From 0 to 1.
+        score: From 0 to 1; None where it is not made here.
         prefill_ms: From the picture's features to the first token, in milliseconds.
     """
 
     text: str
-    score: float
+    score: float | None
     prefill_ms: float
 
 
