@@ -178,6 +178,9 @@ EvalKeepsOption = Annotated[
     list[int] | None,
     typer.Option("--keep", metavar="N", help="Budget to score; repeat for more.  [default: the bundle's]"),
 ]
+BatchOption = Annotated[
+    int, typer.Option("--batch", min=1, metavar="N", help="Questions that are decoded at once.")
+]
 AloneOption = Annotated[
     bool,
     typer.Option("--no-baseline", metavar="", help="Score the bundle alone; needs no source checkpoint."),

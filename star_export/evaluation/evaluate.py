@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,19 @@ from star_export.answer.pipeline import Pipeline, open_pipeline
 from star_export.bundle import MANIFEST, Bundle, open_bundle
 from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
-from star_export.evaluation.answering import Bundled, Looker, Variant
+from star_export.evaluation.answering import Batched, Bundled, Looker, Variant
 from star_export.evaluation.record import Record, Row
 from star_export.evaluation.statistics import Score, ScoreTable, kinds_table
 from star_export.evaluation.task import Task
 from star_export.evaluation.tasks import open_task
 from star_export.files import sha256, write_json
 from star_export.progress import CaseProgress
+from star_export.serving.scheduler import Scheduler
 from star_export.specs import ExportSpec, check_keep
 
 UNPRUNED = "unpruned"
+#: Questions that are asked before the first answers are written, in batches: slots are seldom empty then.
+AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,7 @@ class EvalOptions:
     keep: Sequence[int] = ()
     baseline: Path | None = None
     alone: bool = False
+    batch: int = 1
     model: str | None = None
     answers: Path | None = None
     resume: bool = False
@@ -116,8 +121,19 @@ def evaluate_bundle(
         settings = _settings(options, bundle, baseline, variants) | {"split": split}
         if task.files:
             settings["data"] = dict(task.files)
+        if options.batch > 1:
+            settings["batch"] = options.batch
         record = Record(path, settings, resume=options.resume)
-        rows = ask_all(task, variants, record, split=split, seed=options.seed, limit=limit, progress=progress)
+        rows = ask_all(
+            task,
+            variants,
+            record,
+            split=split,
+            seed=options.seed,
+            limit=limit,
+            progress=progress,
+            together=1 if options.batch == 1 else AHEAD * options.batch,
+        )
     judge = task.judge(split)
     scores = {} if judge else _scores(task, rows, variants)
     return Evaluation(
@@ -217,14 +233,17 @@ def ask_all(
     seed: int,
     limit: int,
     progress: CaseProgress,
+    together: int = 1,
 ) -> list[Row]:
-    """Ask every variant every question that the record does not answer yet."""
-    for index in range(limit):
-        progress(index, limit)
-        if index not in record.rows:
-            example = task.example(split, seed, index)
-            answers = {name: variant.answer(example, task) for name, variant in variants.items()}
-            record.add(Row(index, example.kind, example.question, example.answer, answers))
+    """Ask every variant every question that the record does not answer yet, some of them together."""
+    for first in range(0, limit, together):
+        progress(first, limit)
+        asked = [index for index in range(first, min(first + together, limit)) if index not in record.rows]
+        examples = [task.example(split, seed, index) for index in asked]
+        answers = {name: variant.answer_all(examples, task) for name, variant in variants.items()}
+        for place, example in enumerate(examples):
+            own = {name: found[place] for name, found in answers.items()}
+            record.add(Row(example.index, example.kind, example.question, example.answer, own))
     progress(limit, limit)
     return [record.rows[index] for index in range(limit)]
 
@@ -252,20 +271,32 @@ def check_limit(task: Task, split: str, limit: int | None) -> int:
 
 def _variants(options: EvalOptions, baseline: Path | None, stack: ExitStack) -> dict[str, Variant]:
     """The unpruned baseline, if there is one, and the bundle at every budget; ``stack`` closes them."""
-
-    def look(folder: Path) -> Looker:
-        return Looker(stack.enter_context(open_pipeline(folder, options.runtime)))
-
-    looker = look(options.bundle)
+    pipeline, at = _open(options.bundle, options, stack)
     variants: dict[str, Variant] = {}
     if baseline is not None:
-        variants[UNPRUNED] = Bundled(look(baseline), None)
-    if not looker.pipeline.spec.schedule:
-        looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
-        return {UNPRUNED: Bundled(looker, None)}
+        variants[UNPRUNED] = _open(baseline, options, stack)[1](None)
+    if not pipeline.spec.schedule:
+        pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
+        return {UNPRUNED: at(None)}
     for keep in options.keep or (None,):
-        variants[_budget_name(looker.pipeline, keep)] = Bundled(looker, keep)
+        variants[_budget_name(pipeline, keep)] = at(keep)
     return variants
+
+
+def _open(
+    folder: Path, options: EvalOptions, stack: ExitStack
+) -> tuple[Pipeline, Callable[[int | None], Variant]]:
+    """A bundle, and what answers at a budget."""
+    pipeline = stack.enter_context(open_pipeline(folder, options.runtime))
+    if options.batch == 1:
+        return pipeline, partial(Bundled, Looker(pipeline))
+    most = pipeline.session.max_batch
+    if most is not None and options.batch > most:
+        raise SettingsError(
+            f"{option('batch')} must be from 1 to the {most} of {folder}, got {options.batch}"
+        )
+    scheduler = Scheduler(pipeline, slots=options.batch, queue=AHEAD * options.batch)
+    return pipeline, partial(Batched, stack.enter_context(scheduler))
 
 
 def _budget_name(pipeline: Pipeline, keep: int | None) -> str:

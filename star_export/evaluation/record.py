@@ -17,7 +17,8 @@ class ScoredAnswer:
     Attributes:
         text: The answer.
         score: From 0 to 1; None where it is not made here.
-        prefill_ms: From the picture's features to the first token, in milliseconds.
+        prefill_ms: From the picture's features to the first token, in milliseconds; with others in between
+            where questions are decoded together.
     """
 
     text: str

@@ -92,3 +92,28 @@ def test_bad_requests(
     given = [data if argument == "DATA" else argument for argument in arguments]
     refused(cli("eval", bundle("mini"), *given, "--answers", tmp_path / "a.jsonl"), message)
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_questions_in_batches_get_the_same_answers(bundle: Bundles, cli: Cli, tmp_path: Path) -> None:
+    """Both bundles, two budgets, a last batch that is not full; and such a run goes on as others do."""
+    common = ("eval", bundle("mini"), "--baseline", bundle("mini", prune=False), "--keep", 64, "--keep", 29)
+    common += ("--limit", 14, "--threads", 1, "--json")
+    single, batched = tmp_path / "single.jsonl", tmp_path / "batched.jsonl"
+    first = cli(*common, "--answers", single)
+    second = cli(*common, "--answers", batched, "--batch", 3)
+    assert second.code == 0, second.err
+
+    def texts(path: Path) -> list[dict[str, str]]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        assert [row["index"] for row in rows] == list(range(14))
+        return [{name: answer["text"] for name, answer in row["answers"].items()} for row in rows]
+
+    assert texts(batched) == texts(single)
+    accuracy = [json.loads(run.out)["scores"]["keep 29"]["accuracy"] for run in (first, second)]
+    assert accuracy[0] == accuracy[1]
+    lines = batched.read_text().splitlines(keepends=True)
+    batched.write_text("".join(lines[:5]) + lines[5][:30])
+    assert cli(*common, "--answers", batched, "--batch", 3, "--resume").code == 0
+    assert texts(batched) == texts(single)
+    assert batched.read_text().splitlines(keepends=True)[:5] == lines[:5]
+    refused(cli(*common, "--answers", batched, "--resume"), "a run with another batch;")
