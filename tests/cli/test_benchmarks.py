@@ -79,7 +79,7 @@ def test_a_run_that_a_picture_stopped_goes_on(bundle: Bundles, cli: Cli, data: P
     ("arguments", "message"),
     [
         (("--task", "gqq", "--data", "DATA"), "did you mean gqa? tasks are shapes, numbers, vqav2, gqa,"),
-        (("--task", "gqa"), "--data is not given; gqa is read from a folder"),
+        (("--task", "gqa"), "--data is not given; star-export eval reads gqa from a folder"),
         (("--task", "shapes", "--data", "DATA"), "--data has no meaning for shapes"),
         (("--task", "gqa", "--data", "."), "llava_gqa_testdev_balanced.jsonl is missing; it is published at"),
         (("--task", "vqav2", "--data", "DATA", "--split", "test"), "--split must be one of test-dev, val"),

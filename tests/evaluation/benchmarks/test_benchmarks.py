@@ -220,9 +220,9 @@ def test_questions_about_one_picture_share_it(tmp_path: Path) -> None:
 def test_data_and_task_belong_together(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"data has no meaning for shapes, which is drawn"):
         open_task("shapes", data=tmp_path)
-    with pytest.raises(SettingsError, match=r"data is not given; gqa is read from a folder"):
+    with pytest.raises(SettingsError, match=r"data is not given; star-export eval reads gqa from a folder"):
         open_task("gqa")
-    with pytest.raises(SettingsError, match=r"nowhere is no folder; gqa"):
+    with pytest.raises(SettingsError, match=r"nowhere is no folder; star-export eval reads gqa"):
         open_task("gqa", data=tmp_path / "nowhere")
     with pytest.raises(SettingsError, match=r"split must be one of test, val for vizwiz, got dev"):
         open_task("vizwiz", split="dev", data=tmp_path)
