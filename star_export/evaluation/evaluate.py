@@ -86,8 +86,8 @@ class Evaluation:
         return {"passed": self.passed, **asdict(self)}
 
     def to_markdown(self) -> str:
-        """A table: overall and by kind, a column per variant."""
-        return kinds_table(self.scores)
+        """A table: overall, what the task reports besides, by kind; a column per variant; empty unscored."""
+        return kinds_table(self.scores) if self.scores else ""
 
 
 def evaluate_bundle(

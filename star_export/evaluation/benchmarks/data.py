@@ -85,7 +85,8 @@ class DataFolder:
         }
         for what, keys in alone.items():
             if keys:
+                more = f" and {len(keys) - 1} more" if keys[1:] else ""
                 raise InputError(
-                    f"{names} in {self.root} do not belong together: {what}, {keys[0]} "
-                    f"(and {len(keys) - 1} more); take both from one release"
+                    f"{names} in {self.root} do not belong together: {what}, {keys[0]}{more}; "
+                    "take both from one release"
                 )

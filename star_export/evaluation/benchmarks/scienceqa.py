@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from star_export.evaluation.benchmarks.benchmark import LETTERS, Benchmark, Question, choices
 from star_export.evaluation.benchmarks.scoring import letter
@@ -15,8 +18,8 @@ class Problem:
     """A question of the published file."""
 
     question: str
-    choices: list[str]
-    answer: int
+    choices: Annotated[list[str], Meta(max_length=len(LETTERS))]
+    answer: Annotated[int, Meta(ge=0, lt=len(LETTERS))]
     hint: str
     image: str | None
     subject: str

@@ -26,7 +26,7 @@ class Asked:
     choice_b: str
     choice_c: str
     choice_d: str
-    answer: str
+    answer: Literal["A", "B", "C", "D"]
     data_id: str
     data_type: Literal["image", "video"]
 

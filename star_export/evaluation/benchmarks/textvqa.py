@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
 
 from star_export.evaluation.benchmarks.benchmark import SHORT, Benchmark, Question
 from star_export.evaluation.benchmarks.data import LLAVA_LISTS
@@ -19,7 +22,7 @@ class Asked:
 
     question: str
     image_id: str
-    answers: tuple[str, ...]
+    answers: Annotated[tuple[str, ...], Meta(min_length=1)]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -70,7 +73,7 @@ class TextVQA(Benchmark):
                 kind="text",
                 picture=self.data.root / f"textvqa/train_images/{question.image_id}.jpg",
                 prompt=prompts[question.key],
-                answer=max(question.answers, key=question.answers.count, default=""),
+                answer=max(question.answers, key=question.answers.count),
                 references=question.answers,
             )
 

@@ -36,7 +36,12 @@ class VizWiz(Benchmark):
 
     def read(self, split: str) -> Iterable[Question]:
         """The questions of ``test.json`` or ``val.json``."""
-        for asked in self.data.json(f"vizwiz/{split}.json", list[Asked], source=self.pictures):
+        name = f"vizwiz/{split}.json"
+        questions = self.data.json(name, list[Asked], source=self.pictures)
+        if split == "val":
+            answered = (asked.image for asked in questions if asked.answers)
+            self.data.check_pairs((asked.image for asked in questions), answered, names=name)
+        for asked in questions:
             references = tuple(answer.answer for answer in asked.answers)
             yield Question(
                 id=asked.image,

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from msgspec import Meta
 
 from star_export.evaluation.benchmarks.benchmark import SHORT, Benchmark, Question
 from star_export.evaluation.benchmarks.data import LLAVA_LISTS
@@ -46,7 +48,7 @@ class Annotation:
     question_id: int
     answer_type: str
     multiple_choice_answer: str
-    answers: list[Answered]
+    answers: Annotated[list[Answered], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)

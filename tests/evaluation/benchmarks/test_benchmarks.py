@@ -200,6 +200,34 @@ def test_answers_without_questions(tmp_path: Path) -> None:
         open_task("gqa", data=tmp_path).size("testdev")
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "before", "after", "message"),
+    [
+        ("scienceqa", "problems.json", '"answer": 2', '"answer": 5', "expected int <= 4"),
+        ("seed", "SEED-Bench.json", '"answer": "B"', '"answer": "E"', "invalid enum value 'E'"),
+        ("textvqa", "TextVQA_0.5.1_val.json", '"question": "What year?"', '"question": 7', "expected str"),
+        ("pope", "coco_pope_random.json", '"label": "no"', '"label": "maybe"', "line 3 is no such file"),
+        (
+            "vizwiz",
+            "val.json",
+            '"answers": [{',
+            '"answers": [], "x": [{',
+            "a question without an answer, a.jpg",
+        ),
+    ],
+)
+def test_values_that_cannot_be(
+    tmp_path: Path, name: str, file: str, before: str, after: str, message: str
+) -> None:
+    FOLDERS[name](tmp_path)
+    (path,) = tmp_path.rglob(file)
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(InputError, match=f"(?i){message}"):
+        open_task(name, data=tmp_path).size(BENCHMARKS[name](tmp_path).splits[-1])
+
+
 def test_a_picture_that_is_missing_or_damaged(tmp_path: Path) -> None:
     FOLDERS["vizwiz"](tmp_path)
     path = tmp_path / "vizwiz/val/b.jpg"

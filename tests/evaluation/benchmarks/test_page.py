@@ -18,7 +18,8 @@ def test_the_prompt_is_that_of_llavas_evaluation() -> None:
     spec = PromptSpec(image_token="<image>", image_token_id=32000, chat_template=template, special_tokens={})
     assert render("What is it?\nAnswer.", spec) == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-        "helpful, detailed, and polite answers to the user's questions. USER: <image>\nWhat is it?\nAnswer. ASSISTANT:"
+        "helpful, detailed, and polite answers to the user's questions. "
+        "USER: <image>\nWhat is it?\nAnswer. ASSISTANT:"
     )
 
 
