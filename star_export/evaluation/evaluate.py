@@ -118,11 +118,7 @@ def evaluate_bundle(
             baseline = stack.enter_context(_baseline(options, bundle, say))
         variants = _variants(options, baseline, stack)
         path = options.answers or answers_path(options, split)
-        settings = _settings(options, bundle, baseline, variants) | {"split": split}
-        if task.files:
-            settings["data"] = dict(task.files)
-        if options.batch > 1:
-            settings["batch"] = options.batch
+        settings = _settings(options, bundle, baseline, variants, task, split)
         record = Record(path, settings, resume=options.resume)
         rows = ask_all(
             task,
@@ -200,17 +196,27 @@ def _baseline(options: EvalOptions, bundle: Bundle, say: Callable[[str], None]) 
 
 
 def _settings(
-    options: EvalOptions, bundle: Bundle, baseline: Path | None, variants: Mapping[str, Variant]
+    options: EvalOptions,
+    bundle: Bundle,
+    baseline: Path | None,
+    variants: Mapping[str, Variant],
+    task: Task,
+    split: str,
 ) -> dict[str, Any]:
     """All that the answers depend on. A baseline that is built again has the same weights."""
     weights = open_bundle(baseline).files if baseline else ()
+    data = {"data": dict(task.files)} if task.files else {}
+    batch = {"batch": options.batch} if options.batch > 1 else {}
     return {
         "task": options.task,
+        "split": split,
         "seed": options.seed,
         "backend": options.runtime.backend,
         "bundle": sha256(bundle.path(MANIFEST)),
         "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
         "variants": list(variants),
+        **data,
+        **batch,
     }
 
 

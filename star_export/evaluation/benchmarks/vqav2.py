@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -80,12 +81,17 @@ class VQAv2(Benchmark):
     splits = ("test-dev", "val")
     pictures = SOURCE
 
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self._whole_test: list[Numbered] = []
+
     def read(self, split: str) -> Iterable[Question]:
         """Questions of ``val`` with their answers, or LLaVA-1.5's list of ``test-dev`` without."""
         return self._read_test() if split == "test-dev" else self._read_val()
 
     def _read_test(self) -> Iterable[Question]:
         folder = self.data.root / "vqav2/test2015"
+        self._whole_test = self.data.lines(TEST, Numbered, source=LLAVA_LISTS)  # or it is missed in the end
         for line in self.data.lines(TEST_DEV, Listed, source=LLAVA_LISTS):
             yield Question(
                 id=str(line.question_id), kind="test-dev", picture=folder / line.image, prompt=line.text
@@ -120,8 +126,7 @@ class VQAv2(Benchmark):
         """An answer to every question of the whole test split, as the server asks; empty but on test-dev."""
         questions = self.questions(split)
         found = {questions[index].id: submitted(text) for index, text in answers.items()}
-        everything = self.data.lines(TEST, Numbered, source=LLAVA_LISTS)
         return [
             {"question_id": line.question_id, "answer": found.get(str(line.question_id), "")}
-            for line in everything
+            for line in self._whole_test
         ]

@@ -254,3 +254,10 @@ def test_data_and_task_belong_together(tmp_path: Path) -> None:
         open_task("gqa", data=tmp_path / "nowhere")
     with pytest.raises(SettingsError, match=r"split must be one of test, val for vizwiz, got dev"):
         open_task("vizwiz", split="dev", data=tmp_path)
+
+
+def test_what_the_submission_needs_is_missed_before_the_run(tmp_path: Path) -> None:
+    FOLDERS["vqav2"](tmp_path)
+    (tmp_path / "vqav2/llava_vqav2_mscoco_test2015.jsonl").unlink()
+    with pytest.raises(InputError, match=r"llava_vqav2_mscoco_test2015.jsonl is missing"):
+        open_task("vqav2", data=tmp_path).size("test-dev")
