@@ -17,6 +17,8 @@ EPILOG = """
 
 `star-export eval llava-7b --task shapes`
 
+`star-export eval llava-7b --task gqa --data playground/data/eval --no-baseline`
+
 `star-export eval llava-7b --keep 288 --keep 64 --keep 29 --baseline llava-7b-unpruned --limit 200`
 """
 
@@ -25,12 +27,14 @@ EPILOG = """
 def evaluate(
     folder: opt.BundleArgument,
     task: opt.TaskOption = "shapes",
-    split: opt.SplitOption = "test",
+    data: opt.DataOption = None,
+    split: opt.EvalSplitOption = None,
     seed: opt.TaskSeedOption = 0,
     limit: opt.LimitOption = None,
     keep: opt.KeepsOption = None,
     baseline: opt.BaselineOption = None,
     alone: opt.AloneOption = False,
+    batch: opt.BatchOption = 1,
     model: opt.SourceOption = None,
     answers: opt.AnswersOption = None,
     resume: opt.ResumeOption = False,
@@ -52,12 +56,14 @@ def evaluate(
     options = EvalOptions(
         bundle=folder,
         task=task,
+        data=data,
         split=split,
         seed=seed,
         limit=limit,
         keep=tuple(keep or ()),
         baseline=baseline,
         alone=alone,
+        batch=batch,
         model=model,
         answers=answers,
         resume=resume,
@@ -80,6 +86,14 @@ def evaluate(
 
 
 def _print(found: "Evaluation") -> None:
+    if found.judge:
+        for path in found.submissions.values():
+            print(path)
+        err.print(
+            f"[dim]no score: answers to {found.questions} questions, to be scored at {found.judge}[/dim]",
+            soft_wrap=True,
+        )
+        return
     print(found.to_markdown(), end="")
     retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
     err.print(

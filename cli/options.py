@@ -180,11 +180,25 @@ BenchNewTokensOption = Annotated[
 ]
 
 # star-export eval and compare
-TaskOption = Annotated[str, typer.Option("--task", metavar="NAME", help="What is asked: shapes.")]
+TaskOption = Annotated[
+    str,
+    typer.Option("--task", metavar="NAME", help="What is asked: shapes, numbers or a benchmark."),
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DIR", help="Folder with a benchmark's files; see docs/benchmarks.md."),
+]
 SplitOption = Annotated[str, typer.Option("--split", metavar="NAME", help="train, validation or test.")]
+EvalSplitOption = Annotated[
+    str | None,
+    typer.Option("--split", metavar="NAME", help="Which of the task's questions.  [default: its usual ones]"),
+]
 TaskSeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Seed of the questions.")]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", metavar="N", help="Questions to ask.  [default: the whole split]")
+]
+BatchOption = Annotated[
+    int, typer.Option("--batch", min=1, metavar="N", help="Questions that are decoded at once.")
 ]
 AloneOption = Annotated[
     bool,

@@ -1,6 +1,7 @@
 """Greedy answers with visual tokens chosen by any rule, from the graphs that users run."""
 
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from PIL import Image
@@ -11,6 +12,8 @@ from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
+from star_export.serving.scheduler import Scheduler
+from star_export.serving.ticket import Ticket
 from star_export.specs import Keep
 
 
@@ -19,6 +22,10 @@ class Variant(Protocol):
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The answer to one question, with its score."""
+
+    def answer_all(self, examples: Sequence[Example], task: Task) -> list[ScoredAnswer]:
+        """The answers to several questions."""
+        return [self.answer(example, task) for example in examples]
 
 
 class Looker:
@@ -48,7 +55,7 @@ class Looker:
         return self._seen[stage1_keep]
 
 
-class Bundled:
+class Bundled(Variant):
     """A bundle as ``star-export run`` uses it, at one budget.
 
     Args:
@@ -66,6 +73,39 @@ class Bundled:
         tokens = pipeline.tokenize(example.question, images, keep=keep)
         (entering,) = pipeline.entering(images, keep)
         return respond(pipeline, tokens, self.looker.look(example, entering), keep, example, task)
+
+
+class Batched(Variant):
+    """A bundle as a server uses it: questions are decoded together.
+
+    Args:
+        scheduler: Of the bundle.
+        keep: As in :class:`Bundled`.
+    """
+
+    def __init__(self, scheduler: Scheduler, keep: Keep | None) -> None:
+        self.scheduler, self.keep = scheduler, keep
+
+    def answer(self, example: Example, task: Task) -> ScoredAnswer:
+        """The greedy answer."""
+        return self.answer_all([example], task)[0]
+
+    def answer_all(self, examples: Sequence[Example], task: Task) -> list[ScoredAnswer]:
+        """The greedy answers, of as many questions at once as the scheduler has slots."""
+        tickets = [self._submit(example, task) for example in examples]
+        answers = [ticket.answer() for ticket in tickets]
+        return [
+            ScoredAnswer(
+                answer.text.strip(), task.score(example, answer.text.strip()), answer.timings_ms["prefill"]
+            )
+            for example, answer in zip(examples, answers, strict=True)
+        ]
+
+    def _submit(self, example: Example, task: Task) -> Ticket:
+        pipeline = self.scheduler.pipeline
+        limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
+        request = pipeline.request(example.image, example.question, keep=self.keep, max_new_tokens=limit)
+        return self.scheduler.submit(request)
 
 
 def respond(

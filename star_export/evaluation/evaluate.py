@@ -1,8 +1,9 @@
 """A bundle's score on a task, and what of the unpruned bundle's score it keeps."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,20 @@ from star_export.answer.pipeline import Pipeline, open_pipeline
 from star_export.bundle import MANIFEST, Bundle, open_bundle
 from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
-from star_export.evaluation.answering import Bundled, Looker, Variant
+from star_export.evaluation.answering import Batched, Bundled, Looker, Variant
 from star_export.evaluation.record import Record, Row
 from star_export.evaluation.statistics import Score, ScoreTable, kinds_table
 from star_export.evaluation.task import Task
 from star_export.evaluation.tasks import open_task
-from star_export.files import sha256
+from star_export.files import sha256, write_json
 from star_export.progress import CaseProgress
 from star_export.reports import store_report
+from star_export.serving.scheduler import Scheduler
 from star_export.specs import ExportSpec, Keep, check_keep, spelled_keep
 
 UNPRUNED = "unpruned"
+#: Questions that are asked before the first answers are written, in batches: slots are seldom empty then.
+AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +33,14 @@ class EvalOptions:
 
     bundle: Path
     task: str = "shapes"
-    split: str = "test"
+    data: Path | None = None
+    split: str | None = None
     seed: int = 0
     limit: int | None = None
     keep: Sequence[Keep] = ()
     baseline: Path | None = None
     alone: bool = False
+    batch: int = 1
     model: str | None = None
     answers: Path | None = None
     resume: bool = False
@@ -53,8 +59,10 @@ class Evaluation:
         split: The split.
         seed: Seed of the split.
         questions: How many were asked.
-        scores: By variant: ``unpruned``, and ``keep N`` or ``keep X %``.
+        scores: By variant: ``unpruned``, and ``keep N`` or ``keep X %``; empty where others keep the answers.
         answers: The file with every answer.
+        judge: Who scores them, if it cannot be done here.
+        submissions: By variant, files in the form that the judge takes.
         missed: Limits that a score is below, a line each; empty when all are met.
     """
 
@@ -65,6 +73,8 @@ class Evaluation:
     questions: int
     scores: dict[str, Score]
     answers: str
+    judge: str | None
+    submissions: dict[str, str]
     missed: tuple[str, ...]
 
     @property
@@ -77,8 +87,8 @@ class Evaluation:
         return {"passed": self.passed, **asdict(self)}
 
     def to_markdown(self) -> str:
-        """A table: overall and by kind, a column per variant."""
-        return kinds_table(self.scores)
+        """A table: overall, what the task reports besides, by kind; a column per variant; empty unscored."""
+        return kinds_table(self.scores) if self.scores else ""
 
 
 def evaluate_bundle(
@@ -95,41 +105,56 @@ def evaluate_bundle(
 
     Raises:
         SettingsError: If an option is out of range.
+        InputError: If a benchmark's files or pictures are missing or damaged; what was answered is kept.
         BundleError, CheckpointError: If a bundle, or the checkpoint of the baseline, cannot be read.
         PlatformError: If the baseline has to be built and a package is missing.
     """
     bundle = open_bundle(options.bundle, verify=True)
-    task, limit = _check(options, bundle.spec)
+    task = open_task(options.task, split=options.split, data=options.data)
+    split = options.split or task.splits[-1]
+    limit = _check(options, bundle.spec, task, split)
     with ExitStack() as stack:
         baseline = None
         if bundle.spec.schedule and not options.alone:
             baseline = stack.enter_context(_baseline(options, bundle, say))
         variants = _variants(options, baseline, stack)
-        path = options.answers or answers_path(options)
-        settings = _settings(options, bundle, baseline, variants)
+        path = options.answers or answers_path(options, split)
+        settings = _settings(options, bundle, baseline, variants, task, split)
         record = Record(path, settings, resume=options.resume)
         rows = ask_all(
-            task, variants, record, split=options.split, seed=options.seed, limit=limit, progress=progress
+            task,
+            variants,
+            record,
+            split=split,
+            seed=options.seed,
+            limit=limit,
+            progress=progress,
+            together=1 if options.batch == 1 else AHEAD * options.batch,
         )
-    found, first = ScoreTable(rows), UNPRUNED if UNPRUNED in variants else None
-    scores = {name: found.score(name, baseline=first) for name in variants}
+    judge = task.judge(split)
+    scores = {} if judge else _scores(task, rows, variants)
     evaluation = Evaluation(
         bundle=str(options.bundle),
         task=options.task,
-        split=options.split,
+        split=split,
         seed=options.seed,
         questions=limit,
         scores=scores,
         answers=str(path),
+        judge=judge,
+        submissions=_submit(task, split, rows, variants, path) if judge else {},
         missed=tuple(_missed(options, scores)),
     )
     _store(bundle, evaluation, rows, settings | {"limit": options.limit})
     return evaluation
 
 
-def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
-    """The task, and how many of its questions to ask; refuse what cannot be done before minutes of work."""
-    task = open_task(options.task, split=options.split)
+def _check(options: EvalOptions, spec: ExportSpec, task: Task, split: str) -> int:
+    """How many questions to ask; refuse what cannot be done before minutes of work."""
+    limits = {"min_accuracy": options.min_accuracy, "min_retention": options.min_retention}
+    for name, limit in limits.items():
+        if limit is not None and (judge := task.judge(split)):
+            raise SettingsError(f"{option(name)} needs scores; those of {split} are made by {judge}")
     if options.min_retention is not None and (not spec.schedule or options.alone):
         raise SettingsError(
             f"{option('min_retention')} compares a pruned bundle with its baseline; here is none"
@@ -137,7 +162,29 @@ def _check(options: EvalOptions, spec: ExportSpec) -> tuple[Task, int]:
     if spec.schedule:
         for keep in options.keep:
             check_keep(spec.schedule, keep)
-    return task, check_limit(task, options.split, options.limit)
+    return check_limit(task, split, options.limit)
+
+
+def _scores(task: Task, rows: Sequence[Row], variants: Iterable[str]) -> dict[str, Score]:
+    found = ScoreTable(rows)
+    first = UNPRUNED if UNPRUNED in variants else None
+    return {
+        name: replace(found.score(name, baseline=first), metrics=task.metrics(rows, name))
+        for name in variants
+    }
+
+
+def _submit(
+    task: Task, split: str, rows: Sequence[Row], variants: Iterable[str], answers: Path
+) -> dict[str, str]:
+    """Write each variant's answers beside the file of all answers, in the form that the judge takes."""
+    written: dict[str, str] = {}
+    for name in variants:
+        texts = {row.index: row.answers[name].text for row in rows}
+        target = answers.with_name(f"{answers.stem}.{name.replace(' ', '-').replace('%', 'percent')}.json")
+        write_json(target, task.submission(split, texts))
+        written[name] = str(target)
+    return written
 
 
 @contextmanager
@@ -152,24 +199,34 @@ def _baseline(options: EvalOptions, bundle: Bundle, say: Callable[[str], None]) 
 
 
 def _settings(
-    options: EvalOptions, bundle: Bundle, baseline: Path | None, variants: Mapping[str, Variant]
+    options: EvalOptions,
+    bundle: Bundle,
+    baseline: Path | None,
+    variants: Mapping[str, Variant],
+    task: Task,
+    split: str,
 ) -> dict[str, Any]:
     """All that the answers depend on. A baseline that is built again has the same weights."""
     weights = open_bundle(baseline).files if baseline else ()
+    data = {"data": dict(task.files)} if task.files else {}
+    batch = {"batch": options.batch} if options.batch > 1 else {}
     return {
         "task": options.task,
-        "split": options.split,
+        "split": split,
         "seed": options.seed,
         "backend": options.runtime.backend,
         "bundle": sha256(bundle.path(MANIFEST)),
         "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
         "variants": list(variants),
+        **data,
+        **batch,
     }
 
 
 def _store(bundle: Bundle, found: Evaluation, rows: Sequence[Row], settings: dict[str, Any]) -> None:
     """Put the scores into the bundle, those of each kind of question with their intervals."""
     shares = [f"{name} {100 * score.accuracy.value:.1f} %" for name, score in found.scores.items()]
+    shares = shares or [f"answers for {found.judge}"]
     answers, scores = Path(found.answers), asdict(found)["scores"]
     for kind in dict.fromkeys(row.kind for row in rows):
         alone = ScoreTable([row for row in rows if row.kind == kind])
@@ -211,22 +268,25 @@ def ask_all(
     seed: int,
     limit: int,
     progress: CaseProgress,
+    together: int = 1,
 ) -> list[Row]:
-    """Ask every variant every question that the record does not answer yet."""
-    for index in range(limit):
-        progress(index, limit)
-        if index not in record.rows:
-            example = task.example(split, seed, index)
-            answers = {name: variant.answer(example, task) for name, variant in variants.items()}
-            record.add(Row(index, example.kind, example.question, example.answer, answers))
+    """Ask every variant every question that the record does not answer yet, some of them together."""
+    for first in range(0, limit, together):
+        progress(first, limit)
+        asked = [index for index in range(first, min(first + together, limit)) if index not in record.rows]
+        examples = [task.example(split, seed, index) for index in asked]
+        answers = {name: variant.answer_all(examples, task) for name, variant in variants.items()}
+        for place, example in enumerate(examples):
+            own = {name: found[place] for name, found in answers.items()}
+            record.add(Row(example.index, example.kind, example.question, example.answer, own))
     progress(limit, limit)
     return [record.rows[index] for index in range(limit)]
 
 
-def answers_path(options: EvalOptions) -> Path:
+def answers_path(options: EvalOptions, split: str) -> Path:
     """Where the answers go unless the user says otherwise: beside the bundle."""
     folder = options.bundle.resolve()
-    return folder.with_name(f"{folder.name}.{options.task}-{options.split}-{options.seed}.jsonl")
+    return folder.with_name(f"{folder.name}.{options.task}-{split}-{options.seed}.jsonl")
 
 
 def check_limit(task: Task, split: str, limit: int | None) -> int:
@@ -246,20 +306,32 @@ def check_limit(task: Task, split: str, limit: int | None) -> int:
 
 def _variants(options: EvalOptions, baseline: Path | None, stack: ExitStack) -> dict[str, Variant]:
     """The unpruned baseline, if there is one, and the bundle at every budget; ``stack`` closes them."""
-
-    def look(folder: Path) -> Looker:
-        return Looker(stack.enter_context(open_pipeline(folder, options.runtime)))
-
-    looker = look(options.bundle)
+    pipeline, at = _open(options.bundle, options, stack)
     variants: dict[str, Variant] = {}
     if baseline is not None:
-        variants[UNPRUNED] = Bundled(look(baseline), None)
-    if not looker.pipeline.spec.schedule:
-        looker.pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
-        return {UNPRUNED: Bundled(looker, None)}
+        variants[UNPRUNED] = _open(baseline, options, stack)[1](None)
+    if not pipeline.spec.schedule:
+        pipeline.budget(options.keep[0] if options.keep else None)  # refuses keep
+        return {UNPRUNED: at(None)}
     for keep in options.keep or (None,):
-        variants[_budget_name(looker.pipeline, keep)] = Bundled(looker, keep)
+        variants[_budget_name(pipeline, keep)] = at(keep)
     return variants
+
+
+def _open(
+    folder: Path, options: EvalOptions, stack: ExitStack
+) -> tuple[Pipeline, Callable[[Keep | None], Variant]]:
+    """A bundle, and what answers at a budget."""
+    pipeline = stack.enter_context(open_pipeline(folder, options.runtime))
+    if options.batch == 1:
+        return pipeline, partial(Bundled, Looker(pipeline))
+    most = pipeline.session.max_batch
+    if most is not None and options.batch > most:
+        raise SettingsError(
+            f"{option('batch')} must be from 1 to the {most} of {folder}, got {options.batch}"
+        )
+    scheduler = Scheduler(pipeline, slots=options.batch, queue=AHEAD * options.batch)
+    return pipeline, partial(Batched, stack.enter_context(scheduler))
 
 
 def _budget_name(pipeline: Pipeline, keep: Keep | None) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from star_export.arrays import Float32
 from star_export.engines.session import Int64
-from star_export.evaluation.answering import Looker, respond
+from star_export.evaluation.answering import Looker, Variant, respond
 from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
 from star_export.flops import Layout, PrefillFlops, prefill_flops, pruned_layout
@@ -133,7 +133,7 @@ class Bundles:
     seed: int
 
 
-class Pruned:
+class Pruned(Variant):
     """A method, ready to answer."""
 
     def __init__(self, method: Method, bundles: Bundles) -> None:

@@ -16,12 +16,13 @@ class ScoredAnswer:
 
     Attributes:
         text: The answer.
-        score: From 0 to 1.
-        prefill_ms: From the picture's features to the first token, in milliseconds.
+        score: From 0 to 1; None where it is not made here.
+        prefill_ms: From the picture's features to the first token, in milliseconds; with others in between
+            where questions are decoded together.
     """
 
     text: str
-    score: float
+    score: float | None
     prefill_ms: float
 
 

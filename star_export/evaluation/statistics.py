@@ -1,7 +1,7 @@
 """Accuracies of variants that answered the same questions, with what chance leaves open."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +35,14 @@ class Score:
             baseline itself, or when that one was never right.
         kinds: Mean score of every kind of question.
         prefill_ms: Median time of a prefill.
+        metrics: What the task reports besides, in the unit in which it is published; the headline first.
     """
 
     accuracy: Estimate
     retention: Estimate | None
     kinds: dict[str, float]
     prefill_ms: float
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 class ScoreTable:
@@ -52,9 +54,7 @@ class ScoreTable:
     """
 
     def __init__(self, rows: Sequence[Row], *, seed: int = 0) -> None:
-        self.rows = rows
-        rng = np.random.default_rng(seed)
-        self._chosen = rng.integers(len(rows), size=(RESAMPLES, len(rows)))
+        self.rows, self._seed = rows, seed
 
     def of(self, variant: str) -> Floats:
         """Its score on each question ``[n]``."""
@@ -85,7 +85,10 @@ class ScoreTable:
         return float(np.median([slow / fast for slow, fast in pairs]))
 
     def _means(self, variant: str) -> Floats:
-        return np.asarray(self.of(variant)[self._chosen].mean(axis=1))
+        """Of the same resampled questions for every variant; one resample at a time: there may be many."""
+        rng, scores = np.random.default_rng(self._seed), self.of(variant)
+        size = len(scores)
+        return np.array([scores[rng.integers(size, size=size)].mean() for _ in range(RESAMPLES)])
 
     def _kinds(self, scores: Floats) -> dict[str, float]:
         kinds = np.array([row.kind for row in self.rows])
@@ -112,15 +115,21 @@ def kinds_table(scores: Mapping[str, Score]) -> str:
     names = list(scores)
     baseline = scores[names[0]]
     body = [["**all**", *(_all_cell(scores[name]) for name in names)]]
+    for metric in baseline.metrics:
+        values = {name: score.metrics[metric] for name, score in scores.items()}
+        body.append([f"**{metric}**", *_cells(scores, values)])
     for kind in baseline.kinds:
-        cells = [kind]
-        for name in names:
-            value = scores[name].kinds[kind]
-            whole = baseline.kinds[kind]
-            shown = scores[name].retention is not None and whole > 0
-            cells.append(f"{100 * value:.1f}" + (f" ({100 * value / whole:.1f} %)" if shown else ""))
-        body.append(cells)
+        values = {name: 100 * score.kinds[kind] for name, score in scores.items()}
+        body.append([kind, *_cells(scores, values)])
     return markdown(["", *names], body)
+
+
+def _cells(scores: Mapping[str, Score], values: Mapping[str, float]) -> Iterator[str]:
+    """A value per variant, with its share of the first one's where that is the baseline."""
+    whole = next(iter(values.values()))
+    for name, value in values.items():
+        shown = scores[name].retention is not None and whole > 0
+        yield f"{value:.1f}" + (f" ({100 * value / whole:.1f} %)" if shown else "")
 
 
 def _all_cell(score: Score) -> str:

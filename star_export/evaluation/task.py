@@ -1,9 +1,12 @@
 """What a task is: pictures, questions, and when an answer is right."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
+
+from star_export.evaluation.record import Row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +18,8 @@ class Example:
         kind: What sort of question it is, for a score of its own.
         image: RGB.
         question: As a user would type it.
-        answer: The expected answer.
+        answer: The expected answer; empty where it is not published.
+        references: What each of several people answered, where several were asked.
     """
 
     index: int
@@ -23,6 +27,7 @@ class Example:
     image: Image.Image
     question: str
     answer: str
+    references: tuple[str, ...] = ()
 
 
 class Task(Protocol):
@@ -30,7 +35,7 @@ class Task(Protocol):
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Their names."""
+        """Their names; the last is the usual one."""
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -46,5 +51,22 @@ class Task(Protocol):
     def example(self, split: str, seed: int, index: int) -> Example:
         """Example ``index``; always the same for one split and seed."""
 
-    def score(self, example: Example, answer: str) -> float:
-        """From 0 (wrong) to 1 (right)."""
+    def score(self, example: Example, answer: str) -> float | None:
+        """From 0 (wrong) to 1 (right); None where others keep the answers."""
+
+    @property
+    def files(self) -> Mapping[str, str]:
+        """Hex SHA-256 of the files that the questions were read from, by name; none for drawn tasks."""
+        return {}
+
+    def metrics(self, rows: Sequence[Row], variant: str) -> dict[str, float]:
+        """What is reported of one variant's answers besides the mean of their scores, as published."""
+        return {}
+
+    def judge(self, split: str) -> str | None:
+        """Who scores the answers of a split, if it cannot be done here."""
+        return None
+
+    def submission(self, split: str, answers: Mapping[int, str]) -> Any:
+        """The answers by index, as JSON values in the form that the judge takes."""
+        raise NotImplementedError

@@ -6,10 +6,10 @@ from PIL import Image
 
 from star_export.evaluation.shapes.questions import KINDS, ask
 from star_export.evaluation.shapes.scenes import SPLITS, draw, random_scene, rng_of
-from star_export.evaluation.task import Example
+from star_export.evaluation.task import Example, Task
 
 
-class Shapes:
+class Shapes(Task):
     """Kinds take turns; every question has a picture of its own."""
 
     splits = SPLITS
