@@ -232,7 +232,7 @@ def _tiles(model: ModelSpec, request: Request) -> int:
 
 def _cost(spec: ExportSpec, request: Request, device: Device | None) -> Cost:
     text, (image_tokens, newlines) = spec.model.text, picture_tokens(spec.model, request.image_size)
-    entering, keep = spec.entering(image_tokens, newlines), spec.default_keep(image_tokens)
+    entering, keep = spec.entering(image_tokens, newlines), spec.asked(None, image_tokens) or None
     layout = pruned_layout(spec, entering=entering, keep=keep)
     words = request.text_tokens
     prefill = prefill_flops(text, layout, text_tokens=words, query_tokens=words)

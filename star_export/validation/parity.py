@@ -47,6 +47,7 @@ from star_export.validation.verdicts import (
     compare_sets,
     compare_tokens,
     fewest_of_mass,
+    positions_fault,
     worst,
 )
 
@@ -153,7 +154,9 @@ class ParityCheck:
         features: torch.Tensor,
     ) -> Iterator[StageResult]:
         state = self.pipeline.steps.prefill(tokens, *visions, keep=keep)
-        if fault := _positions_fault(wanted, state):
+        if fault := positions_fault(
+            len(wanted.input_ids), wanted.image_positions.numpy(), state.stage_positions
+        ):
             yield fault
             return
         inside = self.pipeline.spec.decoder_stages
@@ -375,22 +378,6 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     if checkpoint.model != bundle.spec.model:
         raise CheckpointError(f"{source} has another architecture than the model this bundle was made from")
     return checkpoint
-
-
-def _positions_fault(wanted: ExpectedPrompt, state: DecodeState) -> StageResult | None:
-    """A failed stage if the positions that a prefill says it kept cannot be, else None."""
-    before = np.arange(len(wanted.input_ids))
-    text = np.setdiff1d(before, wanted.image_positions.numpy())
-    for number, kept in enumerate(state.stage_positions, start=2):
-        fault = None
-        if not len(kept) or (np.diff(kept) <= 0).any() or not np.isin(kept, before).all():
-            fault = "kept positions do not ascend or leave the prompt"
-        elif len(missing := np.setdiff1d(text, kept)):
-            fault = f"text positions {missing[:5].tolist()} were pruned"
-        if fault:
-            return StageResult(f"stage{number}_set", "fail", float("inf"), 0.0, fault)
-        before = kept
-    return None
 
 
 def _batch(pictures: Sequence[Array]) -> Array:

@@ -1,6 +1,7 @@
 """Comparisons of one stage: arrays, kept sets, token sequences."""
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 
@@ -112,6 +113,28 @@ def fewest_of_mass(scores: Array, most: int, mass: float, *, found: int, toleran
         for part in (mass * (1 - tolerance), mass * (1 + tolerance))
     )
     return min(max(found, fewest), largest)
+
+
+def positions_fault(tokens: int, visual: Indices, stages: Sequence[Indices]) -> StageResult | None:
+    """A failed stage if the positions that a prefill says it kept cannot be, else None.
+
+    Args:
+        tokens: Of the prompt.
+        visual: Positions of visual tokens.
+        stages: Positions that each stage inside the decoder kept.
+    """
+    before = np.arange(tokens)
+    text = np.setdiff1d(before, visual)
+    for number, kept in enumerate(stages, start=2):
+        fault = None
+        if not len(kept) or (np.diff(kept) <= 0).any() or not np.isin(kept, before).all():
+            fault = "kept positions do not ascend or leave the prompt"
+        elif len(missing := np.setdiff1d(text, kept)):
+            fault = f"text positions {missing[:5].tolist()} were pruned"
+        if fault:
+            return StageResult(f"stage{number}_set", "fail", float("inf"), 0.0, fault)
+        before = kept
+    return None
 
 
 def compare_tokens(
