@@ -124,6 +124,7 @@ def call(cli: Cli) -> Callable[..., Outcome]:
         (("--schedule", "64@0,100@14"), "--schedule 64@0,100@14: stage 2 keeps up to 100 tokens"),
         (("--schedule", "64@0,10@32"), "10@32 is outside; this decoder's 32 layers"),
         (("--stage1", "nearest"), "is no score of this stage"),
+        (("--prune-layer", 0), "--prune-layer must be from 1 to 31"),
         (("--keep", 600), "--keep 600 is not below the 518 tokens that stage 1 keeps"),
         (("--text-tokens", 513), "--text-tokens 513 must be from 1 to 512; for more raise --max-text-tokens"),
         (("--output", "plan.png"), "--output plan.png must end in .html"),
