@@ -136,8 +136,7 @@ def visual_heads(view: LayerView) -> Tensor:
 
 def _mean_of_best(rows: Tensor, weight: Tensor) -> Tensor:
     """The mean ``[1, V]`` of those of ``rows [N, V]`` whose weight ``[N]`` is not below the mean weight."""
-    # The mean of equal weights may be above all of them, by rounding.
-    mean = torch.minimum(weight.mean(), weight.amax(dim=0))
+    mean = torch.minimum(weight.mean(), weight.amax(dim=0))  # which of equals rounding may exceed
     best = (weight >= mean).float()
     return (rows * best[:, None]).sum(dim=0)[None] / best.sum()
 

@@ -75,18 +75,15 @@ def test_budgets_that_cannot_be(
 def test_what_is_no_budget(ask: Callable[..., Any], keep: str) -> None:
     outcome = ask(THREE, "--keep", keep)
     assert outcome.code == 2
-    assert f"'{keep}' is no number of visual tokens, nor a list such as 128,14" in " ".join(
-        outcome.err.split()
-    )
+    said = " ".join(outcome.err.replace("│", "").split())
+    assert f"'{keep}' is no number of visual tokens, nor a list such as 128,14 of one for each stage" in said
 
 
 def test_inspect_says_the_schedule(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("inspect", bundle("vicuna", **THREE))
     assert outcome.code == 0
     text = " ".join(outcome.out.split())
-    assert (
-        "-> 30 of each picture before the decoder by peaks, -> 20 (at most 20) after layer 1 by last" in text
-    )
+    assert "-> 30 of each picture before the decoder by peaks, -> 20 after layer 1 by last" in text
 
 
 def test_scores_are_of_two_stages(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def test_features_are_held_within_a_limit() -> None:
 
     def see(value: int) -> VisionOutput:
         seen.append(value)
-        return VisionOutput(np.full(25, value), None, 1)  # 100 bytes
+        return VisionOutput(np.full(25, value, np.float32), None, 1)  # 100 bytes
 
     cache = FeatureCache(limit=200)
     for value in (1, 2, 1, 3, 1, 2):  # 3 pushes out 2, which was used longest ago

@@ -124,7 +124,7 @@ def built(
                     model=str(checkpoint(case.preset)),
                     output=folder,
                     schedule=case.schedule,
-                    max_text_tokens=64,
+                    max_text_tokens=128,
                     max_new_tokens=8,
                     max_images=case.max_images,
                     dtype=case.dtype,

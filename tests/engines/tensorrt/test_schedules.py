@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from star_export.contract import DECODE, PREFILL, VISION
+from star_export.engines.tensorrt.builder import build_apart
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
-from star_export.engines.tensorrt.worker import build_engine
 from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage
 from tests.graphs.random_graphs import export_random, small, small_spec
 from tests.shapes import NEXT, ONEVISION
@@ -39,7 +39,7 @@ def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCapture
         targets=("sm89",),
     )
     with caplog.at_level(logging.WARNING, "star_export.tensorrt"):
-        build_engine(request)
+        build_apart(request, graph)
     said = [
         record.getMessage() for record in caplog.records if record.name.startswith("star_export.tensorrt")
     ]
