@@ -90,7 +90,6 @@ class SpecOptions:
     schedule: str | None = None
     stage1: str | None = None
     stage2: str | None = None
-    keep_mass: float | None = None
     prune: bool = True
     max_images: int = 1
     max_tiles: int | None = None
@@ -106,6 +105,7 @@ class BuildOptions(SpecOptions):
 
     output: Path
     revision: str | None = None
+    keep_mass: float | None = None
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
     chat_template: str | None = None
@@ -121,7 +121,8 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     """
     model = checkpoint.model
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
-    spec = replace(resolve_sizes(options, model), fp32_layers=names)
+    spec = resolve_sizes(options, model)
+    spec = replace(spec, schedule=with_mass(spec.schedule, options.keep_mass), fp32_layers=names)
     if names:
         from star_export.graphs.export import layer_names
 
@@ -146,7 +147,7 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
     )
     spec = ExportSpec(
         model=model,
-        schedule=with_mass(_schedule(options, model, images), options.keep_mass),
+        schedule=_schedule(options, model, images),
         images=images,
         max_text_tokens=options.max_text_tokens,
         max_new_tokens=options.max_new_tokens,
@@ -184,7 +185,7 @@ def _schedule(options: SpecOptions, model: ModelSpec, images: ImageLimits) -> Sc
 
 _SCORES = dict.fromkeys(("stage1", "stage2"))
 _STARS_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "prune_layer")) | {"drop_ratio": DEFAULT_DROP_RATIO}
-_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "keep_mass", "max_keep", "prune_layer", "schedule"))
+_BUDGETS = dict.fromkeys(("keep", "keep_ratio", "max_keep", "prune_layer", "schedule"))
 
 
 def _refuse(options: SpecOptions, defaults: Mapping[str, object], reason: str) -> None:

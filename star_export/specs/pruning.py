@@ -249,6 +249,10 @@ def with_mass(schedule: Schedule, mass: float | None) -> Schedule:
     """
     if mass is None:
         return schedule
+    if not schedule:
+        raise SettingsError(
+            f"{option('keep_mass')} has no meaning with {option('prune', False)}; leave one of them out"
+        )
     adapting = replace(schedule[-1], mass=mass)
     check_mass(adapting, last=True)
     return (*schedule[:-1], adapting)
