@@ -65,7 +65,7 @@ def test_lmms_eval_gets_the_bundles_answers(bundle: Callable[..., Path], tasks: 
     command += ["--model_args", f"bundle={bundle('mini')},keep=29,threads=1", "--include_path", str(tasks)]
     command += ["--batch_size", "3", "--log_samples", "--output_path", str(tmp_path / "out")]
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr[-3000:]
     (samples,) = (tmp_path / "out").rglob("*samples_tiny_shapes.jsonl")
     found = {
