@@ -246,4 +246,5 @@ def _demoted(level: int, text: str) -> int:
     """Warnings that say what the contract means are no warnings; errors reach the user as the outcome."""
     unused = _UNUSED_TENSOR.search(text)
     expected = "Int64 binding" in text or (unused is not None and is_slots(unused[1]))
+    expected |= "A node named node_of_" in text  # of a function's body, which each stage's call brings along
     return logging.INFO if expected or level >= logging.ERROR else level
