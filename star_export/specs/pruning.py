@@ -14,7 +14,7 @@ from msgspec import Meta
 from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
-from star_export.specs.scores import POSITIVE_SCORES, RECEIVED, TEXT, check_score
+from star_export.specs.scores import RECEIVED, TEXT, check_score
 from star_export.specs.values import Count
 
 #: Visual tokens left of a request: of a picture that is one tile, of one that is cut into tiles.
@@ -262,7 +262,7 @@ def check_mass(stage: Stage, *, last: bool) -> None:
     """Refuse a share of the scores' sum where there is no such sum, or more stages follow.
 
     Raises:
-        SettingsError: If the stage is before the decoder or not the last, or its score may be negative.
+        SettingsError: If the stage is before the decoder or not the last.
     """
     if stage.mass is None:
         return
@@ -271,11 +271,6 @@ def check_mass(stage: Stage, *, last: bool) -> None:
     if not stage.after_layer or not last:
         raise SettingsError(
             f"{option('keep_mass', f'{stage.mass:g}')} is about the last stage of a schedule, in the decoder"
-        )
-    if stage.score not in POSITIVE_SCORES:
-        raise SettingsError(
-            f"{option('keep_mass', f'{stage.mass:g}')} needs a score that adds up, and {stage.score} may be "
-            f"negative; use {', '.join(POSITIVE_SCORES)}"
         )
 
 

@@ -28,9 +28,6 @@ STAGE2_SCORES = {
     KEY_NORM: "what has short keys",
 }
 
-#: Of these, those that are never negative, so that a part of their sum means something.
-POSITIVE_SCORES = tuple(name for name in STAGE2_SCORES if name != KEY_NORM)
-
 
 def check_score(after_layer: int, score: str, model: ModelSpec) -> None:
     """Refuse a score that does not exist at a place, or that the model has nothing for.

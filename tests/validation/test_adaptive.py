@@ -92,7 +92,6 @@ def test_each_picture_keeps_what_it_needs(adapting: Path) -> None:
     [
         ({"keep_mass": 1.0}, "keep_mass must be between 0 and 1, got 1"),
         ({"schedule": "64@0"}, "is about the last stage of a schedule, in the decoder"),
-        ({"stage2": "key-norm"}, "needs a score that adds up, and key-norm may be negative; use text, last"),
         ({"prune": False}, "keep_mass has no meaning with prune=False"),
     ],
 )
