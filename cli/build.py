@@ -27,13 +27,11 @@ EPILOG = """
 
 `star-export build --model llava-1.5-7b --keep 64 -o llava-7b`
 
-`star-export build --model ./checkpoint --keep-ratio 0.1 -o bundle --check`
-
 `star-export build --model llava-1.5-7b --schedule balanced-64 -o llava-7b-fast`
 
 `star-export build --model ./checkpoint --no-prune --max-images 3 -o baseline`
 
-`star-export build --model llava-1.5-7b --keep 64 -o llava-7b --backend tensorrt-rtx --target sm89`
+`star-export build --model llava-1.5-7b -o llava-7b --backend tensorrt-rtx`
 
 `star-export build --from-bundle llava-7b --backend tensorrt --timing-cache timings.bin`
 """

@@ -11,6 +11,8 @@ from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, STAGE1_SCORES, S
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
 _sizes = partial(typer.Option, rich_help_panel="Sizes of KV caches and engines", metavar="N")
+# Their defaults are told in the text, on one line with it.
+_told = partial(_sizes, show_default=False)
 _precision = partial(typer.Option, rich_help_panel="Precision")
 _engines = partial(typer.Option, rich_help_panel="Engines")
 _output = partial(typer.Option, rich_help_panel="Output")
@@ -21,19 +23,19 @@ ModelOption = Annotated[
 ]
 RevisionOption = Annotated[
     str | None,
-    _model("--revision", metavar="REV", help="Branch, tag or commit of a hub id; NAME@REV does too."),
+    _model("--revision", metavar="REV", help="Commit, tag or branch; or NAME@REV."),
 ]
 ChatTemplateOption = Annotated[
     Path | None,
-    _model("--chat-template", metavar="FILE", help="Jinja file to use instead of the checkpoint's template."),
+    _model("--chat-template", metavar="FILE", help="Jinja file instead of the model's own."),
 ]
 BuildEndTokensOption = Annotated[
     list[str] | None,
-    _model("--end-token", metavar="TEXT", help="Ends an answer too, such as `<|eot_id|>`; repeat for more."),
+    _model("--end-token", metavar="TEXT", help="Ends an answer too; repeat for more."),
 ]
 FromBundleOption = Annotated[
     Path | None,
-    _model("--from-bundle", metavar="DIR", help="Instead: add engines to this bundle, from its graphs."),
+    _model("--from-bundle", metavar="DIR", help="Instead: add engines to this bundle."),
 ]
 
 KeepOption = Annotated[
@@ -69,7 +71,7 @@ KeepMassOption = Annotated[
     _pruning(
         "--keep-mass",
         metavar="X",
-        help="The last stage keeps the fewest tokens whose scores are this share of all, at most its budget.",
+        help="Of its budget the last stage keeps what has this share of all scores.",
     ),
 ]
 ScheduleOption = Annotated[
@@ -77,8 +79,8 @@ ScheduleOption = Annotated[
     _pruning(
         "--schedule",
         metavar="TEXT",
-        help="Stages as TOKENS@LAYER, such as `128@0,14@14` (0: before the decoder, of each picture), or a "
-        "preset: star, fast[-N], balanced[-N] with N tokens per layer on average.  [default: star]",
+        help="`128@0,14@14` (tokens, at layer; 0: before the decoder), star, fast-N, or balanced-N.  "
+        "[default: star]",
     ),
 ]
 Stage1Option = Annotated[
@@ -86,8 +88,7 @@ Stage1Option = Annotated[
     _pruning(
         "--stage1",
         metavar="SCORE",
-        help=f"Score before the decoder: {', '.join(STAGE1_SCORES)}.  "
-        "[default: received of star, else spread]",
+        help=f"Score before the decoder: {', '.join(STAGE1_SCORES)}.",
     ),
 ]
 Stage2Option = Annotated[
@@ -95,14 +96,14 @@ Stage2Option = Annotated[
     _pruning(
         "--stage2",
         metavar="SCORE",
-        help=f"Score inside the decoder: {', '.join(STAGE2_SCORES)}.  [default: text]",
+        help=f"Score inside: {', '.join(STAGE2_SCORES)}.",
     ),
 ]
 PruneOption = Annotated[
-    bool, _pruning("--prune/--no-prune", metavar="", help="--no-prune builds the unpruned baseline.")
+    bool, _pruning("--prune/--no-prune", metavar="", help="Or no pruning at all.", show_default=False)
 ]
 
-MaxImagesOption = Annotated[int, _sizes("--max-images", help="Pictures of a request, at most.")]
+MaxImagesOption = Annotated[int, _told("--max-images", help="Pictures of a request.  [default: 1]")]
 MaxTilesOption = Annotated[
     int | None,
     _sizes("--max-tiles", help="Tiles of a picture.  [default: the largest's]"),
@@ -114,9 +115,13 @@ MaxImageTokensOption = Annotated[
         help="Visual tokens in all.  [default: what fits]",
     ),
 ]
-MaxTextTokensOption = Annotated[int, _sizes("--max-text-tokens", help="Text tokens that a prompt may have.")]
-MaxNewTokensOption = Annotated[int, _sizes("--max-new-tokens", help="Tokens that can be generated.")]
-MaxBatchOption = Annotated[int, _sizes("--max-batch", help="Sequences that an engine may decode at once.")]
+MaxTextTokensOption = Annotated[
+    int, _told("--max-text-tokens", help="Text tokens of a prompt.  [default: 512]")
+]
+MaxNewTokensOption = Annotated[int, _told("--max-new-tokens", help="Tokens to generate.  [default: 512]")]
+MaxBatchOption = Annotated[
+    int, _told("--max-batch", help="Sequences an engine decodes at once.  [default: 8]")
+]
 
 DTypeOption = Annotated[
     DType | None,
@@ -162,7 +167,7 @@ PluginsOption = Annotated[
 ]
 BuildPluginLibraryOption = Annotated[
     Path | None,
-    _engines("--plugin-library", metavar="FILE", help="The shared library of `--plugins library`."),
+    _engines("--plugin-library", metavar="FILE", help="The library of `--plugins library`."),
 ]
 TimingCacheOption = Annotated[
     Path | None,
@@ -193,7 +198,7 @@ WeightStreamingOption = Annotated[
     _engines(
         "--weight-streaming",
         metavar="",
-        help="Weights may stay in host memory, for GPUs that are too small; they cross PCIe at every use.",
+        help="Weights may stay in host memory, for small GPUs: they cross PCIe at every use.",
     ),
 ]
 WorkspaceOption = Annotated[
@@ -202,7 +207,7 @@ WorkspaceOption = Annotated[
         "--workspace",
         min=1,
         metavar="MIB",
-        help="Scratch memory a kernel may take; less can rule out the fastest ones.  [default: no limit]",
+        help="Scratch memory a kernel may take; less can be slower.  [default: no limit]",
     ),
 ]
 
