@@ -55,11 +55,10 @@ def draw(
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
-        weight = {"linewidth": 2.2, "markersize": 5, "zorder": 3, "color": strong[name]}
-        faint = {"linewidth": 0.9, "markersize": 3, "alpha": 0.7}
-        axes.plot(
-            *zip(*sorted(points), strict=True), "o-", label=name, **(weight if name in strong else faint)
-        )
+        style: dict[str, object] = {"linewidth": 0.9, "markersize": 3, "alpha": 0.7}
+        if name in strong:
+            style = {"linewidth": 2.2, "markersize": 5, "zorder": 3, "color": strong[name]}
+        axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, **style)
     axes.plot(*zip(*front, strict=True), "k--", linewidth=1, label="Pareto front")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
