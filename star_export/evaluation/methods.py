@@ -127,8 +127,13 @@ class Method:
         """Arithmetic of a prefill."""
         layout, stage2 = self.layout(spec, picture), RULES[self.rule].stage2 if self.level else None
         assert layout is not None
-        rows = {LAST: 1, DRIFT: 0, KEY_NORM: 0}.get(stage2 or TEXT, query_tokens)
+        rows = scoring_rows(stage2, query_tokens)
         return prefill_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=rows)
+
+
+def scoring_rows(stage2: str | None, query_tokens: int) -> int:
+    """Rows of attention that a score inside the decoder reads, of those of the question."""
+    return {LAST: 1, DRIFT: 0, KEY_NORM: 0}.get(stage2 or TEXT, query_tokens)
 
 
 def prune_layer(rule: str, spec: ExportSpec) -> int | None:

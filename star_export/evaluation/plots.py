@@ -3,7 +3,7 @@
 import importlib.util
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from star_export.errors import PlatformError
 
@@ -55,7 +55,7 @@ def draw(
     figure = Figure(figsize=(9, 5.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, points in lines.items():
-        style: dict[str, object] = {"linewidth": 0.9, "markersize": 3, "alpha": 0.7}
+        style: dict[str, Any] = {"linewidth": 0.9, "markersize": 3, "alpha": 0.7}
         if name in strong:
             style = {"linewidth": 2.2, "markersize": 5, "zorder": 3, "color": strong[name]}
         axes.plot(*zip(*sorted(points), strict=True), "o-", label=name, **style)

@@ -8,7 +8,7 @@ from typing import Any
 
 from star_export.build import BuildOptions
 from star_export.bundle import Bundle
-from star_export.evaluation.methods import UNPRUNED
+from star_export.evaluation.methods import UNPRUNED, scoring_rows
 from star_export.evaluation.plots import draw, pareto
 from star_export.evaluation.record import Row
 from star_export.evaluation.statistics import Estimate, ScoreTable, markdown
@@ -159,7 +159,7 @@ class Reporter:
             stage1=trial.stage1 if trial else None,
             stage2=trial.stage2 if trial else None,
             tokens_per_layer=fmean(fmean(layout.tokens(layers)) for layout in layouts),
-            flops=fmean(map(self._flops, layouts, self.asked)),
+            flops=fmean(self._flops(trial, asked) for asked in self.asked),
             agreement=agreement,
             accuracy=score.accuracy if self.answered else None,
             retention=(score.retention if self.answered else None) or agreement,
@@ -168,10 +168,10 @@ class Reporter:
     def _layout(self, trial: Trial | None, asked: Asked) -> Layout:
         return trial.layout(asked.picture) if trial else Layout(entering=asked.picture[0])
 
-    def _flops(self, layout: Layout, asked: Asked) -> float:
-        text = self.spec.model.text
-        sizes = {"text_tokens": asked.text_tokens, "query_tokens": asked.query_tokens}
-        return prefill_flops(text, layout, **sizes).exact
+    def _flops(self, trial: Trial | None, asked: Asked) -> float:
+        rows = scoring_rows(trial.stage2 if trial else None, asked.query_tokens)
+        sizes = {"text_tokens": asked.text_tokens, "query_tokens": rows}
+        return prefill_flops(self.spec.model.text, self._layout(trial, asked), **sizes).exact
 
 
 def kept(trial: TrialReport) -> float:
@@ -181,7 +181,7 @@ def kept(trial: TrialReport) -> float:
 
 def smallest(trials: Sequence[TrialReport], tolerance: float) -> int | None:
     """Number of the one with the least arithmetic that loses no more than ``tolerance``; None if all do."""
-    good = [index for index, trial in enumerate(trials) if kept(trial) >= 1 - tolerance]
+    good = [index for index, trial in enumerate(trials) if kept(trial) > 1 - tolerance - 1e-9]
     return min(good, key=lambda index: trials[index].flops, default=None)
 
 
@@ -193,9 +193,10 @@ def build_command(bundle: Bundle, trial: Trial, model: str | None) -> str:
         trial: The schedule.
         model: Where the source checkpoint is; by default, where the manifest says.
     """
-    spec, command = bundle.spec, ["star-export", "build"]
+    spec, source, command = bundle.spec, bundle.manifest["source"], ["star-export", "build"]
     given = {
-        "--model": (model or bundle.manifest["source"]["model"], None),
+        "--model": (model or source["model"], None),
+        "--revision": (None if model else source["revision"], None),
         "--schedule": (trial.schedule, None),
         "--stage1": (trial.stage1, None),
         "--stage2": (trial.stage2, None),
