@@ -132,14 +132,20 @@ def compare(
         picture_tokens(spec.model, task.example(options.split, options.seed, index).image.size[::-1])
         for index in range(limit)
     ]
-    methods = list(
-        all_methods(check_rules(options.methods, spec), _levels(options, spec, pictures), spec, pictures)
-    )
+    rules, levels = check_rules(options.methods, spec), list(_levels(options, spec, pictures))
+    methods = list(all_methods(rules, levels, spec, pictures))
     record = Record(options.answers, _settings(options, checkpoint, methods), resume=options.resume)
     with _parts(options, checkpoint, spec, methods, say) as parts:
         variants = {method.name: _variant(method, spec, parts, options.seed) for method in methods}
-        asked = {"split": options.split, "seed": options.seed, "limit": limit}
-        rows = ask_all(task, variants, record, progress=progress, **asked)
+        rows = ask_all(
+            task,
+            variants,
+            record,
+            split=options.split,
+            seed=options.seed,
+            limit=limit,
+            progress=progress,
+        )
         first = parts.full.prepare(task.example(options.split, options.seed, rows[0].index))
         tokens = parts.full.pipeline.tokenize(rows[0].question, [first])
     sizes = {"text_tokens": tokens.text_tokens, "query_tokens": tokens.query_positions.shape[1]}

@@ -80,8 +80,7 @@ def tune(
     asked = [_look(requests, task, split, options.seed, index) for index in range(limit)]
     record = Record(options.answers, _settings(options, bundle, trials), resume=options.resume)
     with _variants(options, bundle, trials, say) as variants:
-        where = {"split": split, "seed": options.seed, "limit": limit}
-        rows = ask_all(task, variants, record, progress=progress, **where)
+        rows = ask_all(task, variants, record, split=split, seed=options.seed, limit=limit, progress=progress)
     answered = not isinstance(task, Pairs) or task.answered
     report = Reporter(rows, bundle.spec, asked, answered=answered)
     reports = [report.of(None), *map(report.of, trials)]
