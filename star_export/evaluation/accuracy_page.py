@@ -61,7 +61,7 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
     for level in _levels(methods):
         found = [m for m in methods if m.method.level == level]
         parts += [f"## {level.name.capitalize()}\n", _table(found, full, level.reference), _verdicts(found)]
-    shown = [full, *(m for m in methods if m.method.rule in (STAR, SPREAD))]
+    shown = [full, *(m for m in methods if m.method.level and m.method.rule == m.method.level.reference)]
     parts += [
         "\n## STAR and spread by kind of question\n",
         kinds_table({m.method.name: m.score for m in shown}),
@@ -75,7 +75,8 @@ def _levels(methods: Sequence[MethodReport]) -> list[Level]:
 
 
 def _front(methods: Sequence[MethodReport]) -> list[MethodReport]:
-    return pareto(methods, cost=lambda m: m.tokens_per_layer, worth=lambda m: m.score.accuracy.value)
+    """Averages that are a whole number but for rounding count as equal."""
+    return pareto(methods, cost=lambda m: round(m.tokens_per_layer), worth=lambda m: m.score.accuracy.value)
 
 
 def _rules(methods: Sequence[MethodReport]) -> list[str]:
@@ -125,7 +126,7 @@ def _verdict(lead: Estimate) -> str:
 
 
 #: Lines that stand out, with their colours.
-_STRONG = {STAR: "black", SPREAD: "tab:red", "balanced-text": "tab:blue", FASTV: "tab:green"}
+_STRONG = {STAR: "black", SPREAD: "tab:red", "balanced-text-peaks": "tab:blue", FASTV: "tab:green"}
 
 
 def to_png(comparison: Comparison) -> bytes:
