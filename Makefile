@@ -75,10 +75,10 @@ mini: $(READY)
 mini-onevision: $(READY)
 	$(BIN)/python -m models.training mini-onevision models/mini-onevision --work build/mini-onevision
 
-# docs/accuracy.md and its plot.
+# docs/accuracy.md and its plot; an hour on a CPU core. A run that was stopped goes on with RESUME=--resume.
 accuracy: $(READY)
 	mkdir -p build
-	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 -o docs/accuracy.md --answers build/accuracy.jsonl
+	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 --threads 1 -o docs/accuracy.md --answers build/accuracy.jsonl $(RESUME)
 
 # The table of docs/performance.md.
 BENCH := build/bench

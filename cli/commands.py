@@ -14,6 +14,7 @@ from star_export.cli import (
     run,  # noqa: F401
     show,  # noqa: F401
     triton,  # noqa: F401
+    tune,  # noqa: F401
 )
 from star_export.cli.app import app
 

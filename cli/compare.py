@@ -18,7 +18,9 @@ EPILOG = """
 
 `star-export compare --model models/mini --task shapes -o accuracy.md`
 
-`star-export compare --model models/mini --keep 64 --keep 29 --limit 100 --json`
+`star-export compare --model models/mini --method spread --method balanced-text --average 64 --limit 100`
+
+`star-export compare --model models/mini --keep 64 --keep 29 --json`
 """
 
 
@@ -29,6 +31,8 @@ def compare(
     split: opt.SplitOption = "test",
     seed: opt.TaskSeedOption = 0,
     limit: opt.CompareLimitOption = 350,
+    method: opt.MethodsOption = None,
+    average: opt.AveragesOption = None,
     keep: opt.CompareKeepsOption = None,
     prune_layer: PruneLayerOption = None,
     dtype: opt.CompareDTypeOption = "float32",
@@ -38,16 +42,16 @@ def compare(
     threads: opt.ThreadsOption = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Compare STAR with each of its stages, FastV and blind choices: accuracy, FLOPs, time.
+    """Compare STAR with other scores and schedules, FastV, DivPrune, blind choices: accuracy, FLOPs, time.
 
     Writes a page of Markdown and a plot beside it.
     """
     quiet_libraries()
     from star_export.build import require_export_extra
     from star_export.engines import Runtime
-    from star_export.evaluation.accuracy_page import require_plotting
     from star_export.evaluation.comparison import CompareOptions
     from star_export.evaluation.comparison import compare as run_compare
+    from star_export.evaluation.plots import require_plotting
 
     require_export_extra()
     require_plotting()
@@ -60,6 +64,8 @@ def compare(
         split=split,
         seed=seed,
         limit=limit,
+        methods=tuple(method or ()),
+        averages=tuple(average or ()),
         keep=tuple(keep or ()),
         prune_layer=prune_layer,
         dtype=dtype,

@@ -235,10 +235,27 @@ CompareModelOption = Annotated[
     ),
 ]
 CompareLimitOption = Annotated[int, typer.Option("--limit", metavar="N", help="Questions to ask.")]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method", metavar="NAME", help="star, spread, balanced-text, fastv, ...; repeat.  [default: all]"
+    ),
+]
+AveragesOption = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--average",
+        metavar="N",
+        help="Visual tokens per layer to compare at; repeat for more.  [default: 128, 64, 32, 16]",
+    ),
+]
 CompareKeepsOption = Annotated[
     list[int] | None,
     typer.Option(
-        "--keep", metavar="N", help="Budget; repeat for more.  [default: the paper's 50, 20, 10 and 5 %]"
+        "--keep",
+        metavar="N",
+        help="STAR's budget to compare at its average of; repeat for more.  "
+        "[default: the paper's 50, 20, 10 and 5 %; none beside --average]",
     ),
 ]
 CompareDTypeOption = Annotated[

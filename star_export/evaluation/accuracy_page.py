@@ -1,36 +1,33 @@
 """A comparison as a page of Markdown and a plot."""
 
-import importlib.util
-import io
 from collections.abc import Sequence
 
-from star_export.errors import PlatformError
 from star_export.evaluation.comparison import Comparison, MethodReport
-from star_export.evaluation.methods import RULES, STAR
+from star_export.evaluation.methods import FASTV, RULES, STAR, UNPRUNED, Level
+from star_export.evaluation.plots import draw, pareto
 from star_export.evaluation.statistics import Estimate, kinds_table, markdown
+from star_export.specs.scores import SPREAD
 
 _INTRODUCTION = """# Accuracy
 
 Made by `{command}`.
 
-{questions} questions of the task `{task}` (split `{split}`, seed {seed}), each about a picture of its
-own, asked of `{model}` in ONNX Runtime, greedily. STAR drops {dropped:.0f} of {patches:.0f} visual tokens
-after the vision encoder and prunes to its budget after {prune_layer} of {layers} decoder layers. Brackets
-hold 95 % bootstrap intervals, paired by question where two variants are compared. Tokens and FLOPs are
-means over the pictures; FLOPs are those of a prefill with the first question, counted exactly, without the
-vision tower; speed is the unpruned prefill's time divided by this one's, median over the questions, which
-all variants answered in turns.
+{questions} questions of the task `{task}` (split `{split}`, seed {seed}), each about a picture of its own,
+asked of `{model}` in ONNX Runtime, greedily. Brackets hold 95 % bootstrap intervals, paired by question where
+two variants are compared. Tokens and FLOPs are means over the pictures; FLOPs are those of a prefill with the
+first question, counted exactly, without the vision tower and what ranks tokens before the decoder; speed is
+the unpruned prefill's time divided by this one's, median over the questions, which all variants answered in
+turns.
 
-The unpruned model answers {accuracy} % right.
-"""
+Methods are compared at equal averages of visual tokens over the decoder's {layers} layers. **keep N** is the
+average that STAR has at a budget of N tokens, with the paper's settings. A method is missing where its first
+layers alone have more than the average, or where it would have to let more tokens enter than a picture has.
 
-_FAIR = """
-## At STAR's average of tokens per layer
+The unpruned model has {tokens:.0f} visual tokens in every layer and answers {accuracy} % right.
 
-Pruning inside the decoder leaves its first layers long: the same number of tokens at the end costs STAR
-more than a method that prunes before the decoder. Here every method gets as many visual tokens per layer,
-on average over the layers, as STAR has at that budget. A method that would have to leave less than one
-token is missing.
+![share of the unpruned accuracy against tokens per layer]({plot})
+
+The dashed line is the Pareto front: no method has more right answers with as few tokens per layer.
 """
 
 
@@ -43,7 +40,6 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
         plot: Name of the plot's file.
     """
     full, *methods = comparison.methods
-    star = next(m for m in methods if m.method.rule == STAR)
     parts = [
         _INTRODUCTION.format(
             command=command,
@@ -52,136 +48,100 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
             split=comparison.split,
             seed=comparison.seed,
             model=comparison.model,
-            patches=full.entering,
-            dropped=full.entering - star.entering,
-            prune_layer=comparison.prune_layer,
             layers=comparison.layers,
+            tokens=full.entering,
             accuracy=full.score.accuracy.percent(),
+            plot=plot,
         ),
-        f"![accuracy against FLOPs]({plot})\n",
-        "## At equal budgets\n",
-        _budget_table(methods, full, average=False),
-        "\n".join(_verdicts(methods, average=False)),
-        _FAIR,
-        _budget_table(methods, full, average=True),
-        "\n".join(_verdicts(methods, average=True)),
-        "\n## STAR by kind of question\n",
-        kinds_table(
-            {"unpruned": full.score}
-            | {f"keep {m.method.budget}": m.score for m in methods if m.method.rule == STAR}
-        ),
+        "## The methods\n",
+        markdown(["method", "what it keeps"], [[rule, RULES[rule].what] for rule in _rules(methods)]),
+        "## The Pareto front\n",
+        _table(_front(comparison.methods), full, None),
+    ]
+    for level in _levels(methods):
+        found = [m for m in methods if m.method.level == level]
+        parts += [f"## {level.name.capitalize()}\n", _table(found, full, level.reference), _verdicts(found)]
+    shown = [full, *(m for m in methods if m.method.level and m.method.rule == m.method.level.reference)]
+    parts += [
+        "\n## STAR and spread by kind of question\n",
+        kinds_table({m.method.name: m.score for m in shown}),
     ]
     return "\n".join(parts)
 
 
-def _budget_table(methods: Sequence[MethodReport], full: MethodReport, *, average: bool) -> str:
-    """A row per method and budget."""
-    head = [
-        "budget",
-        "method",
-        "tokens",
-        "per layer",
-        "accuracy %",
-        "of unpruned %",
-        "STAR is ahead by",
-        "FLOPs",
-        "speed",
-    ]
+def _levels(methods: Sequence[MethodReport]) -> list[Level]:
+    """What methods were compared at, in order."""
+    return list(dict.fromkeys(m.method.level for m in methods if m.method.level))
+
+
+def _front(methods: Sequence[MethodReport]) -> list[MethodReport]:
+    """Averages that are a whole number but for rounding count as equal."""
+    return pareto(methods, cost=lambda m: round(m.tokens_per_layer), worth=lambda m: m.score.accuracy.value)
+
+
+def _rules(methods: Sequence[MethodReport]) -> list[str]:
+    return list(dict.fromkeys(m.method.rule for m in methods))
+
+
+def _table(methods: Sequence[MethodReport], full: MethodReport, reference: str | None) -> str:
+    """A row per method, the best first; leads over the reference if there is one."""
+    head = ["method", "tokens", "per layer", "accuracy %", "of unpruned %", "FLOPs", "speed"]
+    if reference is not None:
+        head.insert(5, f"ahead of {reference} by")
+        methods = sorted(methods, key=lambda m: -m.score.accuracy.value)
     rows = []
-    for found in _in_order(methods, average=average):
-        method, score = found.method, found.score
-        rows.append(
-            [
-                str(method.budget),
-                f"**{method.rule}**" if method.rule == STAR else method.rule,
-                f"{found.keep:.0f}" if found.layer is None else f"{found.entering:.0f} → {found.keep:.0f}",
-                f"{found.tokens_per_layer:.0f}",
-                score.accuracy.percent(),
-                "" if score.retention is None else score.retention.percent(),
-                "" if found.lead is None else found.lead.percent(),
-                f"{100 * found.flops / full.flops:.0f} %",
-                f"{found.speedup:.2f}x",
-            ]
-        )
+    for found in methods:
+        name, score = found.method.rule if reference else found.method.name, found.score
+        row = [
+            f"**{name}**" if found.method.rule == reference else name,
+            f"{found.keep:.0f}" if found.layer is None else f"{found.entering:.0f} → {found.keep:.0f}",
+            f"{found.tokens_per_layer:.0f}",
+            score.accuracy.percent(),
+            "" if score.retention is None else score.retention.percent(),
+            f"{100 * found.flops / full.flops:.0f} %",
+            f"{found.speedup:.2f}x",
+        ]
+        if reference is not None:
+            row.insert(5, "" if found.lead is None else found.lead.percent())
+        rows.append(row)
     return markdown(head, rows)
 
 
-def _in_order(methods: Sequence[MethodReport], *, average: bool) -> list[MethodReport]:
-    """STAR and the others of one comparison, budget by budget."""
-    chosen = [m for m in methods if m.method.average == average or m.method.rule == STAR]
-    return sorted(chosen, key=lambda m: (-m.method.budget, RULES.index(m.method.rule)))
-
-
-def _verdicts(methods: Sequence[MethodReport], *, average: bool) -> list[str]:
-    """One line per rule: where STAR is ahead, where it is not, and where that is certain."""
-    lines = []
-    for rule in RULES[1:]:
-        leads = [
-            (m.method.budget, m.lead)
-            for m in methods
-            if m.method.rule == rule and m.method.average == average
-        ]
-        said = []
-        for verdict in ("ahead", "not distinguishable", "behind"):
-            budgets = [
-                str(budget) for budget, lead in leads if lead is not None and _verdict(lead) == verdict
-            ]
-            if budgets:
-                said.append(f"{verdict} at {', '.join(budgets)}")
-        if said:
-            lines.append(f"- STAR against {rule}: {'; '.join(said)}.")
-    return lines
+def _verdicts(methods: Sequence[MethodReport]) -> str:
+    """Which methods are ahead of the level's reference, which behind, and which are not told apart."""
+    found: dict[str, list[str]] = {"ahead of": [], "not distinguishable from": [], "behind": []}
+    for method in methods:
+        if method.lead is not None:
+            found[_verdict(method.lead)].append(method.method.rule)
+    level = methods[0].method.level
+    reference = level.reference if level else UNPRUNED
+    lines = [f"- {verdict.capitalize()} {reference}: {', '.join(n)}." for verdict, n in found.items() if n]
+    return "\n".join(lines) + "\n"
 
 
 def _verdict(lead: Estimate) -> str:
     if lead.low > 0:
-        return "ahead"
-    return "behind" if lead.high < 0 else "not distinguishable"
+        return "ahead of"
+    return "behind" if lead.high < 0 else "not distinguishable from"
 
 
-def require_plotting() -> None:
-    """Refuse to go on without matplotlib.
-
-    Raises:
-        PlatformError: If it is missing.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise PlatformError("the plot needs matplotlib; run: pip install 'star-export[eval]'")
+#: Lines that stand out, with their colours.
+_STRONG = {STAR: "black", SPREAD: "tab:red", "balanced-text-peaks": "tab:blue", FASTV: "tab:green"}
 
 
 def to_png(comparison: Comparison) -> bytes:
-    """Accuracy against FLOPs, a line per rule; needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 5), dpi=120, layout="constrained")
-    axes = figure.subplots()
+    """Share of the unpruned accuracy against tokens per layer, a line per rule; needs matplotlib."""
     full, *methods = comparison.methods
-    level = 100 * full.score.accuracy.value
-    axes.axhline(level, color="0.6", linestyle=":", label="unpruned")
-    for rule in RULES:
-        found = sorted((m for m in methods if m.method.rule == rule), key=lambda m: m.flops)
-        x = [100 * m.flops / full.flops for m in found]
-        y = [100 * m.score.accuracy.value for m in found]
-        low = [100 * (m.score.accuracy.value - m.score.accuracy.low) for m in found]
-        high = [100 * (m.score.accuracy.high - m.score.accuracy.value) for m in found]
-        strong = rule == STAR
-        axes.errorbar(
-            x,
-            y,
-            yerr=[low, high],
-            marker="o",
-            markersize=6 if strong else 4,
-            linewidth=2.5 if strong else 1.2,
-            elinewidth=0.7,
-            color="black" if strong else None,
-            zorder=3 if strong else 2,
-            label=rule,
-        )
-    axes.set_xlabel("prefill FLOPs, % of unpruned")
-    axes.set_ylabel("right answers, %")
-    axes.set_title(f"{comparison.model}, {comparison.task}, {comparison.questions} questions")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue()
+
+    def point(found: MethodReport) -> tuple[float, float]:
+        whole = max(full.score.accuracy.value, 1e-9)
+        return found.tokens_per_layer, 100 * found.score.accuracy.value / whole
+
+    return draw(
+        {rule: [point(m) for m in methods if m.method.rule == rule] for rule in _rules(methods)},
+        [point(found) for found in _front(comparison.methods)],
+        strong=_STRONG,
+        title=f"{comparison.model}, {comparison.task}, {comparison.questions} questions",
+        cost=f"visual tokens per layer, of {full.entering:.0f}",
+        worth="right answers, % of unpruned",
+    )

@@ -1,36 +1,43 @@
-"""STAR against its own stages, FastV and blind choices, on one model and one task."""
+"""STAR against other schedules and scores, other methods and blind choices, on one model and one task."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from star_export.answer.pipeline import open_pipeline
-from star_export.build import BuildOptions, build, resolve_spec
+from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.engines import Runtime
-from star_export.evaluation.answering import Looker
+from star_export.errors import SettingsError, option
+from star_export.evaluation.answering import Variant
 from star_export.evaluation.evaluate import ask_all, check_limit
 from star_export.evaluation.methods import (
+    RULES,
     STAR,
-    Bundles,
+    Level,
     Method,
     PictureTokens,
-    Pruned,
     all_methods,
-    fastv_layer,
+    check_rules,
+    is_choice,
+    prune_layer,
 )
+from star_export.evaluation.parts import Assembled, Before, Inside, Parts, built_parts
 from star_export.evaluation.record import Record
 from star_export.evaluation.statistics import Estimate, Score, ScoreTable
 from star_export.evaluation.tasks import open_task
-from star_export.files import scratch_folder, sha256
+from star_export.files import sha256
+from star_export.flops import Layout
 from star_export.progress import CaseProgress
 from star_export.specs import DType, ExportSpec, check_keep, picture_tokens
 
 #: The paper's budgets, as shares of all patches (arXiv 2505.12359, table 1).
 PAPER_SHARES = (0.5, 0.2, 0.1, 0.05)
+#: Visual tokens per layer that methods are compared at besides, on average.
+AVERAGES = (128, 64, 32, 16)
 MAX_TEXT_TOKENS, MAX_NEW_TOKENS = 128, 32
 
 #: Weights, configs, tokenizers and templates.
@@ -46,6 +53,8 @@ class CompareOptions:
     split: str = "test"
     seed: int = 0
     limit: int | None = None
+    methods: Sequence[str] = ()
+    averages: Sequence[int] = ()
     keep: Sequence[int] = ()
     prune_layer: int | None = None
     dtype: DType = "float32"
@@ -61,7 +70,7 @@ class MethodReport:
     Attributes:
         method: What it is.
         score: How it did.
-        lead: STAR's accuracy at the same budget minus this one's; None for STAR and unpruned.
+        lead: Its accuracy minus that of the level's reference; None for that one, unpruned, or without it.
         layer: Decoder layers before it prunes inside; None for no pruning there.
         entering: Visual tokens that enter the decoder; like the next three, the mean over the pictures.
         keep: Visual tokens in the last layer.
@@ -90,7 +99,6 @@ class Comparison:
     split: str
     seed: int
     questions: int
-    prune_layer: int
     layers: int
     methods: tuple[MethodReport, ...]
 
@@ -124,32 +132,30 @@ def compare(
         picture_tokens(spec.model, task.example(options.split, options.seed, index).image.size[::-1])
         for index in range(limit)
     ]
-    methods = all_methods(_budgets(options, spec, pictures), spec, pictures)
-    settings = {name: getattr(options, name) for name in ("task", "split", "seed", "prune_layer", "dtype")}
-    settings["model"] = _identity(checkpoint)
-    settings["methods"] = [method.name for method in methods]
-    record = Record(options.answers, settings, resume=options.resume)
-    with _bundles(options, spec, say) as bundles:
+    rules, levels = check_rules(options.methods, spec), list(_levels(options, spec, pictures))
+    methods = list(all_methods(rules, levels, spec, pictures))
+    record = Record(options.answers, _settings(options, checkpoint, methods), resume=options.resume)
+    with _parts(options, checkpoint, spec, methods, say) as parts:
+        variants = {method.name: _variant(method, spec, parts, options.seed) for method in methods}
         rows = ask_all(
             task,
-            {method.name: Pruned(method, bundles) for method in methods},
+            variants,
             record,
             split=options.split,
             seed=options.seed,
             limit=limit,
             progress=progress,
         )
-        first = bundles.full.prepare(task.example(options.split, options.seed, rows[0].index))
-        tokens = bundles.full.pipeline.tokenize(rows[0].question, [first])
+        first = parts.full.prepare(task.example(options.split, options.seed, rows[0].index))
+        tokens = parts.full.pipeline.tokenize(rows[0].question, [first])
     sizes = {"text_tokens": tokens.text_tokens, "query_tokens": tokens.query_positions.shape[1]}
-    report = _Reporter(ScoreTable(rows), spec, methods[0].name, pictures, sizes)
+    report = _Reporter(ScoreTable(rows), spec, methods, pictures, sizes)
     return Comparison(
         model=options.model,
         task=options.task,
         split=options.split,
         seed=options.seed,
         questions=limit,
-        prune_layer=spec.decoder_stages[0].after_layer,
         layers=spec.model.text.num_layers,
         methods=tuple(report.of(method) for method in methods),
     )
@@ -159,37 +165,57 @@ def compare(
 class _Reporter:
     scores: ScoreTable
     spec: ExportSpec
-    baseline: str
+    methods: Sequence[Method]
     pictures: Sequence[PictureTokens]
     sizes: dict[str, int]
 
     def of(self, method: Method) -> MethodReport:
-        alone = method.rule == STAR or method.name == self.baseline
-        layers = [self._tokens(method, picture) for picture in self.pictures]
+        baseline = self.methods[0].name
+        layers = [
+            _layout(method, self.spec, p).tokens(self.spec.model.text.num_layers) for p in self.pictures
+        ]
         flops = [method.flops(self.spec, picture, **self.sizes).exact for picture in self.pictures]
         return MethodReport(
             method=method,
-            score=self.scores.score(method.name, baseline=self.baseline),
-            lead=None if alone else self.scores.lead(f"{STAR} {method.budget}", method.name),
-            layer=method.layer(self.spec),
+            score=self.scores.score(method.name, baseline=baseline),
+            lead=self._lead(method),
+            layer=prune_layer(method.rule, self.spec),
             entering=fmean(tokens[0] for tokens in layers),
             keep=fmean(tokens[-1] for tokens in layers),
             tokens_per_layer=fmean(map(fmean, layers)),
             flops=fmean(flops),
-            speedup=self.scores.speedup(method.name, self.baseline),
+            speedup=self.scores.speedup(method.name, baseline),
         )
 
-    def _tokens(self, method: Method, picture: PictureTokens) -> list[int]:
-        """Visual tokens in each layer."""
-        return method.layout(self.spec, picture).tokens(self.spec.model.text.num_layers)
+    def _lead(self, method: Method) -> Estimate | None:
+        if method.level is None or method.rule == method.level.reference:
+            return None
+        reference = Method(rule=method.level.reference, level=method.level)
+        return self.scores.lead(method.name, reference.name) if reference in self.methods else None
 
 
-def _budgets(options: CompareOptions, spec: ExportSpec, pictures: Sequence[PictureTokens]) -> list[int]:
+def _levels(options: CompareOptions, spec: ExportSpec, pictures: Sequence[PictureTokens]) -> Iterator[Level]:
+    """STAR's budgets, then the averages that are asked for; the usual ones if none is."""
     mean = fmean(tokens for tokens, _ in pictures)
-    budgets = list(options.keep) or [int(share * mean + 0.5) for share in PAPER_SHARES]
+    usual = not options.keep and not options.averages
+    budgets = [int(share * mean + 0.5) for share in PAPER_SHARES] if usual else options.keep
+    averages = [average for average in AVERAGES if average < mean] if usual else options.averages
     for keep in budgets:
         check_keep(spec.schedule, keep)
-    return sorted(dict.fromkeys(budgets), reverse=True)
+    for average in averages:
+        if not 1 <= average < mean:
+            raise SettingsError(
+                f"{option('average')} must be from 1 to below the {mean:.0f} visual tokens of a picture, "
+                f"got {average}"
+            )
+    yield from (Level(keep=keep) for keep in sorted(set(budgets), reverse=True))
+    yield from (Level(average=average) for average in sorted(set(averages), reverse=True))
+
+
+def _settings(options: CompareOptions, checkpoint: Checkpoint, methods: Sequence[Method]) -> dict[str, Any]:
+    """All that the answers depend on."""
+    settings = {name: getattr(options, name) for name in ("task", "split", "seed", "prune_layer", "dtype")}
+    return settings | {"model": _identity(checkpoint), "methods": [method.name for method in methods]}
 
 
 def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
@@ -202,37 +228,69 @@ def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
 
 def _spec(options: CompareOptions, checkpoint: Checkpoint) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
-    building = _building(options, output=Path(), keep=1, prune_layer=options.prune_layer)
+    building = replace(_building(options), keep=1, prune_layer=options.prune_layer)
     spec = resolve_spec(building, checkpoint)
     first, last = spec.schedule
     return replace(spec, schedule=(first, replace(last, max_tokens=first.max_tokens - 1)))
 
 
-def _building(options: CompareOptions, **settings: Any) -> BuildOptions:
+def _building(options: CompareOptions) -> BuildOptions:
     return BuildOptions(
         model=options.model,
+        output=options.answers,
         dtype=options.dtype,
         max_text_tokens=MAX_TEXT_TOKENS,
         max_new_tokens=MAX_NEW_TOKENS,
-        **settings,
     )
 
 
 @contextmanager
-def _bundles(options: CompareOptions, spec: ExportSpec, say: Callable[[str], None]) -> Iterator[Bundles]:
-    """What all methods run on, gone afterwards."""
-    with ExitStack() as stack:
-        parent, prefix = options.answers.parent, f".{options.answers.name}.compare-"
-        scratch = stack.enter_context(scratch_folder(parent, prefix))
+def _parts(
+    options: CompareOptions,
+    checkpoint: Checkpoint,
+    spec: ExportSpec,
+    methods: Sequence[Method],
+    say: Callable[[str], None],
+) -> Iterator[Parts]:
+    """What the methods run on, gone afterwards."""
+    befores = [before for method in methods if isinstance(before := _before(method, spec), Before)]
+    insides = [inside for method in methods if (inside := _inside(method, spec))]
+    with built_parts(
+        _building(options),
+        checkpoint,
+        list(dict.fromkeys(befores)),
+        list(dict.fromkeys(insides)),
+        runtime=options.runtime,
+        tokens=spec.largest_image,
+        say=say,
+    ) as parts:
+        yield parts
 
-        def make(name: str, **settings: Any) -> Looker:
-            say(f"building {name}")
-            building = _building(options, output=scratch / name, **settings)
-            return Looker(stack.enter_context(open_pipeline(build(building).folder, options.runtime)))
 
-        # In these, stage 1 drops nothing unless a method asks for it.
-        room = {"drop_ratio": 0.0, "keep": 1, "max_keep": spec.max_visual_tokens}
-        own = spec.decoder_stages[0].after_layer
-        layers = dict.fromkeys((own, fastv_layer(spec.model.text.num_layers)))
-        pruned = {layer: make(f"pruned-after-{layer}", prune_layer=layer, **room) for layer in layers}
-        yield Bundles(spec, make("unpruned", prune=False), pruned, options.seed)
+def _variant(method: Method, spec: ExportSpec, parts: Parts, seed: int) -> Variant:
+    return Assembled(
+        parts=parts,
+        before=_before(method, spec),
+        inside=_inside(method, spec),
+        layout=partial(_layout, method, spec),
+        seed=seed,
+    )
+
+
+def _layout(method: Method, spec: ExportSpec, picture: PictureTokens) -> Layout:
+    layout = method.layout(spec, picture)
+    assert layout is not None  # as all_methods saw to
+    return layout
+
+
+def _before(method: Method, spec: ExportSpec) -> Before | str | None:
+    stage1 = RULES[method.rule].stage1 if method.level else None
+    if stage1 is None or is_choice(stage1):
+        return stage1
+    return Before(score=stage1, by_share=method.rule == STAR and spec.model.tiling is not None)
+
+
+def _inside(method: Method, spec: ExportSpec) -> Inside:
+    layer = prune_layer(method.rule, spec)
+    stage2 = RULES[method.rule].stage2 if method.level else None
+    return () if layer is None or stage2 is None else ((layer, stage2),)

@@ -1,28 +1,17 @@
-"""Ways to prune visual tokens: STAR, each of its stages alone, and choices that look at nothing."""
+"""Ways to prune visual tokens, and what each leaves of a picture at a budget, layer by layer."""
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+import difflib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
-import numpy as np
-
-from star_export.arrays import Float32
-from star_export.engines.session import Int64
-from star_export.evaluation.answering import Looker, Variant, respond
-from star_export.evaluation.record import ScoredAnswer
-from star_export.evaluation.task import Example, Task
+from star_export.errors import SettingsError, option
+from star_export.evaluation.choices import CDPRUNER, CHOICES, DIVPRUNE, GRID, QR, RANDOM
 from star_export.flops import Layout, PrefillFlops, prefill_flops, pruned_layout
-from star_export.specs import ExportSpec
+from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec
+from star_export.specs.schedules import balanced
+from star_export.specs.scores import DRIFT, KEY_NORM, LAST, RECEIVED, SPREAD, TEXT, check_score
 
-STAR, STAGE1, STAGE2, STAGE2_LAST, FASTV, RANDOM, GRID = RULES = (
-    "STAR",
-    "stage 1 alone",
-    "stage 2 alone, all text rows",
-    "stage 2 alone, last row",
-    "FastV",
-    "random",
-    "uniform grid",
-)
-UNPRUNED = "unpruned"
+STAR, STAGE2, FASTV, BALANCED_STAR, UNPRUNED = "star", "stage-2", "fastv", "balanced-star", "unpruned"
 #: FastV prunes after its second layer (arXiv 2403.06764, section 4.1).
 FASTV_LAYER = 2
 
@@ -31,153 +20,203 @@ PictureTokens = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """One rule at one budget; what that leaves of a picture depends on the picture's size.
+class Rule:
+    """How a method chooses.
 
     Attributes:
-        rule: One of :data:`RULES`, or :data:`UNPRUNED`.
-        budget: STAR's ``N2`` that it is compared at; a picture with fewer visual tokens keeps what it has.
-        average: Whether it has STAR's average of tokens per layer, instead of STAR's ``N2`` at the end.
+        what: In words.
+        stage1: Before the decoder, a score of the vision graph or a choice on the host; None lets all enter.
+        stage2: Score of the stage inside the decoder; None for no such stage.
     """
 
-    rule: str
-    budget: int
-    average: bool = False
+    what: str
+    stage1: str | None = None
+    stage2: str | None = None
+
+
+#: Every rule by the name that ``--method`` takes.
+RULES = {
+    STAR: Rule(what="as in the paper: stage 1 drops 10 %", stage1=RECEIVED, stage2=TEXT),
+    STAGE2: Rule(what="STAR's stage 2 without its stage 1", stage2=TEXT),
+    FASTV: Rule(what="`last` after layer 2 (arXiv 2403.06764)", stage2=LAST),
+    **{name: Rule(what=f"before the decoder: {what}", stage1=name) for name, what in STAGE1_SCORES.items()},
+    BALANCED_STAR: Rule(what="STAR's scores on the schedule `balanced`", stage1=RECEIVED, stage2=TEXT),
+    **{
+        f"balanced-{name}": Rule(what=f"`spread`, then inside: {what}", stage1=SPREAD, stage2=name)
+        for name, what in STAGE2_SCORES.items()
+    },
+    DIVPRUNE: Rule(what="the farthest from those chosen, one by one (arXiv 2503.02175)", stage1=DIVPRUNE),
+    CDPRUNER: Rule(
+        what="relevant and unlike those chosen, one by one (as arXiv 2506.10967)", stage1=CDPRUNER
+    ),
+    QR: Rule(what="pivots of a QR decomposition, one by one", stage1=QR),
+    GRID: Rule(what="evenly over the picture, without looking", stage1=GRID),
+    RANDOM: Rule(what="by lot", stage1=RANDOM),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """What methods are compared at; one of both.
+
+    Attributes:
+        average: Visual tokens per layer, on average.
+        keep: STAR's ``N2``: the average is what STAR has at it.
+    """
+
+    average: int | None = None
+    keep: int | None = None
 
     @property
     def name(self) -> str:
         """A name of its own."""
-        return f"{self.rule} {self.budget}{' on average' if self.average else ''}"
+        return f"keep {self.keep}" if self.average is None else f"average {self.average}"
 
-    def layer(self, spec: ExportSpec) -> int | None:
-        """Decoder layers before it prunes inside; None for no pruning there."""
-        own = spec.decoder_stages[0].after_layer
-        early = fastv_layer(spec.model.text.num_layers)
-        return {STAR: own, STAGE2: own, STAGE2_LAST: own, FASTV: early}.get(self.rule)
+    @property
+    def reference(self) -> str:
+        """The rule that the others are compared with."""
+        return SPREAD if self.keep is None else STAR
 
-    def layout(self, spec: ExportSpec, picture: PictureTokens) -> Layout:
-        """What it leaves of a picture, layer by layer.
+    def tokens(self, spec: ExportSpec, picture: PictureTokens) -> float:
+        """The average for one picture."""
+        if self.average is not None:
+            return self.average
+        layers = spec.model.text.num_layers
+        return sum(_star(spec, picture, self.keep).tokens(layers)) / layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One rule at one level; what that leaves of a picture depends on the picture's size.
+
+    Attributes:
+        rule: One of :data:`RULES`, or :data:`UNPRUNED`, which has no level.
+        level: What it is compared at.
+    """
+
+    rule: str
+    level: Level | None = None
+
+    @property
+    def name(self) -> str:
+        """A name of its own."""
+        return self.rule if self.level is None else f"{self.rule}, {self.level.name}"
+
+    def layout(self, spec: ExportSpec, picture: PictureTokens) -> Layout | None:
+        """What it leaves of a picture, layer by layer; None where it cannot have that average.
 
         Args:
             spec: STAR's own settings.
             picture: The picture's size.
         """
-        tokens, layer = picture[0], self.layer(spec)
-        if self.rule == UNPRUNED:
-            return Layout(entering=tokens)
+        if self.level is None:
+            return Layout(entering=picture[0])
         if self.rule == STAR:
-            return pruned_layout(spec, entering=spec.entering(*picture), keep=self.budget)
-        keep = min(max(1, self.spends(spec, picture)), tokens)
-        return Layout(entering=keep) if layer is None else Layout(entering=tokens, stages=((layer, keep),))
-
-    def spends(self, spec: ExportSpec, picture: PictureTokens) -> int:
-        """Visual tokens at the end that it may have; below 1 where STAR's average cannot be had."""
-        if not self.average:
-            return self.budget
-        layers, first = spec.model.text.num_layers, self.layer(spec) or 0
-        star = Method(rule=STAR, budget=self.budget).layout(spec, picture)
-        return round((sum(star.tokens(layers)) - first * picture[0]) / (layers - first))
+            return None if self.level.keep is None else _star(spec, picture, self.level.keep)
+        average, rule = self.level.tokens(spec, picture), RULES[self.rule]
+        layer = prune_layer(self.rule, spec)
+        if layer is None:
+            return Layout(entering=min(round(average), picture[0]))
+        if rule.stage1 is None:
+            return _inside(average, layer, picture[0], spec.model.text.num_layers)
+        return _balanced(average, picture[0], spec.model.text.num_layers)
 
     def flops(
         self, spec: ExportSpec, picture: PictureTokens, *, text_tokens: int, query_tokens: int
     ) -> PrefillFlops:
         """Arithmetic of a prefill."""
-        rows = 1 if self.rule in (STAGE2_LAST, FASTV) else query_tokens
-        layout = self.layout(spec, picture)
+        layout, stage2 = self.layout(spec, picture), RULES[self.rule].stage2 if self.level else None
+        assert layout is not None
+        rows = scoring_rows(stage2, query_tokens)
         return prefill_flops(spec.model.text, layout, text_tokens=text_tokens, query_tokens=rows)
 
 
-def fastv_layer(layers: int) -> int:
-    """Layers before FastV prunes, in a decoder of any depth."""
-    return min(FASTV_LAYER, layers - 1)
+def scoring_rows(stage2: str | None, query_tokens: int) -> int:
+    """Rows of attention that a score inside the decoder reads, of those of the question."""
+    return {LAST: 1, DRIFT: 0, KEY_NORM: 0}.get(stage2 or TEXT, query_tokens)
+
+
+def prune_layer(rule: str, spec: ExportSpec) -> int | None:
+    """Decoder layers before a rule prunes inside; None for no pruning there.
+
+    Args:
+        rule: Its name.
+        spec: STAR's own settings.
+    """
+    layers = spec.model.text.num_layers
+    if rule == FASTV:
+        return min(FASTV_LAYER, layers - 1)
+    if rule in (STAR, STAGE2):
+        return spec.decoder_stages[0].after_layer
+    return balanced(1, layers)[-1].after_layer if rule in RULES and RULES[rule].stage2 else None
+
+
+def _star(spec: ExportSpec, picture: PictureTokens, keep: int | None) -> Layout:
+    return pruned_layout(spec, entering=spec.entering(*picture), keep=keep)
+
+
+def _inside(average: float, layer: int, tokens: int, layers: int) -> Layout | None:
+    keep = round((average * layers - layer * tokens) / (layers - layer))
+    return Layout(entering=tokens, stages=((layer, min(keep, tokens)),)) if keep >= 1 else None
+
+
+def _balanced(average: float, tokens: int, layers: int) -> Layout | None:
+    first, last = balanced(round(average), layers)
+    if first.tokens >= tokens:
+        return None
+    return Layout(entering=first.tokens, stages=((last.after_layer, last.tokens),))
+
+
+def check_rules(names: Sequence[str], spec: ExportSpec) -> tuple[str, ...]:
+    """The rules to compare: those named, or all that the model has what they need for.
+
+    Args:
+        names: As users type them.
+        spec: STAR's own settings.
+
+    Raises:
+        SettingsError: If one does not exist, with the nearest name, or the model has nothing for its score.
+    """
+    for name in names:
+        if name not in RULES:
+            near = difflib.get_close_matches(name, RULES, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise SettingsError(
+                f"{option('method', name)} does not exist; {hint}methods are {', '.join(RULES)}"
+            )
+        if (score := RULES[name].stage1) in STAGE1_SCORES:
+            check_score(0, score, spec.model)
+    return tuple(name for name in RULES if (name in names if names else _possible(RULES[name], spec)))
+
+
+def _possible(rule: Rule, spec: ExportSpec) -> bool:
+    try:
+        if rule.stage1 in STAGE1_SCORES:
+            check_score(0, rule.stage1, spec.model)
+    except SettingsError:
+        return False
+    return True
 
 
 def all_methods(
-    budgets: Sequence[int], spec: ExportSpec, pictures: Collection[PictureTokens]
-) -> list[Method]:
-    """The unpruned model, then STAR and everything that it is compared with at every budget.
-
-    Each rule comes at STAR's number of tokens at the end and, where it can spend so
-    little on every picture, at STAR's average of tokens per layer.
+    rules: Sequence[str], levels: Sequence[Level], spec: ExportSpec, pictures: Collection[PictureTokens]
+) -> Iterator[Method]:
+    """The unpruned model, then at every level every rule that can have it for every picture.
 
     Args:
-        budgets: Each a ``N2``.
+        rules: Names, of :func:`check_rules`.
+        levels: What they are compared at.
         spec: STAR's own settings.
         pictures: Sizes of the pictures.
     """
-    found = [Method(rule=UNPRUNED, budget=spec.largest_image)]
-    for budget in budgets:
-        found.append(Method(rule=STAR, budget=budget))
-        for rule in RULES[1:]:
-            found.append(Method(rule=rule, budget=budget))
-            average = Method(rule=rule, budget=budget, average=True)
-            if all(average.spends(spec, picture) >= 1 for picture in pictures):
-                found.append(average)
-    return found
+    yield Method(rule=UNPRUNED)
+    for level in levels:
+        for rule in rules:
+            method = Method(rule=rule, level=level)
+            if all(method.layout(spec, picture) for picture in set(pictures)):
+                yield method
 
 
-@dataclass(frozen=True)
-class Bundles:
-    """What the methods run on.
-
-    Attributes:
-        spec: STAR's own settings.
-        full: The unpruned bundle.
-        pruned: By ``K``, bundles with room for every visual token.
-        seed: Of the random choices.
-    """
-
-    spec: ExportSpec
-    full: Looker
-    pruned: Mapping[int, Looker]
-    seed: int
-
-
-class Pruned(Variant):
-    """A method, ready to answer."""
-
-    def __init__(self, method: Method, bundles: Bundles) -> None:
-        self.method, self.bundles = method, bundles
-
-    def answer(self, example: Example, task: Task) -> ScoredAnswer:
-        """The greedy answer with the visual tokens that the method leaves."""
-        method, layer = self.method, self.method.layer(self.bundles.spec)
-        looker = self.bundles.full if layer is None else self.bundles.pruned[layer]
-        image = looker.prepare(example)
-        layout = method.layout(self.bundles.spec, (image.packing.tokens, image.packing.newlines))
-        tokens = looker.pipeline.tokenize(example.question, [image], tokens_per_image=[layout.entering])
-        if method.rule in (STAGE2_LAST, FASTV):
-            tokens = replace(tokens, query_positions=tokens.query_positions[:, -1:])
-        keep = layout.stages[-1][1] if layout.stages else None
-        features = self._features(example, layout.entering)
-        return respond(looker.pipeline, tokens, features, keep, example, task)
-
-    def _features(self, example: Example, entering: int) -> Float32:
-        """Visual tokens that enter the decoder ``[1, entering, C]``."""
-        full = self.bundles.full.look(example)
-        if entering == full.shape[1]:
-            return full
-        if self.method.rule in (STAR, STAGE1):
-            pruned = next(iter(self.bundles.pruned.values()))  # stage 1 does not depend on K
-            return pruned.look(example, entering)
-        if self.method.rule == RANDOM:
-            rng = np.random.default_rng([self.bundles.seed, example.index, entering])
-            return full[:, np.sort(rng.choice(full.shape[1], entering, replace=False))]
-        return full[:, grid(entering, tokens=full.shape[1])]
-
-
-def grid(count: int, *, tokens: int) -> Int64:
-    """Indices of ``count`` of a picture's visual tokens, spread evenly, ascending.
-
-    Over the square that they are, or else over their sequence.
-    """
-    side = int(tokens**0.5)
-    if side**2 != tokens:
-        return (2 * np.arange(count) + 1) * tokens // (2 * count)
-    rows = min(side, max(1, round(count**0.5), -(-count // side)))
-    indices: list[int] = []
-    for row in range(rows):
-        columns = count * (row + 1) // rows - count * row // rows
-        y = (2 * row + 1) * side // (2 * rows)
-        indices += [y * side + (2 * column + 1) * side // (2 * columns) for column in range(columns)]
-    return np.array(indices, dtype=np.int64)
+def is_choice(name: str | None) -> bool:
+    """Whether the host chooses what enters the decoder."""
+    return name in CHOICES

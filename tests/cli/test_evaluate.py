@@ -101,21 +101,35 @@ def test_compare_writes_a_page_and_a_plot(
     cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     page = tmp_path / "page.md"
-    request = ("--limit", 7, "--keep", 29, "--threads", 1, "-o", page, "--json")
-    found = cli("compare", "--model", checkpoint("mini"), *request)
+    methods = [word for name in ("star", "spread", "divprune", "random") for word in ("--method", name)]
+    request = ("--limit", 7, "--keep", 29, "--average", 32, "--threads", 1, "-o", page, "--json")
+    found = cli("compare", "--model", checkpoint("mini"), *methods, *request)
     assert found.code == 0, found.err
     text = page.read_text()
-    assert "![accuracy against FLOPs](page.png)" in text
-    for name in ("**STAR**", "stage 1 alone", "stage 2 alone, last row", "FastV", "random", "uniform grid"):
-        assert f"| 29 | {name} |" in text
-    assert text.count("- STAR against ") >= 10
+    assert "](page.png)" in text
     assert page.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-    methods = json.loads(found.out)["methods"]
-    assert methods[0]["method"]["rule"] == "unpruned"
-    assert methods[0]["lead"] is None
+    reports = {f"{m['method']['rule']} {m['method']['level']}": m for m in json.loads(found.out)["methods"]}
+    keep, average = {"average": None, "keep": 29}, {"average": 32, "keep": None}
+    assert [name for name, report in reports.items() if report["lead"] is None] == [
+        "unpruned None", f"star {keep}", f"spread {average}",
+    ]  # fmt: skip
+    assert set(reports) - {f"star {keep}", "unpruned None"} == {
+        f"{rule} {level}" for rule in ("spread", "divprune", "random") for level in (keep, average)
+    }
+    assert reports[f"star {keep}"]["tokens_per_layer"] == (518 + 29) / 2
+    assert reports[f"random {keep}"]["tokens_per_layer"] == 274
+    assert reports[f"divprune {average}"]["entering"] == 32
+    for level, reference in (("Keep 29", "star"), ("Average 32", "spread")):
+        table = text.split(f"## {level}\n")[1].split("\n## ")[0]
+        assert f"ahead of {reference} by" in table
+        assert f"| **{reference}** |" in table
+        assert table.count("\n| ") == 2 + (4 if reference == "star" else 3)
+        assert "random" in table.split("- ", 1)[1]  # some verdict
+    front = text.split("## The Pareto front\n")[1].split("\n## ")[0]
+    assert "average 32 |" in front
     rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()[1:]]
     assert [row["index"] for row in rows] == list(range(7))
-    assert all(len(row["answers"]) == len(methods) for row in rows)
+    assert all(len(row["answers"]) == len(reports) for row in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
 
 
@@ -139,16 +153,17 @@ def test_compare_of_pictures_that_are_cut(
 ) -> None:
     """Pictures of 96x96 pixels: 3x3 tiles of 36 behind the first, scaled down to 8x8 patches."""
     page = tmp_path / "page.md"
+    methods = ("--method", "star", "--method", "fastv", "--method", "spread")
     request = ("--limit", 2, "--keep", 20, "--threads", 1, "-o", page, "--json")
-    found = cli("compare", "--model", checkpoint("onevision"), *request)
+    found = cli("compare", "--model", checkpoint("onevision"), *methods, *request)
     assert found.code == 0, found.err
     full, star, *others = json.loads(found.out)["methods"]
     assert (full["entering"], full["keep"]) == (97, 97)  # 25, and 8 rows of 8 and a newline
     assert (star["entering"], star["keep"], star["layer"]) == (80 + 8, 20, 1)
-    assert {m["keep"] for m in others if not m["method"]["average"]} == {20}
+    for other in others:
+        assert other["tokens_per_layer"] == pytest.approx(star["tokens_per_layer"], abs=0.5)
     assert star["flops"] < full["flops"]
-    assert "STAR drops 9 of 97 visual tokens" in page.read_text()
-    assert "| 20 | **STAR** | 88 → 20 |" in page.read_text()
+    assert "| **star** | 88 → 20 |" in page.read_text()
 
 
 def test_compare_resumes_the_same_model_only(
@@ -159,7 +174,7 @@ def test_compare_resumes_the_same_model_only(
     def build(_options: object) -> None:
         raise PlatformError("a fake build that comes after the answers were looked at")
 
-    monkeypatch.setattr("star_export.evaluation.comparison.build", build)
+    monkeypatch.setattr("star_export.evaluation.parts.build", build)
     model = Path(shutil.copytree(checkpoint("mini"), tmp_path / "model"))
     request = ("--limit", 7, "--keep", 29, "-o", tmp_path / "page.md")
     begun = "a fake build that comes after"
@@ -182,6 +197,8 @@ def test_compare_refuses_before_it_builds(
     common = ("compare", "--model", checkpoint("mini"), "-o", tmp_path / "page.md")
     refused(cli(*common, "--keep", 518), "is not below the 518 tokens")
     refused(cli(*common, "--limit", 0), "--limit must be")
+    refused(cli(*common, "--average", 576), "--average must be from 1 to below the 576 visual tokens")
+    refused(cli(*common, "--method", "spred"), "did you mean spread? methods are star, stage-2, fastv")
     nowhere = tmp_path / "no" / "file"
     refused(cli("compare", "--model", checkpoint("mini"), "-o", nowhere), f"--output {nowhere} cannot")
     refused(cli(*common, "--answers", nowhere), f"--answers {nowhere} cannot be written")

@@ -1,22 +1,25 @@
 """Which tokens each method leaves, and what it costs."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
+from star_export.errors import SettingsError
 from star_export.evaluation.methods import (
+    BALANCED_STAR,
     FASTV,
-    GRID,
-    RANDOM,
     RULES,
-    STAGE1,
     STAGE2,
     STAR,
+    UNPRUNED,
+    Level,
     Method,
     all_methods,
-    grid,
+    check_rules,
+    prune_layer,
 )
+from star_export.flops import Layout
 from star_export.specs import ExportSpec, ModelSpec, resolve_images, resolve_star
 from tests.shapes import NEXT, ONEVISION
 
@@ -38,83 +41,89 @@ ONEVISION_STAR = star(ONEVISION)
 LARGE, SMALL = (2929, 40), (1485, 27)
 
 
-def find(methods: list[Method], rule: str, *, average: bool = False) -> Method:
-    (found,) = (m for m in methods if m.rule == rule and m.average == average)
-    return found
+def found(spec: ExportSpec, level: Level, pictures: Sequence[tuple[int, int]] = (PATCHES,)) -> list[Method]:
+    return list(all_methods(check_rules((), spec), [level], spec, pictures))[1:]
+
+
+def layout(rule: str, spec: ExportSpec, level: Level, picture: tuple[int, int] = PATCHES) -> Layout:
+    left = Method(rule=rule, level=level).layout(spec, picture)
+    assert left is not None
+    return left
 
 
 def average_tokens(method: Method, spec: ExportSpec, picture: tuple[int, int]) -> float:
+    left = method.layout(spec, picture)
+    assert left is not None
     layers = spec.model.text.num_layers
-    return sum(method.layout(spec, picture).tokens(layers)) / layers
+    return sum(left.tokens(layers)) / layers
 
 
-def test_equal_budgets_end_with_the_same_number_of_tokens() -> None:
-    methods = all_methods([58], LLAVA, [PATCHES])[1:]
-    assert {m.rule for m in methods if not m.average} == set(RULES)
-    layouts = {m.rule: m.layout(LLAVA, PATCHES) for m in methods if not m.average}
-    assert {layout.tokens(32)[-1] for layout in layouts.values()} == {58}
-    assert (layouts[STAR].entering, layouts[STAGE2].entering) == (518, 576)
-    assert layouts[STAGE1] == layouts[RANDOM]
-    assert layouts[STAGE1].entering == 58
-    assert layouts[FASTV].stages == ((2, 58),)
-
-
-@pytest.mark.parametrize("budget", [288, 115, 58, 29])
-def test_equal_averages_are_equal(budget: int) -> None:
-    methods = all_methods([budget], LLAVA, [PATCHES])
-    wanted = average_tokens(find(methods, STAR), LLAVA, PATCHES)
-    assert wanted == (14 * 518 + 18 * budget) / 32
+@pytest.mark.parametrize("keep", [288, 115, 58, 29])
+def test_at_a_budget_all_have_stars_average(keep: int) -> None:
+    methods, wanted = found(LLAVA, Level(keep=keep)), (14 * 518 + 18 * keep) / 32
+    assert {STAR, FASTV, "spread", "random"} <= {method.rule for method in methods}
     for method in methods:
-        if method.average:
-            assert average_tokens(method, LLAVA, PATCHES) == pytest.approx(wanted, abs=0.5)
+        assert average_tokens(method, LLAVA, PATCHES) == pytest.approx(wanted, abs=0.6)
 
 
-def test_a_method_that_cannot_spend_so_little_is_left_out() -> None:
-    methods = all_methods([29], LLAVA, [PATCHES])
-    # Stage 2 alone runs 14 layers on 576 tokens: 29 - 45 would be left.
-    assert not any(m.rule == STAGE2 and m.average for m in methods)
-    equal = find(methods, GRID, average=True).layout(LLAVA, PATCHES)
-    assert equal.entering == round(average_tokens(find(methods, STAR), LLAVA, PATCHES))
+@pytest.mark.parametrize("average", [128, 64, 32, 16])
+def test_at_an_average_all_have_it(average: int) -> None:
+    for method in found(LLAVA, Level(average=average)):
+        assert average_tokens(method, LLAVA, PATCHES) == pytest.approx(average, abs=0.6)
+
+
+def test_where_each_rule_prunes() -> None:
+    level = Level(average=64)
+    assert layout(STAR, LLAVA, Level(keep=58)) == Layout(entering=518, stages=((14, 58),))
+    assert layout("spread", LLAVA, level) == layout("divprune", LLAVA, level) == Layout(entering=64)
+    assert layout("balanced-raters", LLAVA, level) == Layout(entering=128, stages=((14, 14),))
+    assert layout(BALANCED_STAR, LLAVA, level) == layout("balanced-text", LLAVA, level)
+    assert layout(FASTV, LLAVA, level) == Layout(entering=576, stages=((2, 30),))
+    assert layout(STAGE2, LLAVA, Level(keep=288)) == Layout(entering=576, stages=((14, 243),))
+    assert Method(rule=UNPRUNED).layout(LLAVA, PATCHES) == Layout(entering=576)
+    assert prune_layer("spread", LLAVA) is None
+
+
+def test_a_method_that_cannot_have_an_average_is_left_out() -> None:
+    """STAR's first 14 layers alone have more than 128; so have stage 2's and, at 32, FastV's two."""
+    rules = {method.rule for method in found(LLAVA, Level(average=128))}
+    assert set(RULES) - rules == {STAR, STAGE2}
+    assert {method.rule for method in found(LLAVA, Level(average=32))} == set(RULES) - {STAR, STAGE2, FASTV}
+    # Twice STAR's average is more than a picture has.
+    assert not any(method.rule.startswith("balanced") for method in found(LLAVA, Level(keep=288)))
 
 
 def test_pictures_of_different_sizes() -> None:
-    """Stage 1 keeps a share of each picture's patches and all newlines; a budget is the same number."""
-    spec, sizes = ONEVISION_STAR, [LARGE, SMALL]
-    methods = all_methods([320], spec, sizes)
-    entering = [find(methods, STAR).layout(spec, size).entering for size in sizes]
+    """Stage 1 keeps a share of each picture's patches and all newlines; an average is the same for all."""
+    spec = ONEVISION_STAR
+    entering = [layout(STAR, spec, Level(keep=320), size).entering for size in (LARGE, SMALL)]
     assert entering == [2600 + 40, 1312 + 27]
-    assert {m.layout(spec, s).tokens(24)[-1] for m in methods[1:] if not m.average for s in sizes} == {320}
-    assert [methods[0].layout(spec, size).entering for size in sizes] == [2929, 1485]
-    for size in sizes:
-        wanted = average_tokens(find(methods, STAR), spec, size)
-        fair = find(methods, FASTV, average=True)
+    fair = Method(rule=FASTV, level=Level(keep=320))
+    for size in (LARGE, SMALL):
+        wanted = average_tokens(Method(rule=STAR, level=Level(keep=320)), spec, size)
         assert average_tokens(fair, spec, size) == pytest.approx(wanted, abs=0.5)
+        assert layout("spread", spec, Level(average=320), size).entering == 320
+    assert layout("spread", spec, Level(average=2000), SMALL).entering == 1485
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_a_budget_above_a_pictures_tokens_keeps_them_all(rule: str) -> None:
-    layout = Method(rule=rule, budget=2000).layout(ONEVISION_STAR, SMALL)
-    assert layout.tokens(24)[-1] == (1312 + 27 if rule == STAR else 1485)
+def test_arithmetic_counts_the_rows_that_score() -> None:
+    sizes, level = {"text_tokens": 40, "query_tokens": 20}, Level(average=64)
+    flops = {
+        rule: Method(rule=rule, level=level).flops(LLAVA, PATCHES, **sizes).exact
+        for rule in ("balanced-text", "balanced-last", "balanced-drift", "spread")
+    }
+    assert flops["balanced-text"] > flops["balanced-last"] > flops["balanced-drift"]
+    row = 2 * (128 + 40) * LLAVA.model.text.num_heads * LLAVA.model.text.head_dim
+    assert flops["balanced-text"] - flops["balanced-drift"] == 20 * row
 
 
-@pytest.mark.parametrize(("count", "tokens"), [(1, 2929), (320, 2929), (2929, 2929), (64, 577)])
-def test_tokens_that_are_no_square_are_spread_along_their_sequence(count: int, tokens: int) -> None:
-    indices = grid(count, tokens=tokens)
-    assert len(indices) == count
-    gaps = np.diff(indices, prepend=-1, append=tokens)
-    assert (gaps > 0).all()
-    assert np.ptp(gaps[1:-1]) <= 1 if count > 1 else indices[0] == tokens // 2
-    assert abs(gaps[0] - gaps[-1]) <= 1
+def test_methods_are_chosen_by_name() -> None:
+    assert check_rules(("spread", "star"), LLAVA) == ("star", "spread")
+    with pytest.raises(SettingsError, match=r"did you mean balanced-text\? methods are star, stage-2, fastv"):
+        check_rules(("balanced-txt",), LLAVA)
 
 
-@pytest.mark.parametrize("count", [1, 2, 29, 58, 64, 115, 288, 518, 576])
-def test_the_grid_is_spread_evenly(count: int) -> None:
-    indices = grid(count, tokens=576)
-    assert len(indices) == count
-    assert (np.diff(indices) > 0).all()
-    assert indices.min() >= 0
-    assert indices.max() < 576
-    if count >= 29:
-        rows, columns = indices // 24, indices % 24
-        quarters = [((rows < 12) == up) & ((columns < 12) == left) for up in (1, 0) for left in (1, 0)]
-        assert max(q.sum() for q in quarters) - min(q.sum() for q in quarters) <= 0.25 * count
+def test_a_score_that_a_tower_lacks_is_refused_or_left_out() -> None:
+    with pytest.raises(SettingsError, match="needs a class token"):
+        check_rules(("cls",), ONEVISION_STAR)
+    assert set(RULES) - set(check_rules((), ONEVISION_STAR)) == {"cls"}
