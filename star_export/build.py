@@ -150,7 +150,7 @@ def _schedule(options: BuildOptions, model: ModelSpec, images: ImageLimits) -> S
         _refuse(options, _STARS_BUDGETS, option("schedule", options.schedule))
         return resolve_schedule(model, images, options.schedule, max_keep=options.max_keep, **scores)
     alias = ALIASES.get(split_revision(options.model)[0])
-    layer = options.prune_layer or (alias.prune_layer if alias else None)
+    layer = alias.prune_layer if alias and options.prune_layer is None else options.prune_layer
     return resolve_star(
         model,
         images,
