@@ -47,7 +47,7 @@ def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCapture
     return Path(request.output).stat().st_size > 1000
 
 
-#: Stages inside the decoder, of which TensorRT-RTX 1.7.1 builds decode; of one more it says "uses before defs".
+#: Stages inside the decoder of which TensorRT-RTX 1.7.1 builds decode; of one more it says "uses before def".
 MOST_STAGES = 5
 
 
