@@ -80,7 +80,7 @@ CASES = [
         preset="feature-layers",
         schedule="balanced-16",
         scores=("spread", "last"),
-        keep=((32, 5), (16, 10)),
+        keep=((32, 5), (16, 7)),
         dtype="float16",
         slow=True,
     ),
