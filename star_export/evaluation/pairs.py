@@ -40,7 +40,7 @@ class Pairs(Task):
     splits, kinds = (ALL,), (PAIR,)
 
     def __init__(self, path: Path, *, max_new_tokens: int = 32) -> None:
-        self.path, self.max_new_tokens = path, max_new_tokens
+        self.path, self._max_new_tokens = path, max_new_tokens
         try:
             lines = path.read_bytes().splitlines()
         except OSError as error:
@@ -56,6 +56,11 @@ class Pairs(Task):
                 raise InputError(
                     f"{self.place(index)} {has} answer, unlike {self.place(line)}; give all answers or none"
                 )
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens of an answer, at most."""
+        return self._max_new_tokens
 
     def place(self, index: int) -> str:
         """Where pair ``index`` stands, for messages."""

@@ -69,4 +69,4 @@ class Task(Protocol):
 
     def submission(self, split: str, answers: Mapping[int, str]) -> Any:
         """The answers by index, as JSON values in the form that the judge takes."""
-        raise NotImplementedError
+        return dict(answers)

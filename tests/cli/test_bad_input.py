@@ -284,7 +284,7 @@ def test_check_with_another_model(cli: Any, bundle: BundleOf, checkpoint: Callab
 def test_bench(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:
     folder, few = bundle("mha"), ("--repeats", 1, "--max-new-tokens", 1)
     refused(cli("bench", folder, "-i", tmp_path / "none.png", *few), "none.png does not exist")
-    refused(cli("bench", folder, "-i", picture, "--side", "hf", *few), "unknown side hf; sides are star")
+    refused(cli("bench", folder, "-i", picture, "--side", "hf", *few), "unknown side hf; sides are pruned")
     refused(cli("bench", folder, "-i", picture, "--baseline", folder, *few), "prunes too; --baseline takes")
     refused(cli("bench", folder, "-i", picture, "--model", "nowhere", *few), "is called nowhere")
 

@@ -213,7 +213,7 @@ def test_pictures_in_tiles_are_coherent(tiled: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (in_spec("model", "tiling", to=None), "stage 1 keeps a share of a picture where pictures are cut"),
+        (in_spec("model", "tiling", to=None), "stage 1 keeps a share of each picture, but all have one size"),
         (in_spec("model", "tiling", to={}), "spec.model.tiling: object missing required field pinpoints"),
         (in_spec("model", "tiling", "pinpoints", to=[[384, 700]]), "no whole tiles of 384 px"),
         (in_spec("model", "tiling", "pinpoints", to=[]), "no whole tiles of 384 px"),
