@@ -1,5 +1,6 @@
 """The figure says what the numbers say: read back from its pixels."""
 
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -140,7 +141,8 @@ class Page(HTMLParser):
 
 def test_the_page_escapes_prompt_and_answer() -> None:
     prompt, text = "<script>alert(1)</script> & {{ 7 * 7 }}", '"><img src=x onerror=alert(2)>'
-    page = render_page(VIEWS, prompt, [answer(text), answer("second", keep=5)])
+    first = answer(text)
+    page = render_page(VIEWS, prompt, [first, replace(answer("second", keep=5), stage1=first.stage1)])
     found = Page(page)
     assert "script" not in found.tags
     assert found.tags.count("img") == 4 + 2
@@ -149,3 +151,7 @@ def test_the_page_escapes_prompt_and_answer() -> None:
     assert "stage 2: 20 of 130" in found.text
     assert "stage 2: 5 of 130" in found.text
     assert all(link.startswith("data:image/png;base64,") for link in found.links)
+
+
+def test_a_page_shares_stage_1_only_where_it_is_the_same() -> None:
+    assert Page(render_page(VIEWS, "What?", [answer(), answer(keep=5)])).tags.count("img") == 2 * 5
