@@ -143,7 +143,8 @@ def softmax_over_rows(model: onnx.ModelProto) -> None:
 
 
 def score_the_position_before(model: onnx.ModelProto) -> None:
-    (gather,) = (n for n in nodes(model, "GatherElements") if n.input[0] == scoring(model).output[0])
+    (softmax,) = nodes(model, "Softmax")
+    (gather,) = (n for n in nodes(model, "Gather") if n.input[0] == softmax.output[0])
     insert_before(model, gather, helper.make_node("Sub", [gather.input[1], constant(model, [1])], ["before"]))
     gather.input[1] = "before"
 
