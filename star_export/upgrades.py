@@ -149,7 +149,9 @@ def _spec_to_4(spec: Any) -> Any:
 def _schedule_to_4(schedule: Any) -> Any:
     if not isinstance(schedule, list):
         return schedule
-    return [{**stage, "share": None, "mass": None} if isinstance(stage, dict) else stage for stage in schedule]
+    return [
+        {**stage, "share": None, "mass": None} if isinstance(stage, dict) else stage for stage in schedule
+    ]
 
 
 def _model_to_4(model: Any) -> Any:

@@ -9,7 +9,7 @@ from star_export.flops import Layout, pruned_layout
 from star_export.specs import ExportSpec, Keep, check_keep, spelled_keep
 from star_export.specs.pruning import Schedule, Stage
 from star_export.specs.schedules import Place, resolve_schedule
-from star_export.specs.scores import SPREAD, TEXT
+from star_export.specs.scores import SPREAD, TEXT, TEXT_PEAKS
 
 #: Halvings that are tried of what enters the decoder, and of that at every stage inside.
 _ENTERING, _INSIDE = 5, 3
@@ -133,7 +133,7 @@ def built_trials(
     inside = spec.decoder_stages
     layers = layers or [tuple(stage.after_layer for stage in inside)]
     stage1 = stage1 or [spec.stage1.score if spec.stage1 else SPREAD]
-    stage2 = stage2 or [inside[0].score if inside else TEXT]
+    stage2 = stage2 or [inside[0].score if inside else TEXT_PEAKS]
     trials = {}
     for places, first, second in product(layers, stage1, stage2):
         for keep in keeps or _halves(spec, len(places)):
@@ -156,5 +156,6 @@ def _built(spec: ExportSpec, layers: tuple[int, ...], stage1: str, stage2: str, 
             f"before the decoder and one for each of {option('layers', ','.join(map(str, layers)) or 0)}"
         )
     text = ",".join(f"{tokens}@{layer}" for tokens, layer in zip(budgets, (0, *layers), strict=True))
-    schedule = resolve_schedule(spec.model, spec.images, text, stage1=stage1, stage2=stage2)
+    inside = stage2 if layers else None
+    schedule = resolve_schedule(spec.model, spec.images, text, stage1=stage1, stage2=inside)
     return Trial(spec=replace(spec, schedule=schedule), keep=budgets, own=False)

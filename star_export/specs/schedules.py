@@ -22,7 +22,7 @@ from star_export.specs.pruning import (
     share_of,
     stage1_count,
 )
-from star_export.specs.scores import SPREAD, TEXT
+from star_export.specs.scores import SPREAD, TEXT_PEAKS
 
 STAR_PRESET, FAST_PRESET, BALANCED_PRESET = "star", "fast", "balanced"
 #: Visual tokens per layer, on average, of the presets that name no number.
@@ -123,7 +123,9 @@ def resolve_schedule(
     _check_places(places, model, text)
     _check_scores(places, text, stage1, stage2)
     try:
-        schedule = tuple(_stage(place, model, images, stage1 or SPREAD, stage2 or TEXT) for place in places)
+        schedule = tuple(
+            _stage(place, model, images, stage1 or SPREAD, stage2 or TEXT_PEAKS) for place in places
+        )
         schedule = _with_room(schedule, max_keep)
         check_schedule(schedule, model, images)
     except SettingsError as error:

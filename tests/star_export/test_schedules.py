@@ -64,29 +64,32 @@ def test_balanced_is_balanced(average: int, layers: int) -> None:
 
 
 def test_resolve_schedule() -> None:
-    assert rows(resolve("128@0,14@14")) == [(0, "spread", 128, 128, None), (14, "text", 14, 14, None)]
+    assert rows(resolve("128@0,14@14")) == [(0, "spread", 128, 128, None), (14, "text-peaks", 14, 14, None)]
     assert rows(resolve("300@0,100@2,50@4", stage1="cls", stage2="last", max_keep=99)) == [
         (0, "cls", 300, 300, None),
         (2, "last", 100, 100, None),
         (4, "last", 50, 99, None),
     ]
-    assert rows(resolve("64@2")) == [(2, "text", 64, 64, None)]
+    assert rows(resolve("64@2")) == [(2, "text-peaks", 64, 64, None)]
     assert rows(resolve("128@0,200@14", max_images=3)) == [
         (0, "spread", 128, 3 * 128, None),  # of each picture
-        (14, "text", 200, 200, None),  # of all
+        (14, "text-peaks", 200, 200, None),  # of all
     ]
 
 
 def test_shares() -> None:
     assert rows(resolve("90%@0,10%@14")) == [
         (0, "spread", 518, 518, None),  # all pictures have one size
-        (14, "text", 58, 58, 0.1),
+        (14, "text-peaks", 58, 58, 0.1),
     ]
     assert rows(resolve("90%@0,10%@14", NEXT)) == [
         (0, "spread", 2640, 2640, 0.9),
-        (14, "text", 293, 293, 0.1),  # of what there is before any is pruned
+        (14, "text-peaks", 293, 293, 0.1),  # of what there is before any is pruned
     ]
-    assert rows(resolve("128@0,14@14", NEXT)) == [(0, "spread", 128, 128, None), (14, "text", 14, 14, None)]
+    assert rows(resolve("128@0,14@14", NEXT)) == [
+        (0, "spread", 128, 128, None),
+        (14, "text-peaks", 14, 14, None),
+    ]
 
 
 @pytest.mark.parametrize(

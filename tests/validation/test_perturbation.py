@@ -287,7 +287,7 @@ PROMPT_FAULTS: dict[str, Callable[[TokenizedPrompt], TokenizedPrompt]] = {
 def test_prompt(mha: Lab, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     pipeline, change = mha.pipeline(), PROMPT_FAULTS[fault]
     tokenize = pipeline.tokenize
-    monkeypatch.setattr(pipeline, "tokenize", lambda *given: change(tokenize(*given)))
+    monkeypatch.setattr(pipeline, "tokenize", lambda *given, **options: change(tokenize(*given, **options)))
     assert mha.failed(pipeline) == ["preprocessing"]
 
 
