@@ -204,16 +204,24 @@ def test_a_real_terminal(folder: Path, shapes: Path) -> None:
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     start = f"{heed}; from star_export.cli import main; main()"
     command = [sys.executable, "-c", start, "chat", folder, "--image", shapes, "--threads", "1"]
-    with subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True) as process:
-        os.close(side)
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, start_new_session=True)
+    os.close(side)
+    try:
         shown = read_until(main, "> ")
-        process.send_signal(signal.SIGINT)
+        # Python misses a signal that comes after the prompt is shown and before it waits for a key.
+        for _ in range(30):
+            if select.select([main], [], [], 2)[0]:
+                break
+            process.send_signal(signal.SIGINT)
         shown += read_until(main, "> ")
         os.write(main, f"{COLOR}\n".encode())
         shown += read_until(main, "> ")
         os.write(main, b"\x04")
         assert process.wait(timeout=60) == 0, shown
-    os.close(main)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(main)
     assert COLOR in shown
 
 
