@@ -141,7 +141,7 @@ def _address(url: str) -> str:
 def _tensor(grpc: Any, name: str, value: Any) -> Any:
     (field,) = (field for field in INPUTS if field.name == name)
     dtype, kind = TYPES[field.kind]
-    items = [value] if field.length == 1 else list(value)
+    items = list(value) if isinstance(value, list | tuple) else [value]
     try:
         array = np.array([x.encode() if isinstance(x, str) else x for x in items], dtype)
     except OverflowError as error:

@@ -61,9 +61,9 @@ def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
             r"prefill: stage2_slots has shape \(289,\), the engine takes \(1,\) to \(288,\)",
         ),
         (PREFILL, {"S": VISUAL + TEXT + 1}, r"prefill: input_ids has shape \(1, 647\), .* to \(1, 646\)"),
-        (PREFILL, {"S": VISUAL}, r"prefill: input_ids has shape \(1, 518\), the engine takes \(1, 519\)"),
+        (PREFILL, {"S": 1}, r"prefill: input_ids has shape \(1, 1\), the engine takes \(1, 2\)"),
         (PREFILL, {"Q": 0}, r"prefill: query_positions has shape \(1, 0\)"),
-        (PREFILL, {"V": 517}, r"prefill: image_features has shape \(1, 517, 64\)"),
+        (PREFILL, {"V": 519}, r"prefill: image_features has shape \(1, 519, 64\)"),
         (DECODE, {"B": 5}, r"decode: input_ids has shape \(5, 1\), the engine takes \(1, 1\) to \(4, 64\)"),
         (DECODE, {"C": 65}, r"decode: input_ids has shape \(2, 65\), the engine takes \(1, 1\) to \(4, 64\)"),
     ],
@@ -89,7 +89,10 @@ def test_inputs_that_contradict_each_other(spec: ExportSpec) -> None:
 def test_largest_buffers(spec: ExportSpec) -> None:
     sizes = {t.name: rules(spec, PREFILL).largest(t) for t in contract(spec)[PREFILL].outputs[:2]}
     # Text tokens at most, visual ones at least subtracted, the largest budget added.
-    assert sizes == {"logits": 4 * spec.model.text.vocab_size, "kept_positions": 8 * (TEXT + KEEP)}
+    assert sizes == {
+        "logits": 4 * spec.model.text.vocab_size,
+        "kept_positions": 8 * (VISUAL + TEXT - 1 + KEEP),
+    }
     pixels, slots = contract(spec)[VISION].inputs
     vision = rules(spec, VISION)
     assert vision.largest(pixels) == 2 * 3 * 96 * 96
