@@ -93,7 +93,7 @@ def test_eval(python: Path, bundle: Callable[..., Path], tmp_path: Path) -> None
 
 def test_bench_of_bundles_alone(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
     request = ("bench", bundle("mha"), "--image", picture, "--repeats", 1, "--max-new-tokens", 1)
-    done = call(python, "-m", "star_export.cli", *request, "--side", "star", "--json")
+    done = call(python, "-m", "star_export.cli", *request, "--side", "pruned", "--json")
     assert done.returncode == 0, done.stderr
     assert '"peak_memory"' in done.stdout
     with_baseline = call(python, "-m", "star_export.cli", *request, "--side", "unpruned")

@@ -278,7 +278,8 @@ def test_usage_counts_the_prompt_in_each_group_of_layers(pruned: bool) -> None:
     request = replace(make().request, images=(picture,), tokens=tokens, keep=keep)
     token = 2 * 4 * 2  # key and value of 4 float16 numbers
     full = token * 7 * 111
-    assert Usage.of(spec, request) == Usage(
+    lengths = spec.lengths(11, visual, keep)
+    assert Usage.of(spec, request, lengths) == Usage(
         prompt_tokens=visual + 11,
         patches=100,
         stage1_tokens=visual,

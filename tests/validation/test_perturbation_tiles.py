@@ -142,7 +142,7 @@ def test_pictures_in_another_order(lab_of: LabOf, monkeypatch: pytest.MonkeyPatc
     lab = lab_of("next")
     pipeline = lab.pipeline()
     prepare, encode = pipeline.prepare, pipeline.steps.encode_images
-    monkeypatch.setattr(pipeline.steps, "encode_images", lambda images: encode(images)[::-1])
+    monkeypatch.setattr(pipeline.steps, "encode_images", lambda *given: encode(*given)[::-1])
     assert lab.failed(pipeline)[0] in ("vision_features", "stage1_set")
     monkeypatch.undo()
     monkeypatch.setattr(pipeline, "prepare", lambda pictures: prepare(pictures)[::-1])
@@ -155,8 +155,8 @@ def test_rows_behind_the_first_picture(lab_of: LabOf, monkeypatch: pytest.Monkey
     pipeline = lab.pipeline()
     tokenize = pipeline.tokenize
 
-    def early(*given: Any) -> Any:
-        tokens = tokenize(*given)
+    def early(*given: Any, **options: Any) -> Any:
+        tokens = tokenize(*given, **options)
         end = tokens.image_positions[0][np.flatnonzero(np.diff(tokens.image_positions[0]) > 1)[0]] + 1
         rows = np.setdiff1d(np.arange(end, tokens.input_ids.shape[1]), tokens.image_positions)
         return replace(tokens, query_positions=rows[None])
