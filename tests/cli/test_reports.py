@@ -76,7 +76,7 @@ def test_reports_of_other_weights(
 ) -> None:
     folder = Path(shutil.copytree(checked, tmp_path / "bundle"))
     ask = ("eval", folder, "--limit", 3, "--answers", tmp_path / "a.jsonl")
-    whole = bundle("mini", prune=False, dtype="float16")
+    whole = bundle("mini", prune=False)
     assert cli("check", folder, "--probes", 1, "--max-new-tokens", 1).code == 0
     assert cli(*ask, "--baseline", whole, "--min-retention", 1.5).code == 1
     assert re.search(

@@ -343,7 +343,9 @@ def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> N
     np.testing.assert_array_equal(again["logits"], first["logits"])
 
 
-@pytest.mark.parametrize(("dtype", "layers"), [("float16", WIDE), ("bfloat16", ())])
+@pytest.mark.parametrize(
+    ("dtype", "layers"), [("float16", WIDE), pytest.param("bfloat16", (), marks=pytest.mark.slow)]
+)
 def test_what_is_computed_in_float32(
     bundle: Callable[..., Path], graph: str, dtype: str, layers: tuple[str, ...]
 ) -> None:

@@ -97,9 +97,9 @@ class Theirs:
     [
         ("mha", "float32", [(480, 360)], 1e-5),
         ("gqa", "float16", [(480, 360)], 2e-2),
-        ("full", "float32", [(50, 70)], 1e-5),
-        ("next", "float32", [(120, 50)], 1e-4),
-        ("next", "float32", [(60, 50), (20, 90)], 1e-4),
+        pytest.param("full", "float32", [(50, 70)], 1e-5, marks=pytest.mark.slow),
+        pytest.param("next", "float32", [(120, 50)], 1e-4, marks=pytest.mark.slow),
+        pytest.param("next", "float32", [(60, 50), (20, 90)], 1e-4, marks=pytest.mark.slow),
         ("onevision", "float32", [(100, 95)], 1e-4),
         ("onevision", "float32", [(60, 50), (20, 90)], 1e-4),
     ],

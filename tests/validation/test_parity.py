@@ -89,6 +89,7 @@ def test_agreement_falls_when_other_tokens_are_kept(copy: Copy, tmp_path: Path) 
     assert report.agreement("stage1_set")[1] < 0.95
 
 
+@pytest.mark.slow
 def test_layers_in_float32(copy: Copy) -> None:
     everything = ("language_model", "vision_tower", "multi_modal_projector", "lm_head")
     errors = []

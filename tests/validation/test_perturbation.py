@@ -64,6 +64,7 @@ def first_failures(lab: Lab, file: str, wanted: str = "", **rows: int) -> dict[s
     return found
 
 
+@pytest.mark.slow
 def test_every_vision_weight(mha: Lab) -> None:
     found = first_failures(mha, "vision")
     assert len(found) == 3 + 2 + 3 * 16 + 4
@@ -85,6 +86,7 @@ def test_every_decoder_weight(mha: Lab) -> None:
         assert first == "prefill_logits" or (early and first == "stage2_set"), name
 
 
+@pytest.mark.slow
 def test_every_decoder_bias(lab_of: Callable[[str], Lab]) -> None:
     gqa = lab_of("gqa")
     assert gqa.failed() == []

@@ -64,7 +64,7 @@ def three(checkpoint: Callable[[str], Path], shared: Path) -> Three:
     return get
 
 
-@pytest.mark.parametrize("preset", SCHEDULES)
+@pytest.mark.parametrize("preset", ["vicuna", pytest.param("gqa", marks=pytest.mark.slow)])
 def test_every_stage_is_compared(three: Three, tmp_path: Path, preset: str) -> None:
     folder = Path(shutil.copytree(three(preset), tmp_path / "bundle"))
     last = SCHEDULES[preset][-1]

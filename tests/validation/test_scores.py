@@ -55,14 +55,22 @@ CASES = [
         schedule="300@0,100@1,50@2,20@3",
         scores=("peaks", "key-norm", "raters", "text-peaks"),
         keep=(20, (200, 90, 50, 3)),
+        slow=True,
     ),
-    Case(preset="full", schedule="40@0,20@1,10@2", scores=("cls", "drift", "key-norm"), keep=((30, 20, 4),)),
+    Case(
+        preset="full",
+        schedule="40@0,20@1,10@2",
+        scores=("cls", "drift", "key-norm"),
+        keep=((30, 20, 4),),
+        slow=True,
+    ),
     Case(
         preset="interleave",
         schedule="40@0,20@1,10@2",
         scores=("peaks", "visual-heads", "text-peaks"),
         keep=((20, 10, 9),),
         max_images=2,
+        slow=True,
     ),
     Case(
         preset="next", schedule="30@0,20@1,9@2", scores=("spread", "text-peaks", "last"), keep=((20, 10, 5),)
@@ -75,7 +83,7 @@ CASES = [
         max_images=2,
     ),
     Case(preset="next-mistral", schedule="fast-16", scores=("cls",), keep=(16, 9), dtype="float16"),
-    Case(preset="next", schedule="10@2", scores=("visual-heads",), keep=(10, 3), max_images=2),
+    Case(preset="next", schedule="10@2", scores=("visual-heads",), keep=(10, 3), max_images=2, slow=True),
     Case(
         preset="feature-layers",
         schedule="balanced-16",

@@ -46,7 +46,7 @@ def copy(bundle: BundleOf, tmp_path: Path) -> Callable[..., Path]:
         ("mha", {}),
         ("gqa", {}),
         pytest.param("deep", {}, marks=pytest.mark.slow),
-        ("gqa", {"prune": False}),
+        pytest.param("gqa", {"prune": False}, marks=pytest.mark.slow),
         # Every family, tower and decoder; bundles that are checked too.
         ("interleave", {"max_images": 3}),
         ("next-mistral", {"max_images": 3}),
