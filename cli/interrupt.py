@@ -12,6 +12,8 @@ _seen = False
 
 def remember_interrupts() -> None:
     """Raise KeyboardInterrupt on Ctrl-C as before, and know of it later; not where Ctrl-C is ignored."""
+    global _seen
+    _seen = False  # of another command in this process
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
 

@@ -60,6 +60,7 @@ def adapting(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         model=str(checkpoint("mha")),
         output=tmp_path_factory.mktemp("adapting") / "bundle",
         schedule=f"300@0,{MOST}@3",
+        stage2="text",  # spread over many tokens
         keep_mass=MASS,
         max_text_tokens=128,
         max_new_tokens=16,
