@@ -195,19 +195,19 @@ def build_command(bundle: Bundle, trial: Trial, model: str | None) -> str:
     """
     spec, source, command = bundle.spec, bundle.manifest["source"], ["star-export", "build"]
     given = {
-        "--model": (model or source["model"], None),
-        "--revision": (None if model else source["revision"], None),
-        "--schedule": (trial.schedule, None),
-        "--stage1": (trial.stage1, None),
-        "--stage2": (trial.stage2, None),
-        "--max-images": (spec.images.max_images, 1),
-        "--max-text-tokens": (spec.max_text_tokens, BuildOptions.max_text_tokens),
-        "--max-new-tokens": (spec.max_new_tokens, BuildOptions.max_new_tokens),
-        "--dtype": (spec.dtype, BuildOptions.dtype),
-        "--output": (f"{bundle.folder.name}-tuned", None),
+        "model": (model or source["model"], None),
+        "revision": (None if model else source["revision"], None),
+        "schedule": (trial.schedule, None),
+        "stage1": (trial.stage1, None),
+        "stage2": (trial.stage2, None),
+        "max-images": (spec.images.max_images, 1),
+        "max-text-tokens": (spec.max_text_tokens, BuildOptions.max_text_tokens),
+        "max-new-tokens": (spec.max_new_tokens, BuildOptions.max_new_tokens),
+        "dtype": (spec.dtype, BuildOptions.dtype),
+        "output": (f"{bundle.folder.name}-tuned", None),
     }
-    for flag, (value, default) in given.items():
-        command += [flag, str(value)] if value != default else []
+    for name, (value, default) in given.items():
+        command += [f"--{name}", str(value)] if value != default else []
     return shlex.join(command)
 
 
