@@ -50,6 +50,6 @@ def test_results_become_tables(report: ModuleType) -> None:
     outputs = (("bench", bench), ("check", check), ("accuracy", scored))
     steps = [report.Step(n, n, 1.0, 0, o, "") for n, o in outputs]
     text = report.render(steps, done.data)
-    assert "| star | 2.00 (1.00x) | 5 MB |" in text
+    assert "| pruned | 2.00 (1.00x) | 5 MB |" in text
     assert "| prefill_logits | 0.75 | 1 | pass |" in text
     assert "- keep 29: 0.9250 right" in text
