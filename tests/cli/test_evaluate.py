@@ -97,6 +97,7 @@ def test_bad_requests(
     assert damaged.read_text() == "no json\n"
 
 
+@pytest.mark.slow
 def test_compare_writes_a_page_and_a_plot(
     cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:

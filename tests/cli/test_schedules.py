@@ -39,6 +39,7 @@ def test_a_request_gives_budgets(ask: Callable[..., Any]) -> None:
     assert kept(ask(THREE, "--json", "--keep", "25,15,7")) == (25, 7)
 
 
+@pytest.mark.slow
 def test_a_request_gives_the_budget_of_a_stage_before_the_decoder(ask: Callable[..., Any]) -> None:
     for options, count in (((), 16), (("--keep", 5), 5)):
         outcome = ask(FAST, "--json", *options)

@@ -106,10 +106,13 @@ def over_the_own_axis(model: onnx.ModelProto) -> None:
     """Scores as the paper prints them: averaged over the axis of their own softmax."""
     (gather,) = (node for node in model.graph.node if node.op_type == "TopKGather")
     makers = {name: node for node in model.graph.node for name in node.output}
-    reader, node = None, makers[gather.input[1]]
-    while node.op_type != "Softmax":
-        reader, node = node, makers[next(name for name in node.input if name in makers)]
-    assert reader is not None
+    # From the scores back, the nearest softmax first.
+    pairs = [(makers[gather.input[1]], name) for name in makers[gather.input[1]].input]
+    for reader, name in pairs:
+        node = makers.get(name)
+        if node is not None and node.op_type == "Softmax":
+            break
+        pairs += [(node, name) for name in node.input] if node is not None else []
     # A softmax of its own, since vision also attends with the sound one.
     swapped = helper.make_node("Softmax", [node.input[0]], ["swapped"], name="swapped", axis=-2)
     reader.input[list(reader.input).index(node.output[0])] = "swapped"

@@ -73,7 +73,11 @@ CASES = [
         slow=True,
     ),
     Case(
-        preset="next", schedule="30@0,20@1,9@2", scores=("spread", "text-peaks", "last"), keep=((20, 10, 5),)
+        preset="next",
+        schedule="30@0,20@1,9@2",
+        scores=("spread", "text-peaks", "last"),
+        keep=((20, 10, 5),),
+        slow=True,
     ),
     Case(
         preset="onevision",
