@@ -6,7 +6,7 @@ it needs, so what stage 2 chooses there hardly matters to it; pruned after two l
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,17 +102,24 @@ def by_lot(model: onnx.ModelProto) -> None:
     function.node.extend(nodes)
 
 
+def upwards(makers: dict[str, onnx.NodeProto], node: onnx.NodeProto) -> Iterator[tuple[onnx.NodeProto, str]]:
+    """A node's inputs, then those of what makes them, and so on, each with its reader."""
+    nodes = [node]
+    for reader in nodes:
+        for name in reader.input:
+            yield reader, name
+            nodes += [makers[name]] if name in makers else []
+
+
 def over_the_own_axis(model: onnx.ModelProto) -> None:
     """Scores as the paper prints them: averaged over the axis of their own softmax."""
     (gather,) = (node for node in model.graph.node if node.op_type == "TopKGather")
     makers = {name: node for node in model.graph.node for name in node.output}
-    # From the scores back, the nearest softmax first.
-    pairs = [(makers[gather.input[1]], name) for name in makers[gather.input[1]].input]
-    for reader, name in pairs:
-        node = makers.get(name)
-        if node is not None and node.op_type == "Softmax":
-            break
-        pairs += [(node, name) for name in node.input] if node is not None else []
+    reader, node = next(
+        (reader, makers[name])
+        for reader, name in upwards(makers, makers[gather.input[1]])
+        if name in makers and makers[name].op_type == "Softmax"
+    )
     # A softmax of its own, since vision also attends with the sound one.
     swapped = helper.make_node("Softmax", [node.input[0]], ["swapped"], name="swapped", axis=-2)
     reader.input[list(reader.input).index(node.output[0])] = "swapped"
