@@ -26,7 +26,7 @@ test: $(READY)
 
 # A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers; training; every family in both element types.
 test-slow: $(READY)
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --timeout 3600
 
 # 10,000 damaged manifests, parameters, tokenizers, graphs, pictures and prompts: none may end in a traceback.
 SEED ?= 1
@@ -47,7 +47,7 @@ bench-triton: $(TRITON)/.ready
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt]; `make test` runs most of it on a fake GPU.
 test-gpu: $(READY)
-	$(BIN)/pytest -m gpu
+	$(BIN)/pytest -m gpu --timeout 3600
 
 # Everything that this machine's GPU can be asked, in build/gpu/report.md.
 gpu: $(READY)
