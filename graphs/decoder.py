@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
-from star_export.graphs.scores import DECODER_SCORES, LayerView
+from star_export.graphs.scores import DECODER_SCORES, LayerView, better
 from star_export.specs import ExportSpec, TextSpec
 
 KVCache = tuple[Tensor, Tensor]
@@ -242,10 +242,8 @@ def fewest(
         place of the last that did not.
     """
     order = torch.arange(x.shape[1])
-    mine, others = scores[0][:, None], scores[0][None]
-    better = (others > mine) | ((others == mine) & (order < order[:, None]))  # [K, K]
     visual = scores[0] < ALWAYS_KEPT
-    before = torch.where(better & visual, others, 0.0).sum(dim=-1)  # [K]
+    before = torch.where(better(scores[0]) & visual, scores[0], 0.0).sum(dim=-1)  # [K]
     stays = ~visual | (before < mass * total)
     keys = torch.where(stays, order, order + x.shape[1])
     places = keys.topk(x.shape[1], largest=False).indices

@@ -102,11 +102,14 @@ def unlike_better(features: Tensor, merit: Tensor) -> Tensor:
     """
     unit = F.normalize(features, dim=-1)
     like = unit @ unit.transpose(1, 2)  # [T, N, N]
-    order = torch.arange(merit.shape[1])
-    first = order < order[:, None]  # column j stands before row i
-    mine, others = merit[:, :, None], merit[:, None]
-    better = (others > mine) | ((others == mine) & first)
-    return 1.0 - torch.where(better, like, -1.0).amax(dim=-1)
+    return 1.0 - torch.where(better(merit), like, -1.0).amax(dim=-1)
+
+
+def better(merit: Tensor) -> Tensor:
+    """Whether column j beats row i in ``merit [..., N]``: bool ``[..., N, N]``; of equals the first."""
+    order = torch.arange(merit.shape[-1])
+    mine, others = merit[..., :, None], merit[..., None, :]
+    return (others > mine) | ((others == mine) & (order < order[:, None]))
 
 
 def text(view: LayerView) -> Tensor:
