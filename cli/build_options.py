@@ -74,6 +74,15 @@ KeepMassOption = Annotated[
         help="Of its budget the last stage keeps what has this share of all scores.",
     ),
 ]
+ProportionalOption = Annotated[
+    bool,
+    _pruning(
+        "--proportional",
+        metavar="",
+        help="Attention counts a kept token for those that it stands for.",
+        show_default=False,
+    ),
+]
 ScheduleOption = Annotated[
     str | None,
     _pruning(

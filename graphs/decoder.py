@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
+from star_export.graphs.proportional import as_cache, at_places, biased, causal, regrouped
 from star_export.graphs.scores import DECODER_SCORES, LayerView, better
 from star_export.specs import ExportSpec, TextSpec
 
@@ -54,10 +55,10 @@ class DecoderAttention(nn.Module):
         k = rotary(split_heads(k, self.kv_heads), position_ids)
         return q, k, split_heads(v, self.kv_heads)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         """Fused attention, causal when no mask is given; ``[B, S, C]`` after the output projection."""
         attended = F.scaled_dot_product_attention(
-            q, k, v, visible, is_causal=visible is None, enable_gqa=self.heads != self.kv_heads
+            q, k, v, mask, is_causal=mask is None, enable_gqa=self.heads != self.kv_heads
         )
         return self.o_proj(merge_heads(attended))
 
@@ -87,25 +88,38 @@ class DecoderLayer(nn.Module):
         self.mlp = DecoderMLP(spec)
 
     def prefill(
-        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache
+        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache, mask: Tensor | None
     ) -> tuple[Tensor, KVCache, tuple[Tensor, Tensor]]:
-        """Causal attention over ``x [1, S, C]`` itself; also returns its query and key."""
+        """Causal attention over ``x [1, S, C]`` itself; also returns its query and key.
+
+        ``mask [1, 1, S, S]`` is causal, and says what is added where.
+        """
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
         start = torch.zeros(1, dtype=torch.int64)
         present = cache_write(cache[0], k, start), cache_write(cache[1], v, start)
-        return self._finish(x, self.self_attn.attend(q, k, v)), present, (q, k)
+        return self._finish(x, self.self_attn.attend(q, k, v, mask)), present, (q, k)
 
     def decode(
-        self, x: Tensor, rotary: RotaryTables, position_ids: Tensor, cache: KVCache, lengths: Tensor
+        self,
+        x: Tensor,
+        rotary: RotaryTables,
+        position_ids: Tensor,
+        cache: KVCache,
+        lengths: Tensor,
+        bias: Tensor | None,
     ) -> tuple[Tensor, KVCache]:
-        """``C`` new tokens per sequence, ``x [B, C, W]``, behind ``lengths [B]`` cached ones."""
+        """``C`` new tokens per sequence, ``x [B, C, W]``, behind ``lengths [B]`` cached ones.
+
+        ``bias [B, 1, capacity, 1]`` is added where a cached token is looked at.
+        """
         q, k, v = self.self_attn.project(self.input_layernorm(x), rotary, position_ids)
         present = cache_write(cache[0], k, lengths), cache_write(cache[1], v, lengths)
         # Each new token's slot. From position_ids, which ascend by one: TensorRT-RTX 1.7.1 fails on a range
         # as long as an input where two groups share it ("uses before defs").
         own = lengths[:, None] + position_ids - position_ids[:, :1]
         visible = (torch.arange(cache[0].shape[2]) <= own[..., None])[:, None]  # [B, 1, C, capacity]
-        return self._finish(x, self.self_attn.attend(q, *present, visible)), present
+        mask = visible if bias is None else biased(visible, bias.transpose(2, 3))
+        return self._finish(x, self.self_attn.attend(q, *present, mask)), present
 
     def _finish(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + attended
@@ -151,6 +165,7 @@ class PrefillGraph(Decoder):
             for number, stage in enumerate(spec.decoder_stages)
         }
         self.mass = spec.schedule[-1].mass if spec.schedule else None
+        self.proportional = spec.proportional
 
     def forward(
         self,
@@ -161,35 +176,49 @@ class PrefillGraph(Decoder):
         stage_slots: Sequence[Tensor] = (),
         *,
         past_key_values: list[Tensor],
+        past_key_bias: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)
-        rows = image_positions[..., None].expand_as(image_features)
-        x = x.scatter(1, rows, image_features.to(x.dtype))  # [1, S, C]
+        features = image_features[..., : x.shape[-1]]
+        x = x.scatter(1, image_positions[..., None].expand_as(features), features.to(x.dtype))  # [1, S, C]
         positions = torch.arange(x.shape[1])[None]  # [1, S]
+        bias = mask = None
+        if self.proportional:
+            bias = at_places(image_features[..., -1].float(), image_positions, x.shape[1])
+            mask = causal(bias, self.rotary.cos.dtype)
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []
         presents: list[Tensor] = []
+        biases = [bias]
         end = None
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
             before = x
-            x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache)
+            x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache, mask)
             presents += present
             if index + 1 in self.stages and query_rows is not None:
                 number, score = self.stages[index + 1]
-                view = LayerView(query, key, before, x, query_rows, visual)
+                view = LayerView(query, key, before, x, query_rows, visual, bias)
                 found = score(view)
                 scores, total = always_keeping_text(found, visual, x.shape[1]), found.sum()
                 text_slots = input_ids[0, image_positions.shape[1] :]  # all text stays
+                every, places = x, visual
                 x, rows = topk_gather(x, scores, torch.cat([text_slots, stage_slots[number]]))
-                if number + 1 < len(stage_slots):
+                if bias is not None or number + 1 < len(stage_slots):
                     visual, query_rows = moved(visual, query_rows, rows, scores, stage_slots[number])
+                if bias is not None:
+                    bias = regrouped(bias, every, places, x, visual)
+                    mask = causal(bias, self.rotary.cos.dtype)
+                    biases.append(bias)
                 positions = positions.gather(1, rows) if kept else rows
                 kept.append(positions)
                 if self.mass is not None and number + 1 == len(stage_slots):
                     chosen = scores.gather(1, rows)
                     x, positions, kept[-1], end = fewest(x, positions, chosen, total, self.mass)
         last = x[:, -1] if end is None else x.index_select(1, end)[:, 0]
+        start = torch.zeros(1, dtype=torch.int64)
+        for cache, bias in zip(past_key_bias, biases, strict=False):
+            presents.append(cache_write(cache, as_cache(bias, cache.dtype), start))
         return (self.logits(last), *kept, *presents)
 
 
@@ -207,14 +236,20 @@ class DecodeGraph(Decoder):
         lengths: Sequence[Tensor],
         *,
         past_key_values: list[Tensor],
+        past_key_bias: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)  # [B, C, W]
+        biases = [
+            cache_write(cache, as_cache(torch.zeros_like(position_ids), cache.dtype), length)
+            for cache, length in zip(past_key_bias, lengths, strict=False)
+        ]
         presents: list[Tensor] = []
         for index, layer in self.layers():
-            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
-            x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[self.groups[index]])
+            cache, group = (past_key_values[2 * index], past_key_values[2 * index + 1]), self.groups[index]
+            bias = biases[group] if biases else None
+            x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[group], bias)
             presents += present
-        return (self.logits(x[:, -1]), *presents)
+        return (self.logits(x[:, -1]), *presents, *biases)
 
 
 def always_keeping_text(scores: Tensor, visual: Tensor, tokens: int) -> Tensor:

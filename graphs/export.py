@@ -141,8 +141,8 @@ def _forward_arguments(borders: GraphSpec, make: Callable[[TensorSpec], Any]) ->
 
 def _list_argument(name: str) -> str | None:
     """The argument that takes all inputs of a kind of which there may be several, if ``name`` is of one."""
-    if name.startswith("past_key_values."):
-        return "past_key_values"
+    if name.startswith("past_key_"):
+        return name.partition(".")[0]
     if is_lengths(name):
         return "lengths"
     return "stage_slots" if is_slots(name) and name not in (STAGE1_SLOTS, STAGE1_DROPS) else None

@@ -77,19 +77,24 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).reshape(batch, tokens, heads * width)
 
 
-def attention_map(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+def attention_map(
+    query: Tensor, key: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
     """Softmax attention probabilities in float32, for scoring tokens.
 
     Args:
         query: ``[..., Q, D]``.
         key: ``[..., S, D]``; leading sizes broadcast against the query's.
         mask: bool ``[Q, S]``, True where a query may look.
+        bias: float32, added at each key: ``[1, S]``.
 
     Returns:
         float32 ``[..., Q, S]``, each row summing to 1.
     """
     scale = query.shape[-1] ** -0.5
     logits = (query.float() * scale) @ key.float().transpose(-1, -2)
+    if bias is not None:
+        logits = logits + bias
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
     return logits.softmax(dim=-1)

@@ -47,6 +47,7 @@ class LayerView:
         after: ``[1, S, C]``, what it made of that.
         query_rows: int64 ``[1, Q]``, places of the text tokens after the last image.
         visual: int64 ``[1, V]``, places of the visual tokens.
+        bias: float32 ``[1, S]``, what proportional attention adds at each token; None without it.
     """
 
     query: Tensor
@@ -55,6 +56,7 @@ class LayerView:
     after: Tensor
     query_rows: Tensor
     visual: Tensor
+    bias: Tensor | None
 
     def attention(self) -> Tensor:
         """The causal map of the question's rows at the visual tokens, ``[H, Q, V]``."""
@@ -62,7 +64,7 @@ class LayerView:
         groups = query.shape[1] // key.shape[1]
         asked = query[:, :, rows].view(1, key.shape[1], groups, -1, query.shape[-1])  # [1, Hkv, G, Q, D]
         visible = torch.arange(key.shape[2]) <= rows[:, None]  # [Q, S]
-        maps = attention_map(asked, key[:, :, None], visible)  # [1, Hkv, G, Q, S]
+        maps = attention_map(asked, key[:, :, None], visible, self.bias)  # [1, Hkv, G, Q, S]
         return maps.index_select(-1, self.visual[0]).flatten(0, 2)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from star_export.contract import ALWAYS_KEPT
 from star_export.graphs.layers import ACTIVATIONS, Linear
 from star_export.graphs.ops import drop_worst, topk_gather
+from star_export.graphs.proportional import counted
 from star_export.graphs.scores import OF_FEATURES, OF_MAPS, VISION_SCORES, PictureView
 from star_export.graphs.towers import TOWERS
 from star_export.specs import ExportSpec, ModelSpec
@@ -39,6 +40,7 @@ class Vision(nn.Module):
         vision, score = spec.model.vision, spec.stage1.score if spec.stage1 else None
         self.score = VISION_SCORES[score] if score else None
         self.of_features, self.of_maps = score in OF_FEATURES, score in OF_MAPS
+        self.proportional = spec.proportional
         self.first = int(vision.feature_select == "default")  # the tower's first token that is used
         self.first_patch = max(self.first, int(vision.has_cls))
         self.vision_tower = TOWERS[vision.model_type](vision)
@@ -66,11 +68,13 @@ class VisionGraph(Vision):
     """A picture of one tile in, projected visual tokens out."""
 
     def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
-        tokens, scores = self.look(pixel_values, project=self.score is None)
+        tokens, scores = self.look(pixel_values, project=self.score is None or self.proportional)
         if scores is None or stage1_slots is None:
             return (tokens.to(pixel_values.dtype),)
         kept, indices = topk_gather(tokens, scores, stage1_slots)
-        if not self.of_features:  # only what is kept needs the projector then
+        if self.proportional:
+            kept = counted(tokens, kept)
+        elif not self.of_features:  # only what is kept needs the projector then
             kept = self.multi_modal_projector(kept)
         return kept.to(pixel_values.dtype), indices
 
@@ -105,9 +109,11 @@ class TiledVisionGraph(Vision):
         newline = scores.new_full((1,), -ALWAYS_KEPT if stage1_drops is None else ALWAYS_KEPT)
         ranks = packed(scores.flatten()[:, None], newline, packed_index, packed_weights).T
         if stage1_drops is not None:
-            return drop_worst(features, ranks, stage1_drops)
-        assert stage1_slots is not None
-        return topk_gather(features, ranks, stage1_slots)
+            kept, indices = drop_worst(features, ranks, stage1_drops)
+        else:
+            assert stage1_slots is not None
+            kept, indices = topk_gather(features, ranks, stage1_slots)
+        return (counted(features, kept) if self.proportional else kept), indices
 
 
 def packed(patches: Tensor, newline: Tensor, index: Tensor, weights: Tensor | None) -> Tensor:

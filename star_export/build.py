@@ -35,6 +35,7 @@ from star_export.specs import (
     Schedule,
     check_capacities,
     check_fp32_layers,
+    check_proportional,
     resolve_images,
     resolve_schedule,
     resolve_star,
@@ -106,6 +107,7 @@ class BuildOptions(SpecOptions):
     output: Path
     revision: str | None = None
     keep_mass: float | None = None
+    proportional: bool = False
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
     chat_template: str | None = None
@@ -122,7 +124,9 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     model = checkpoint.model
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
     spec = resolve_sizes(options, model)
-    spec = replace(spec, schedule=with_mass(spec.schedule, options.keep_mass), fp32_layers=names)
+    schedule = with_mass(spec.schedule, options.keep_mass)
+    spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
+    check_proportional(spec)
     if names:
         from star_export.graphs.export import layer_names
 

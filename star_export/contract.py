@@ -143,6 +143,21 @@ def present_names(layer: int) -> tuple[str, str]:
     return f"present.{layer}.key", f"present.{layer}.value"
 
 
+def past_bias(group: str) -> str:
+    """Input name of what proportional attention adds at each cached token of a layer group."""
+    return f"past_key_bias.{group}"
+
+
+def present_bias(group: str) -> str:
+    """Output name of the same, updated in place."""
+    return f"present_key_bias.{group}"
+
+
+def feature_channels(spec: ExportSpec) -> int:
+    """Channels of a visual token: those of the decoder and, for proportional attention, the log of a count."""
+    return spec.model.text.hidden_size + spec.proportional
+
+
 #: In ``packed_index``, the place of a newline instead of a patch.
 NEWLINE = -1
 #: Patches that a visual token is made of where a grid may be scaled down: the corners of a bilinear sample.
@@ -260,7 +275,7 @@ def _vision(spec: ExportSpec) -> GraphSpec:
 def _whole_vision(spec: ExportSpec) -> GraphSpec:
     """A picture is one tile, and its tokens are what the tower gives."""
     size = spec.model.vision.image_size
-    channels = spec.model.text.hidden_size
+    channels = feature_channels(spec)
     pixels = TensorSpec(PIXEL_VALUES, spec.dtype, (1, 3, size, size))
     if spec.stage1 is None:
         features = TensorSpec(IMAGE_FEATURES, spec.dtype, (1, spec.image_tokens, channels))
@@ -284,7 +299,7 @@ def _tiled_vision(spec: ExportSpec) -> GraphSpec:
         inputs += [TensorSpec(PACKED_INDEX, "int64", ("P", TAPS))]
         inputs += [TensorSpec(PACKED_WEIGHTS, "float32", ("P", TAPS))]
     kept = "P" if spec.stage1 is None else "P - D1" if drops(spec) else "N1"
-    outputs = [TensorSpec(IMAGE_FEATURES, spec.dtype, (1, kept, spec.model.text.hidden_size))]
+    outputs = [TensorSpec(IMAGE_FEATURES, spec.dtype, (1, kept, feature_channels(spec)))]
     if spec.stage1 is not None:
         slots = (STAGE1_DROPS, "D1") if drops(spec) else (STAGE1_SLOTS, "N1")
         inputs += [TensorSpec(slots[0], "int64", slots[1:], "length")]
@@ -296,7 +311,7 @@ def _prefill(spec: ExportSpec) -> GraphSpec:
     text = spec.model.text
     inputs = [
         TensorSpec(INPUT_IDS, "int64", (1, "S")),
-        TensorSpec(IMAGE_FEATURES, spec.dtype, (1, "V", text.hidden_size)),
+        TensorSpec(IMAGE_FEATURES, spec.dtype, (1, "V", feature_channels(spec))),
         TensorSpec(IMAGE_POSITIONS, "int64", (1, "V")),
     ]
     outputs = [TensorSpec(LOGITS, "float32", (1, text.vocab_size))]
@@ -323,7 +338,7 @@ def _decode(spec: ExportSpec) -> GraphSpec:
 def _with_caches(
     inputs: list[TensorSpec], outputs: list[TensorSpec], spec: ExportSpec, *, batch: Dim
 ) -> GraphSpec:
-    """A graph of the decoder, which writes every layer's KV caches in place."""
+    """A graph of the decoder, which writes every layer's KV caches in place, and what is added at their keys."""
     text = spec.model.text
     past, present, aliases = [], [], {}
     for layer in range(text.num_layers):
@@ -332,4 +347,8 @@ def _with_caches(
             past += [TensorSpec(name, spec.dtype, shape)]
             present += [TensorSpec(written, spec.dtype, shape)]
             aliases[written] = name
+    for group, name in zip(spec.groups, group_names(spec) if spec.proportional else (), strict=False):
+        past += [TensorSpec(past_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
+        present += [TensorSpec(present_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
+        aliases[present_bias(name)] = past_bias(name)
     return GraphSpec((*inputs, *past), (*outputs, *present), aliases)

@@ -4,7 +4,13 @@ Frozen dataclasses of plain numbers, written to and read from the manifest as JS
 """
 
 from star_export.dtypes import DType
-from star_export.specs.export import ExportSpec, LayerGroup, check_capacities, check_fp32_layers
+from star_export.specs.export import (
+    ExportSpec,
+    LayerGroup,
+    check_capacities,
+    check_fp32_layers,
+    check_proportional,
+)
 from star_export.specs.images import (
     ImageLimits,
     check_images,
@@ -71,6 +77,7 @@ __all__ = [
     "check_fp32_layers",
     "check_images",
     "check_keep",
+    "check_proportional",
     "check_schedule",
     "default_prune_layer",
     "entering_tokens",

@@ -49,6 +49,7 @@ class ExportSpec:
         append_tokens: Tokens that one run of decode appends to a sequence, at most.
         dtype: Element type of weights, activations and KV caches.
         fp32_layers: Names and patterns of modules that stay in float32; see :meth:`weight_dtype`.
+        proportional: Whether attention counts a kept visual token as often as it stands for a dropped one.
     """
 
     model: ModelSpec
@@ -59,6 +60,7 @@ class ExportSpec:
     append_tokens: Count
     dtype: DType
     fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
+    proportional: bool = False  # absent before there was such a thing
 
     @property
     def stage1(self) -> Stage | None:
@@ -234,6 +236,29 @@ def check_fp32_layers(spec: ExportSpec, modules: Iterable[str]) -> None:
                 f"{option('fp32_layers', pattern)} names nothing in this bundle; {hint}"
                 f"names are those of the checkpoint's modules and begin with {tops}"
             )
+
+
+def check_proportional(spec: ExportSpec) -> None:
+    """Refuse counts of what was dropped where it is not known.
+
+    Raises:
+        SettingsError: If nothing is dropped before the decoder, or the last stage adapts what it keeps.
+    """
+    if not spec.proportional:
+        return
+    if not spec.schedule:
+        raise SettingsError(
+            f"{option('proportional')} has no meaning with {option('prune', False)}; leave one of them out"
+        )
+    if spec.stage1 is None:
+        raise SettingsError(
+            f"{option('proportional')} needs a stage before the decoder; "
+            f"give one with {option('schedule', '128@0,14@14')}"
+        )
+    if spec.adapts:
+        raise SettingsError(
+            f"{option('proportional')} can't be had with {option('keep_mass')}; leave one of them out"
+        )
 
 
 def check_capacities(spec: ExportSpec) -> None:

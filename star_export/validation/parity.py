@@ -20,7 +20,7 @@ from star_export.answer.steps import DecodeState, VisionOutput
 from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.hub import with_revision
-from star_export.contract import group_names, past_names
+from star_export.contract import group_names, past_bias, past_names
 from star_export.engines import Runtime, open_session
 from star_export.engines.session import on_host
 from star_export.errors import CheckpointError, NonFiniteError, SettingsError, option
@@ -39,11 +39,13 @@ from star_export.validation.expected import (
 from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.probes import Probe, budgets_of, choose_probes
 from star_export.validation.reference import STAYS, PrefillReference, Reference, VisionReference
+from star_export.validation.reference_scores import stands_for
 from star_export.validation.report import CaseReport, ParityReport, StageResult
 from star_export.validation.verdicts import (
     Array,
     Tolerances,
     compare_arrays,
+    compare_counts,
     compare_sets,
     compare_tokens,
     fewest_of_mass,
@@ -129,6 +131,8 @@ class ParityCheck:
         yield _of_pictures(list(map(self._features_result, visions, features)), counts)
         if spec.stage1 is not None:
             yield _of_pictures(kept, counts)
+        if spec.proportional:
+            yield _of_pictures(list(map(self._counts_result, visions, seen)), counts)
         yield from self._decoder_stages(probe, keep, tokens, visions, given, expected, torch.cat(features))
 
     def _encode_images(self, given: ExpectedInput) -> tuple[VisionReference, ...]:
@@ -140,8 +144,16 @@ class ParityCheck:
         return self.reference.encode_images(given.pictures, score=stage.score, newline=newline)
 
     def _features_result(self, vision: VisionOutput, features: torch.Tensor) -> StageResult:
-        found = on_host(vision.features)[0].astype(np.float32, copy=False)
+        found = on_host(vision.features)[0, :, : features.shape[1]].astype(np.float32, copy=False)
         return compare_arrays("vision_features", found, features.numpy(), self.tolerances.vision_features)
+
+    def _counts_result(self, vision: VisionOutput, picture: VisionReference) -> StageResult:
+        """How many visual tokens of a picture each kept one stands for."""
+        stays = torch.zeros(len(picture.features), dtype=torch.bool)
+        stays[torch.from_numpy(vision.indices)] = True
+        expected = stands_for(picture.features, stays, torch.ones(len(stays)))
+        logs = on_host(vision.features)[0, :, -1].astype(np.float32, copy=False)
+        return compare_counts("stage1_counts", logs, expected.numpy(), self.tolerances.counts)
 
     def _decoder_stages(
         self,
@@ -168,6 +180,7 @@ class ParityCheck:
             wanted.query_positions,
             stages=list(zip(places, map(torch.from_numpy, state.stage_positions), strict=True)),
             scores=[stage.score for stage in inside],
+            biases=[torch.from_numpy(bias) for bias in self._biases(state)],
         )
         yield from self._kept_stages(keep, tokens, state, expected)
         yield compare_arrays(
@@ -204,6 +217,19 @@ class ParityCheck:
                 )
             yield compare_sets(f"stage{number}_set", kept, wanted, budget, self.tolerances.score)
             visual = visual[kept]
+            if self.pipeline.spec.proportional:
+                logs = self._biases(state)[number - 1][np.isin(positions, visual)]
+                counts = expected.counts[number - 2].numpy()
+                yield compare_counts(f"stage{number}_counts", logs, counts, self.tolerances.counts)
+
+    def _biases(self, state: DecodeState) -> list[Array]:
+        """Per layer group, what proportional attention adds at each of its tokens ``[S]``."""
+        spec = self.pipeline.spec
+        names = map(past_bias, group_names(spec)) if spec.proportional else ()
+        return [
+            state.caches.numpy(name)[0, 0, :rows, 0].astype(np.float32)
+            for name, rows in zip(names, state.lengths, strict=False)
+        ]
 
     def _cache_stages(self, state: DecodeState, expected: PrefillReference) -> Iterator[StageResult]:
         spec = self.pipeline.spec

@@ -25,7 +25,13 @@ from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.files import write_json
 from star_export.specs import RECEIVED, TEXT
-from star_export.validation.reference_scores import LAYER_SCORES, PATCH_SCORES, LayerSeen, TilesSeen
+from star_export.validation.reference_scores import (
+    LAYER_SCORES,
+    PATCH_SCORES,
+    LayerSeen,
+    TilesSeen,
+    stands_for,
+)
 
 #: Score of tokens that stage 1 always keeps: CLS and, of a share, newlines, which of a number go first.
 STAYS = 1e30
@@ -63,6 +69,8 @@ class PrefillReference:
         logits: ``[vocab]`` at the last position.
         cache: Keys and values of every layer.
         length: Prompt length, the position of the next token.
+        counts: Per stage, how many visual tokens each that it kept stands for ``[N]``.
+        biases: Per layer group, its last layer's number plus one and what is added at its tokens, if anything.
     """
 
     scores: tuple[Tensor, ...]
@@ -70,6 +78,8 @@ class PrefillReference:
     logits: Tensor
     cache: DynamicCache
     length: int
+    counts: tuple[Tensor, ...]
+    biases: tuple[tuple[int, Tensor | None], ...]
 
 
 def cache_argument(module: torch.nn.Module) -> str:
@@ -224,6 +234,7 @@ class Reference:
         *,
         stages: Sequence[tuple[int, Tensor]] = (),
         scores: Sequence[str] = (),
+        biases: Sequence[Tensor] = (),
     ) -> PrefillReference:
         """Run the prompt, leaving out visual tokens at every stage.
 
@@ -235,13 +246,17 @@ class Reference:
             stages: Of each stage inside the decoder, in order, the layers that run before it and the
                 positions that it keeps ``[S2]``, ascending.
             scores: Name of each stage's score; STAR's by default.
+            biases: Per layer group, what proportional attention adds at each of its tokens.
         """
         x = self.decoder.embed_tokens(input_ids)[None].clone()
         x[0, image_positions] = features
         cache, layers = DynamicCache(), self.decoder.layers  # every key stays: no window is left
-        positions, first, found = torch.arange(len(input_ids)), 0, []
-        for (after_layer, kept), score in zip(stages, scores or [TEXT] * len(stages), strict=True):
-            x, before, attention = self._run(layers[first:after_layer], x, positions, cache)
+        positions, first, found, counts = torch.arange(len(input_ids)), 0, [], []
+        ends = [*(after_layer for after_layer, _ in stages), len(layers)]
+        added = tuple(zip(ends, biases or [None] * len(ends), strict=True))
+        for number, (after_layer, kept) in enumerate(stages):
+            score, bias = scores[number] if scores else TEXT, added[number][1]
+            x, before, attention = self._run(layers[first:after_layer], x, positions, cache, bias)
             asks, visual = (torch.isin(positions, places) for places in (query_positions, image_positions))
             keys = cache.layers[after_layer - 1].keys
             seen = LayerSeen(
@@ -251,16 +266,25 @@ class Reference:
                 keys[0, :, visual],
             )
             found.append(LAYER_SCORES[score](seen))
+            if bias is not None:
+                stays = torch.isin(positions[visual], kept)
+                counts.append(stands_for(x[0, visual], stays, bias[visual].exp()))
             x = x[:, torch.isin(positions, kept)]
             positions, first = kept, after_layer
-        x, _, _ = self._run(layers[first:], x, positions, cache)
-        return PrefillReference(tuple(found), positions, self._logits(x), cache, len(input_ids))
+        x, _, _ = self._run(layers[first:], x, positions, cache, added[-1][1])
+        logits = self._logits(x)
+        return PrefillReference(
+            tuple(found), positions, logits, cache, len(input_ids), tuple(counts), added
+        )
 
     @torch.no_grad()
     def decode(self, state: PrefillReference, token: int) -> Tensor:
         """Append one token and return the logits ``[vocab]`` after it."""
         x = self.decoder.embed_tokens(torch.tensor([[token]]))
-        x, _, _ = self._run(self.decoder.layers, x, torch.tensor([state.length]), state.cache)
+        positions, first = torch.tensor([state.length]), 0
+        for end, bias in state.biases:
+            x, _, _ = self._run(self.decoder.layers[first:end], x, positions, state.cache, bias)
+            first = end
         state.length += 1
         return self._logits(x)
 
@@ -298,19 +322,25 @@ class Reference:
         return [int(token) for token in output[0, len(input_ids) :]]
 
     def _run(
-        self, layers: Any, x: Tensor, positions: Tensor, cache: DynamicCache
+        self, layers: Any, x: Tensor, positions: Tensor, cache: DynamicCache, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run decoder layers causally; also what the last one got, and its attention map ``[1, H, S, S]``."""
+        """Run decoder layers causally; also what the last one got, and its attention map ``[1, H, S, S]``.
+
+        ``bias`` is added at the first tokens that are looked at, nothing at those behind.
+        """
         maps: list[Tensor] = []
         hook = layers[-1].self_attn.register_forward_hook(lambda _m, _i, output: maps.append(output[1]))
         rotary = self.decoder.rotary_emb(x, positions[None])
-        mask = torch.full((len(positions), len(positions)), torch.finfo(x.dtype).min).triu(1)
+        seen = cache.get_seq_length(layers[0].self_attn.layer_idx)
+        mask = torch.full((len(positions), seen + len(positions)), torch.finfo(x.dtype).min).triu(1 + seen)
+        if bias is not None:
+            mask = mask + torch.nn.functional.pad(bias, (0, mask.shape[1] - len(bias)))
         try:
             for layer in layers:
                 before = x
                 x = layer(
                     x,
-                    attention_mask=mask[None, None] if len(positions) > 1 else None,
+                    attention_mask=mask[None, None] if len(positions) > 1 or bias is not None else None,
                     position_ids=positions[None],
                     position_embeddings=rotary,
                     **{self._cache_name: cache},

@@ -126,3 +126,23 @@ LAYER_SCORES: dict[str, Callable[[LayerSeen], Tensor]] = {
     names.DRIFT: _drift,
     names.KEY_NORM: _key_norm,
 }
+
+
+def stands_for(tokens: Tensor, stays: Tensor, counts: Tensor) -> Tensor:
+    """How many tokens each that stays stands for: its own, and those of which it is the nearest.
+
+    Args:
+        tokens: ``[P, C]``.
+        stays: bool ``[P]``.
+        counts: ``[P]``, how many each stands for already.
+
+    Returns:
+        ``[N]``.
+    """
+    unit = tokens / tokens.norm(dim=-1, keepdim=True)
+    kept, found = unit[stays], torch.zeros(int(stays.sum()))
+    for token, count in zip(unit, counts, strict=True):
+        like = kept @ token
+        nearest = (like.max() - like <= 1e-4).nonzero()[:, 0]
+        found[nearest] += count / len(nearest)
+    return found

@@ -24,6 +24,7 @@ class Tolerances:
         vision_features, prefill_logits, kv_cache, decode_logits: Largest absolute
             difference, divided by the root mean square of the reference.
         score: Relative score difference below which two tokens tie.
+        counts: Share of the tokens that may be counted for another kept one.
         token_margin: Logit difference, divided by the root mean square of the
             logits, below which two next tokens tie.
     """
@@ -33,6 +34,7 @@ class Tolerances:
     kv_cache: float
     decode_logits: float
     score: float
+    counts: float
     token_margin: float
 
     @classmethod
@@ -95,6 +97,24 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
     detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
     status: Status = "ambiguous" if error <= tolerance else "fail"
     return StageResult(stage, status, error, tolerance, detail, share)
+
+
+def compare_counts(stage: str, found: Array, expected: Array, tolerance: float) -> StageResult:
+    """Compare how many tokens each kept one stands for; one that is as like to two may go to either.
+
+    Args:
+        stage: Name of the stage.
+        found: The logs of those numbers.
+        expected: The reference's numbers.
+        tolerance: Share of all tokens that may be counted for another one.
+    """
+    counts = np.exp(found.astype(np.float64))
+    if not np.isfinite(counts).all():
+        return StageResult(stage, "fail", float("inf"), tolerance, "some counts are not finite")
+    error = float(np.abs(counts - expected).sum() / 2 / expected.sum(dtype=np.float64))
+    where = int(np.abs(counts - expected).argmax())
+    detail = f"token {where} stands for {counts[where]:.2f}, expected {expected[where]:.2f}"
+    return StageResult(stage, "pass" if error <= tolerance else "fail", error, tolerance, detail)
 
 
 def fewest_of_mass(scores: Array, most: int, mass: float, *, found: int, tolerance: float) -> int:
