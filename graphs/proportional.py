@@ -32,7 +32,7 @@ def stand_for(tokens: Tensor, kept: Tensor, counts: Tensor | None = None) -> Ten
 
 
 def counted(tokens: Tensor, kept: Tensor) -> Tensor:
-    """``kept [B, N, C]`` of ``tokens [B, P, C]`` with the log of what each stands for behind: ``[B, N, C + 1]``."""
+    """Those ``kept [B, N, C]`` of ``tokens [B, P, C]``, with one more channel: the log of what each stands for."""
     return torch.cat([kept, stand_for(tokens, kept).log()[..., None].to(kept.dtype)], dim=-1)
 
 
@@ -66,7 +66,7 @@ def causal(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def biased(visible: Tensor, bias: Tensor) -> Tensor:
-    """A mask to add: ``bias`` where ``visible``, a bool that it broadcasts with, else nothing gets through."""
+    """A mask to add: ``bias`` where ``visible``, a bool of the same sizes; nothing gets through elsewhere."""
     return torch.where(visible, bias, torch.finfo(bias.dtype).min)
 
 

@@ -154,7 +154,7 @@ def present_bias(group: str) -> str:
 
 
 def feature_channels(spec: ExportSpec) -> int:
-    """Channels of a visual token: those of the decoder and, for proportional attention, the log of a count."""
+    """Channels of a visual token: the decoder's and, for proportional attention, the log of a count."""
     return spec.model.text.hidden_size + spec.proportional
 
 
@@ -338,7 +338,10 @@ def _decode(spec: ExportSpec) -> GraphSpec:
 def _with_caches(
     inputs: list[TensorSpec], outputs: list[TensorSpec], spec: ExportSpec, *, batch: Dim
 ) -> GraphSpec:
-    """A graph of the decoder, which writes every layer's KV caches in place, and what is added at their keys."""
+    """A graph of the decoder, which writes every layer's KV caches in place.
+
+    For proportional attention also, per layer group, what is added at the keys.
+    """
     text = spec.model.text
     past, present, aliases = [], [], {}
     for layer in range(text.num_layers):

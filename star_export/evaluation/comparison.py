@@ -254,7 +254,7 @@ def _parts(
 ) -> Iterator[Parts]:
     """What the methods run on, gone afterwards."""
     befores = [before for method in methods if isinstance(before := _before(method, spec), Before)]
-    insides = [inside for method in methods if (inside := _inside(method, spec))]
+    insides = [_inside(method, spec) for method in methods]
     with built_parts(
         _building(options),
         checkpoint,
@@ -284,13 +284,18 @@ def _layout(method: Method, spec: ExportSpec, picture: PictureTokens) -> Layout:
 
 
 def _before(method: Method, spec: ExportSpec) -> Before | str | None:
-    stage1 = RULES[method.rule].stage1 if method.level else None
-    if stage1 is None or is_choice(stage1):
-        return stage1
-    return Before(score=stage1, by_share=method.rule == STAR and spec.model.tiling is not None)
+    if method.level is None:
+        return None
+    rule = RULES[method.rule]
+    if rule.stage1 is None or is_choice(rule.stage1):
+        return rule.stage1
+    by_share = method.rule == STAR and spec.model.tiling is not None
+    return Before(score=rule.stage1, by_share=by_share, proportional=rule.proportional)
 
 
 def _inside(method: Method, spec: ExportSpec) -> Inside:
-    layer = prune_layer(method.rule, spec)
-    stage2 = RULES[method.rule].stage2 if method.level else None
-    return () if layer is None or stage2 is None else ((layer, stage2),)
+    if method.level is None:
+        return Inside()
+    layer, rule = prune_layer(method.rule, spec), RULES[method.rule]
+    stages = () if layer is None or rule.stage2 is None else ((layer, rule.stage2),)
+    return Inside(stages=stages, proportional=rule.proportional)

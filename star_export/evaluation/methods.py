@@ -9,7 +9,7 @@ from star_export.evaluation.choices import CDPRUNER, CHOICES, DIVPRUNE, GRID, QR
 from star_export.flops import Layout, PrefillFlops, prefill_flops, pruned_layout
 from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec
 from star_export.specs.schedules import balanced
-from star_export.specs.scores import DRIFT, KEY_NORM, LAST, RECEIVED, SPREAD, TEXT, check_score
+from star_export.specs.scores import DRIFT, KEY_NORM, LAST, RECEIVED, SPREAD, TEXT, TEXT_PEAKS, check_score
 
 STAR, STAGE2, FASTV, BALANCED_STAR, UNPRUNED = "star", "stage-2", "fastv", "balanced-star", "unpruned"
 #: FastV prunes after its second layer (arXiv 2403.06764, section 4.1).
@@ -27,11 +27,13 @@ class Rule:
         what: In words.
         stage1: Before the decoder, a score of the vision graph or a choice on the host; None lets all enter.
         stage2: Score of the stage inside the decoder; None for no such stage.
+        proportional: Whether attention counts what is kept for what it stands for.
     """
 
     what: str
     stage1: str | None = None
     stage2: str | None = None
+    proportional: bool = False
 
 
 #: Every rule by the name that ``--method`` takes.
@@ -50,6 +52,18 @@ RULES = {
         what="relevant and unlike those chosen, one by one (as arXiv 2506.10967)", stage1=CDPRUNER
     ),
     QR: Rule(what="pivots of a QR decomposition, one by one", stage1=QR),
+    f"proportional-{SPREAD}": Rule(
+        what="`spread`; attention counts each for all it stands for", stage1=SPREAD, proportional=True
+    ),
+    f"proportional-{DIVPRUNE}": Rule(
+        what="`divprune`; attention counts each for all it stands for", stage1=DIVPRUNE, proportional=True
+    ),
+    f"proportional-balanced-{TEXT_PEAKS}": Rule(
+        what=f"`balanced-{TEXT_PEAKS}`; attention counts each for all it stands for",
+        stage1=SPREAD,
+        stage2=TEXT_PEAKS,
+        proportional=True,
+    ),
     GRID: Rule(what="evenly over the picture, without looking", stage1=GRID),
     RANDOM: Rule(what="by lot", stage1=RANDOM),
 }

@@ -8,9 +8,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from star_export.answer.pipeline import open_pipeline
-from star_export.arrays import Float32, to_float32
+from star_export.arrays import Float32, to_device_dtype, to_float32
 from star_export.build import BuildOptions, build
 from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.engines import Runtime
@@ -21,10 +22,9 @@ from star_export.evaluation.record import ScoredAnswer
 from star_export.evaluation.task import Example, Task
 from star_export.files import scratch_folder
 from star_export.flops import Layout
+from star_export.graphs.proportional import counted
 from star_export.preprocessing import TokenizedPrompt
 
-#: ``(after_layer, score)`` of every stage inside the decoder.
-Inside = tuple[tuple[int, str], ...]
 #: Embeddings ``[n, C]`` of token ids ``[n]``.
 Embed = Callable[[Int64], Float32]
 
@@ -36,10 +36,25 @@ class Before:
     Attributes:
         score: Its score.
         by_share: Whether it is built to keep a share of each picture, whose newlines then go last.
+        proportional: Whether it tells what each token that it keeps stands for.
     """
 
     score: str
     by_share: bool = False
+    proportional: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What is done inside the decoder.
+
+    Attributes:
+        stages: ``(after_layer, score)`` of each stage.
+        proportional: Whether attention counts visual tokens for what they stand for.
+    """
+
+    stages: tuple[tuple[int, str], ...] = ()
+    proportional: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +64,7 @@ class Parts:
     Attributes:
         full: The unpruned one.
         visions: For their vision graphs.
-        decoders: For their prefill and decode graphs.
+        decoders: For their prefill and decode graphs; the unpruned one's if nothing is done.
         embed: The model's embeddings.
     """
 
@@ -79,27 +94,43 @@ class Assembled(Variant):
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer with the visual tokens that are left."""
-        looker = self.parts.decoders[self.inside] if self.inside else self.parts.full
+        looker = self.parts.decoders[self.inside]
         image = self.parts.full.prepare(example)
         layout = self.layout((image.packing.tokens, image.packing.newlines))
         tokens = looker.pipeline.tokenize(example.question, [image], tokens_per_image=[layout.entering])
         features = self.features(example, tokens, layout.entering)
-        keep = tuple(kept for _, kept in layout.stages) or None
+        first = (layout.entering,) if self.inside.proportional else ()
+        keep = (*first, *(kept for _, kept in layout.stages)) or None
         return respond(looker.pipeline, tokens, features, keep, example, task)
 
     def features(self, example: Example, tokens: TokenizedPrompt, entering: int) -> HostArray:
-        """Visual tokens that enter the decoder ``[1, entering, C]``, in their order."""
+        """Visual tokens that enter the decoder ``[1, entering, C]``, in their order.
+
+        For proportional attention ``[1, entering, C + 1]``.
+        """
         full = self.parts.full.look(example)
-        if entering == full.shape[1] or self.before is None:
-            return full
-        if isinstance(self.before, Before):
+        if isinstance(self.before, Before) and entering < full.shape[1]:
             return self.parts.visions[self.before].look(example, entering)
+        kept = self._chosen(full, tokens, example, entering)
+        return self._counted(full, kept) if self.inside.proportional else kept
+
+    def _chosen(self, full: HostArray, tokens: TokenizedPrompt, example: Example, entering: int) -> HostArray:
+        """Of ``full [1, P, C]`` what a choice on the host leaves ``[1, entering, C]``."""
+        if entering == full.shape[1] or not isinstance(self.before, str):
+            return full
         candidates = Candidates(
             features=to_float32(full[0], self.parts.full.pipeline.spec.dtype),
             question=self.parts.embed(tokens.input_ids[0, tokens.query_positions[0]]),
             seed=(self.seed, example.index, entering),
         )
-        return full[:, np.sort(CHOICES[self.before](candidates, entering))]
+        chosen: HostArray = full[:, np.sort(CHOICES[self.before](candidates, entering))]
+        return chosen
+
+    def _counted(self, full: HostArray, kept: HostArray) -> HostArray:
+        """Tokens with the log of what each stands for as one more channel, as a vision graph gives them."""
+        dtype = self.parts.full.pipeline.spec.dtype
+        before, after = (torch.from_numpy(to_float32(tokens, dtype)) for tokens in (full, kept))
+        return to_device_dtype(counted(before, after).numpy(), dtype)
 
 
 @contextmanager
@@ -119,7 +150,7 @@ def built_parts(
         options: Of the unpruned bundle; its output is the name beside which the scratch folder is.
         checkpoint: The same model.
         befores: Stages before the decoder.
-        insides: Stages inside it.
+        insides: What is done inside it.
         runtime: What runs them.
         tokens: Visual tokens of the largest request: there is room for every budget below.
         say: Told what is being built.
@@ -136,18 +167,23 @@ def built_parts(
         def see(before: Before) -> Looker:
             room = "99.9%" if before.by_share else tokens - 1
             kind = "-by-share" if before.by_share else ""
-            return make(before.score + kind, prune=True, schedule=f"{room}@0", stage1=before.score)
+            counts = before.proportional
+            name = ("proportional-" if counts else "") + before.score + kind
+            return make(name, prune=True, schedule=f"{room}@0", stage1=before.score, proportional=counts)
 
         def read(inside: Inside) -> Looker:
-            (score,) = {score for _, score in inside}
-            places = [f"{tokens - 1 - index}@{layer}" for index, (layer, _) in enumerate(inside)]
-            name = "-".join(["after", *(str(layer) for layer, _ in inside), score])
-            return make(name, prune=True, schedule=",".join(places), stage2=score)
+            layers = [0] * inside.proportional + [layer for layer, _ in inside.stages]
+            places = [f"{tokens - 1 - index}@{layer}" for index, layer in enumerate(layers)]
+            score = next((score for _, score in inside.stages), None)
+            name = "-".join(["after", *map(str, layers), *([score] if score else [])])
+            counts = inside.proportional
+            return make(name, prune=True, schedule=",".join(places), stage2=score, proportional=counts)
 
+        full = make("unpruned", prune=False)
         yield Parts(
-            full=make("unpruned", prune=False),
+            full=full,
             visions={before: see(before) for before in befores},
-            decoders={inside: read(inside) for inside in insides},
+            decoders={Inside(): full} | {inside: read(inside) for inside in insides if inside != Inside()},
             embed=_embeddings(checkpoint),
         )
 

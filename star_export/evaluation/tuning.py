@@ -183,7 +183,7 @@ def _built_variants(
         building,
         open_checkpoint(source),
         list(dict.fromkeys(_before(trial) for trial in trials)),
-        list(dict.fromkeys(inside for trial in trials if (inside := _inside(trial)))),
+        list(dict.fromkeys(_inside(trial) for trial in trials)),
         runtime=options.runtime,
         tokens=bundle.spec.largest_image,
         say=say,
@@ -192,7 +192,7 @@ def _built_variants(
         def assembled(before: Before | None, inside: Inside, layout: Callable[..., Layout]) -> Assembled:
             return Assembled(parts=parts, before=before, inside=inside, layout=layout)
 
-        whole = assembled(None, (), lambda picture: Layout(entering=picture[0]))
+        whole = assembled(None, Inside(), lambda picture: Layout(entering=picture[0]))
         yield {UNPRUNED: whole} | {t.name: assembled(_before(t), _inside(t), t.layout) for t in trials}
 
 
@@ -202,4 +202,4 @@ def _before(trial: Trial) -> Before:
 
 
 def _inside(trial: Trial) -> Inside:
-    return tuple((stage.after_layer, stage.score) for stage in trial.spec.decoder_stages)
+    return Inside(stages=tuple((stage.after_layer, stage.score) for stage in trial.spec.decoder_stages))

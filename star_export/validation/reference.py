@@ -70,7 +70,7 @@ class PrefillReference:
         cache: Keys and values of every layer.
         length: Prompt length, the position of the next token.
         counts: Per stage, how many visual tokens each that it kept stands for ``[N]``.
-        biases: Per layer group, its last layer's number plus one and what is added at its tokens, if anything.
+        biases: Per layer group, the layers before its end, and what is added at its tokens, if anything.
     """
 
     scores: tuple[Tensor, ...]
@@ -273,9 +273,7 @@ class Reference:
             positions, first = kept, after_layer
         x, _, _ = self._run(layers[first:], x, positions, cache, added[-1][1])
         logits = self._logits(x)
-        return PrefillReference(
-            tuple(found), positions, logits, cache, len(input_ids), tuple(counts), added
-        )
+        return PrefillReference(tuple(found), positions, logits, cache, len(input_ids), tuple(counts), added)
 
     @torch.no_grad()
     def decode(self, state: PrefillReference, token: int) -> Tensor:

@@ -12,13 +12,13 @@ from star_export.bundle import open_bundle
 from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.engines import Runtime
 from star_export.evaluation.choices import CHOICES
-from star_export.evaluation.parts import Assembled, Before, Parts, built_parts
+from star_export.evaluation.parts import Assembled, Before, Inside, Parts, built_parts
 from star_export.evaluation.shapes import Shapes
 from star_export.evaluation.task import Example
 from star_export.flops import Layout
 
 BEFORES = (Before(score="spread"), Before(score="received", by_share=True))
-INSIDES = (((1, "drift"), (2, "drift")),)
+INSIDES = (Inside(stages=((1, "drift"), (2, "drift"))),)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,12 @@ def test_whatever_enters_is_some_of_the_pictures_tokens_in_their_order(
         place = same[same > place][0]
 
 
-@pytest.mark.parametrize("inside", [(), *INSIDES], ids=str)
-def test_stages_inside_keep_what_the_layout_says(
-    parts: Parts, picture: Path, inside: tuple[tuple[int, str], ...]
-) -> None:
+@pytest.mark.parametrize("inside", [Inside(), *INSIDES], ids=str)
+def test_stages_inside_keep_what_the_layout_says(parts: Parts, picture: Path, inside: Inside) -> None:
     """Also more than a small picture has: it keeps what it has."""
-    layout = Layout(entering=40, stages=tuple((layer, 30 - layer) for layer, _ in inside))
+    layout = Layout(entering=40, stages=tuple((layer, 30 - layer) for layer, _ in inside.stages))
     variant = Assembled(parts=parts, before="grid", inside=inside, layout=lambda _: layout)
-    looker = parts.decoders[inside] if inside else parts.full
+    looker = parts.decoders[inside]
     ran: list[np.ndarray] = []
     prefill = looker.pipeline.steps.prefill
     with pytest.MonkeyPatch.context() as patch:
