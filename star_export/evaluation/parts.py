@@ -85,7 +85,7 @@ class Assembled(Variant):
         tokens = looker.pipeline.tokenize(example.question, [image], tokens_per_image=[layout.entering])
         features = self.features(example, tokens, layout.entering)
         keep = tuple(kept for _, kept in layout.stages) or None
-        return respond(looker.pipeline, tokens, features, keep, example, task)
+        return respond(looker.pipeline, tokens, [features], keep, example, task)
 
     def features(self, example: Example, tokens: TokenizedPrompt, entering: int) -> HostArray:
         """Visual tokens that enter the decoder ``[1, entering, C]``, in their order."""

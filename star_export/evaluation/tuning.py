@@ -19,7 +19,7 @@ from star_export.evaluation.methods import UNPRUNED
 from star_export.evaluation.pairs import ALL, Pairs
 from star_export.evaluation.parts import Assembled, Before, Inside, built_parts
 from star_export.evaluation.record import Record
-from star_export.evaluation.task import Task
+from star_export.evaluation.task import Task, needed_image
 from star_export.evaluation.tasks import open_task
 from star_export.evaluation.trials import Trial, built_trials, own_trials
 from star_export.evaluation.tuning_report import Asked, Reporter, Tuning, build_command, smallest
@@ -121,7 +121,7 @@ def _look(requests: Requests, task: Task, split: str, seed: int, index: int) -> 
     """Prepare a question, so that one that cannot be asked is refused before minutes of work."""
     example = task.example(split, seed, index)
     try:
-        (image,) = requests.prepare(example.image)
+        (image,) = requests.prepare(needed_image(example))
         tokens = requests.tokenize(example.question, [image], tokens_per_image=[1])
     except StarExportError as error:
         place = task.place(index) if isinstance(task, Pairs) else f"question {index}"
