@@ -155,7 +155,7 @@ ScoresOption = Annotated[
     typer.Option(
         "--scores",
         metavar="",
-        help="Show how the scores of both stages are spread, instead; fails where they are uniform.",
+        help="Show how the scores of every stage are spread, instead; fails where they are uniform.",
     ),
 ]
 JUnitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML here.")]
