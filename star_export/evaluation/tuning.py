@@ -20,7 +20,7 @@ from star_export.evaluation.pairs import ALL, Pairs
 from star_export.evaluation.parts import Assembled, Before, Inside, built_parts
 from star_export.evaluation.record import Record
 from star_export.evaluation.task import Task, needed_image
-from star_export.evaluation.tasks import open_task
+from star_export.evaluation.tasks import BENCHMARKS, TASKS, open_task
 from star_export.evaluation.trials import Trial, built_trials, own_trials
 from star_export.evaluation.tuning_report import Asked, Reporter, Tuning, build_command, smallest
 from star_export.files import sha256
@@ -102,6 +102,11 @@ def _task(options: TuneOptions) -> tuple[Task, str]:
         raise SettingsError(f"give {option('data')} with pictures and questions, or {option('task')}")
     if options.data is not None:
         return Pairs(options.data), ALL
+    if options.task in BENCHMARKS:
+        raise SettingsError(
+            f"{option('task', options.task)} is a benchmark, of which star-export compare asks; tune asks "
+            f"{' or '.join(TASKS)}, or pairs from {option('data')}"
+        )
     assert options.task is not None
     return open_task(options.task, split=options.split), options.split
 
