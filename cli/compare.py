@@ -21,6 +21,8 @@ EPILOG = """
 `star-export compare --model models/mini --method spread --method balanced-text --average 64 --limit 100`
 
 `star-export compare --model models/mini --keep 64 --keep 29 --json`
+
+`star-export compare --model llava-1.5-7b --task pope --data playground/data/eval --method star`
 """
 
 
@@ -28,9 +30,10 @@ EPILOG = """
 def compare(
     model: opt.CompareModelOption,
     task: opt.TaskOption = "shapes",
-    split: opt.SplitOption = "test",
+    data: opt.DataOption = None,
+    split: opt.EvalSplitOption = None,
     seed: opt.TaskSeedOption = 0,
-    limit: opt.CompareLimitOption = 350,
+    limit: opt.CompareLimitOption = None,
     method: opt.MethodsOption = None,
     average: opt.AveragesOption = None,
     keep: opt.CompareKeepsOption = None,
@@ -61,6 +64,7 @@ def compare(
     options = CompareOptions(
         model=model,
         task=task,
+        data=data,
         split=split,
         seed=seed,
         limit=limit,

@@ -155,7 +155,7 @@ ScoresOption = Annotated[
     typer.Option(
         "--scores",
         metavar="",
-        help="Show how the scores of both stages are spread, instead; fails where they are uniform.",
+        help="Show how the scores of every stage are spread, instead; fails where they are uniform.",
     ),
 ]
 JUnitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML here.")]
@@ -234,7 +234,12 @@ CompareModelOption = Annotated[
         "--model", "-m", metavar="NAME", help="A short name such as llava-1.5-7b, a hub id or a folder."
     ),
 ]
-CompareLimitOption = Annotated[int, typer.Option("--limit", metavar="N", help="Questions to ask.")]
+CompareLimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", help="Questions to ask.  [default: 350, or all where there are fewer]"
+    ),
+]
 MethodsOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -73,8 +73,9 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
     )
     weights = plan.weight_bytes
     yield (
-        f"{plan.parameters.total / 1e9:.2f} B parameters, {weights['float16'] / 1e9:.1f} GB in float16 or "
-        f"bfloat16, {weights['float32'] / 1e9:.1f} in float32; here: {plan.spec.dtype}"
+        f"{_scaled(plan.parameters.total, 'M', 'B')} parameters, "
+        f"{_scaled(weights['float16'], 'MB', 'GB')} in float16 or bfloat16, "
+        f"{_scaled(weights['float32'], 'MB', 'GB')} in float32; here: {plan.spec.dtype}"
     )
     if schedule:
         yield f"schedule: {pruning(plan.spec)}"
@@ -83,6 +84,10 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
             f"estimates, not measured: {plan.device.name} at {plan.efficiency:g} of "
             f"{plan.device.bandwidth / 1e9:,.1f} GB/s and {plan.device.flops / 1e12:,.3g} TFLOP/s"
         )
+
+
+def _scaled(count: float, million: str, billion: str) -> str:
+    return f"{count / 1e9:.2f} {billion}" if count >= 1e8 else f"{count / 1e6:.2f} {million}"
 
 
 def _picture(plan: "Plan") -> Table:

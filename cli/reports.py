@@ -125,15 +125,15 @@ def print_scores(report: "ScoreReport") -> None:
     for number in sorted({stage.stage for stage in report.stages if stage.uniform}):
         out.print(
             f"stage {number}: its scores are uniform, as when attention is averaged over the softmax's own "
-            f"axis, so what it keeps is arbitrary; look at attention_map in {_ATTENTION[number]}",
+            f"axis, so what it keeps is arbitrary; look at attention_map in {_ATTENTION[number > 1]}",
             soft_wrap=True,
         )
     limit = f"uniform below a spread of {report.limit:g}"
     out.print(f"{_verdict(report.passed)}: {len(report.stages)} rankings, {limit}")
 
 
-#: Where the attention map of each stage is made.
-_ATTENTION = {1: "graphs/towers/encoder.py", 2: "graphs/scores.py"}
+#: Where the attention maps before the decoder and inside it are made.
+_ATTENTION = ("graphs/towers/encoder.py", "graphs/scores.py")
 
 
 def _bars(stage: "ScoreStatistics") -> str:

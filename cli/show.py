@@ -51,7 +51,7 @@ def show(
         print_json({"output": str(output), "prompt": prompt, "answers": [a.to_dict() for a in answers]})
         return
     for answer in answers:
-        print(f"{len(answer.stage2.kept)} visual tokens: {answer.result.text}")
+        print(f"{len(answer.stages[-1].kept)} visual tokens: {answer.result.text}")
     print(f"drawn in {output}")
 
 

@@ -32,7 +32,7 @@ def stand_for(tokens: Tensor, kept: Tensor, counts: Tensor | None = None) -> Ten
 
 
 def counted(tokens: Tensor, kept: Tensor) -> Tensor:
-    """Those ``kept [B, N, C]`` of ``tokens [B, P, C]``, with one more channel: the log of what each stands for."""
+    """``kept [B, N, C]`` of ``tokens [B, P, C]``, with the log of what each stands for as another channel."""
     return torch.cat([kept, stand_for(tokens, kept).log()[..., None].to(kept.dtype)], dim=-1)
 
 

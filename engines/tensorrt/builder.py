@@ -30,6 +30,9 @@ from star_export.engines.tensorrt.request import EngineRequest
 from star_export.errors import BundleError, PlatformError, SettingsError, option
 from star_export.specs import ExportSpec
 
+#: Stages inside the decoder of which TensorRT-RTX 1.7.1 builds decode; of one more it says "uses before def".
+MOST_RTX_STAGES = 5
+
 _UNUSED_TENSOR = re.compile(r"Tensor (\S+) is unused")
 
 
@@ -128,6 +131,7 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
         )
     if targets := PRODUCTS[options.backend].targets:
         _check_rtx_options(options, targets)
+        _check_rtx_stages(spec)
     elif options.targets:
         raise SettingsError(
             f"{option('targets')} is for {option('backend', TENSORRT_RTX)}; tensorrt builds for the GPU of "
@@ -163,6 +167,14 @@ def _check_rtx_options(options: EngineOptions, targets: tuple[str, ...]) -> None
     if names := [option(name) for name, given in refused.items() if given]:
         raise SettingsError(
             f"tensorrt-rtx has no {', '.join(names)}; leave it out, or use {option('backend', TENSORRT)}"
+        )
+
+
+def _check_rtx_stages(spec: ExportSpec) -> None:
+    if (count := len(spec.decoder_stages)) > MOST_RTX_STAGES:
+        raise SettingsError(
+            f"this schedule has {count} stages inside the decoder, TensorRT-RTX builds decode of at most "
+            f"{MOST_RTX_STAGES}; give fewer in {option('schedule')}, or use {option('backend', TENSORRT)}"
         )
 
 

@@ -201,7 +201,8 @@ class Steps:
     ) -> DecodeState:
         """Run the prefill graph; fills the caches from index 0.
 
-        It does not wait for a GPU, unless the last stage adapts how much it keeps.
+        It does not wait for a GPU, unless the last stage adapts how much it keeps. A prompt without a picture
+        is run through decode, into empty caches: the graph has no size 0.
 
         Args:
             tokens: The prompt, with as many image positions as there are features.
@@ -223,6 +224,13 @@ class Steps:
             caches = self._caches
         if before := self._states.get(id(caches)):
             before.stale = True
+        state = self._read(tokens, visions, keep, caches) if visions else self._read_text(tokens, caches)
+        self._states[id(caches)] = state
+        return state
+
+    def _read(
+        self, tokens: TokenizedPrompt, visions: Sequence[VisionOutput], keep: Keep | None, caches: Caches
+    ) -> DecodeState:
         length, visual = tokens.input_ids.shape[1], tokens.image_positions.shape[1]
         feeds: dict[str, Any] = {
             names.INPUT_IDS: tokens.input_ids,
@@ -239,7 +247,15 @@ class Steps:
         lengths = np.array(self.spec.lengths(length - visual, visual, keep))
         if self.spec.adapts:  # how many it kept, only the graph knows
             lengths[-1] = (kept[-1].numpy() >= 0).sum()
-        state = self._states[id(caches)] = DecodeState(caches, output[names.LOGITS], kept, length, lengths)
+        return DecodeState(caches, output[names.LOGITS], kept, length, lengths)
+
+    def _read_text(self, tokens: TokenizedPrompt, caches: Caches) -> DecodeState:
+        ids = tuple(tokens.input_ids[0].tolist())
+        first, rest = ids[: self.spec.append_tokens], ids[self.spec.append_tokens :]
+        lengths = np.zeros(len(self.spec.groups), np.int64)
+        output = self.decode_batch(caches, np.array([first]), lengths[:, None])
+        state = DecodeState(caches, output, (), len(ids), lengths + len(first))
+        self.decode(state, *rest)
         return state
 
     def decode(self, state: DecodeState, *tokens: int) -> None:

@@ -12,7 +12,7 @@ _INTRODUCTION = """# Accuracy
 
 Made by `{command}`.
 
-{questions} questions of the task `{task}` (split `{split}`, seed {seed}), each about a picture of its own,
+{questions} questions of the task `{task}` (split `{split}`, seed {seed}),
 asked of `{model}` in ONNX Runtime, greedily. Brackets hold 95 % bootstrap intervals, paired by question where
 two variants are compared. Tokens and FLOPs are means over the pictures; FLOPs are those of a prefill with the
 first question, counted exactly, without the vision tower and what ranks tokens before the decoder; speed is

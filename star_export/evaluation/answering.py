@@ -7,10 +7,12 @@ from typing import Protocol
 from PIL import Image
 
 from star_export.answer.pipeline import Pipeline
+from star_export.answer.request import Request
+from star_export.answer.sampling import Sampling
 from star_export.answer.steps import VisionOutput
 from star_export.engines.session import HostArray, on_host
 from star_export.evaluation.record import ScoredAnswer
-from star_export.evaluation.task import Example, Task
+from star_export.evaluation.task import Example, Task, needed_image
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.ticket import Ticket
@@ -40,8 +42,9 @@ class Looker:
     def prepare(self, example: Example) -> PreparedImage:
         """The example's picture."""
         if self._prepared is None or self._prepared[0] is not example.image:
-            (image,) = self.pipeline.prepare(example.image)
-            self._prepared = example.image, image
+            picture = needed_image(example)
+            (image,) = self.pipeline.prepare(picture)
+            self._prepared = picture, image
         return self._prepared[1]
 
     def look(self, example: Example, stage1_keep: int | None = None) -> HostArray:
@@ -68,11 +71,11 @@ class Bundled(Variant):
 
     def answer(self, example: Example, task: Task) -> ScoredAnswer:
         """The greedy answer."""
-        pipeline, images = self.looker.pipeline, [self.looker.prepare(example)]
+        pipeline, images = self.looker.pipeline, [self.looker.prepare(example)] if example.image else []
         keep = pipeline.budget(self.keep, images)
         tokens = pipeline.tokenize(example.question, images, keep=keep)
-        (entering,) = pipeline.entering(images, keep)
-        return respond(pipeline, tokens, self.looker.look(example, entering), keep, example, task)
+        features = [self.looker.look(example, entering) for entering in pipeline.entering(images, keep)]
+        return respond(pipeline, tokens, features, keep, example, task)
 
 
 class Batched(Variant):
@@ -103,23 +106,30 @@ class Batched(Variant):
 
     def _submit(self, example: Example, task: Task) -> Ticket:
         pipeline = self.scheduler.pipeline
-        limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
-        request = pipeline.request(example.image, example.question, keep=self.keep, max_new_tokens=limit)
+        images = pipeline.prepare(example.image) if example.image else ()
+        keep = pipeline.budget(self.keep, images)
+        request = Request(
+            images=images,
+            tokens=pipeline.tokenize(example.question, images, keep=keep),
+            keep=keep,
+            max_new_tokens=min(task.max_new_tokens, pipeline.spec.max_new_tokens),
+            sampling=Sampling(),
+        )
         return self.scheduler.submit(request)
 
 
 def respond(
     pipeline: Pipeline,
     tokens: TokenizedPrompt,
-    features: HostArray,
+    features: Sequence[HostArray],
     keep: Keep | None,
     example: Example,
     task: Task,
 ) -> ScoredAnswer:
-    """Prefill, decode greedily to the end token, score."""
-    vision = VisionOutput(features, None, features.shape[1])
+    """Prefill with the visual tokens of each picture, decode greedily to the end token, score."""
+    visions = [VisionOutput(found, None, found.shape[1]) for found in features]
     start = time.perf_counter()
-    state = pipeline.steps.prefill(tokens, vision, keep=keep)
+    state = pipeline.steps.prefill(tokens, *visions, keep=keep)
     ids = [state.best_token()]
     prefill_ms = 1000 * (time.perf_counter() - start)
     limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)

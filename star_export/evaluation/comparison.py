@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,11 +26,13 @@ from star_export.evaluation.methods import (
     prune_layer,
 )
 from star_export.evaluation.parts import Assembled, Before, Inside, Parts, built_parts
-from star_export.evaluation.record import Record
+from star_export.evaluation.record import Record, Row
 from star_export.evaluation.statistics import Estimate, Score, ScoreTable
+from star_export.evaluation.task import Task, needed_image
 from star_export.evaluation.tasks import open_task
 from star_export.files import sha256
 from star_export.flops import Layout
+from star_export.preprocessing import render, tokenize
 from star_export.progress import CaseProgress
 from star_export.specs import DType, ExportSpec, check_keep, picture_tokens
 
@@ -38,7 +40,10 @@ from star_export.specs import DType, ExportSpec, check_keep, picture_tokens
 PAPER_SHARES = (0.5, 0.2, 0.1, 0.05)
 #: Visual tokens per layer that methods are compared at besides, on average.
 AVERAGES = (128, 64, 32, 16)
-MAX_TEXT_TOKENS, MAX_NEW_TOKENS = 128, 32
+#: Questions that are asked unless a number is given, of as many as there are.
+USUAL_QUESTIONS = 350
+#: Room in the bundles, or what the longest question and the task's answers need.
+LEAST_TEXT_TOKENS, LEAST_NEW_TOKENS = 128, 32
 
 #: Weights, configs, tokenizers and templates.
 _MODEL_FILES = (".safetensors", ".json", ".model", ".jinja")
@@ -50,7 +55,8 @@ class CompareOptions:
 
     model: str
     task: str = "shapes"
-    split: str = "test"
+    data: Path | None = None
+    split: str | None = None
     seed: int = 0
     limit: int | None = None
     methods: Sequence[str] = ()
@@ -120,40 +126,41 @@ def compare(
         say: Told what is being built.
 
     Raises:
-        SettingsError: If an option is out of range.
+        SettingsError: If an option is out of range, or the task's answers are scored elsewhere.
+        InputError: If a benchmark's files or pictures are missing or damaged; what was answered is kept.
         CheckpointError: If the model cannot be read.
         PlatformError: If a package is missing.
     """
-    task = open_task(options.task, split=options.split)
-    limit = check_limit(task, options.split, options.limit)
+    task, split, limit = _questions(options)
     checkpoint = open_checkpoint(options.model)
-    spec = _spec(options, checkpoint)
-    pictures = [
-        picture_tokens(spec.model, task.example(options.split, options.seed, index).image.size[::-1])
-        for index in range(limit)
-    ]
+    examples = (task.example(split, options.seed, index) for index in range(limit))
+    questions, sizes = zip(*((e.question, needed_image(e).size[::-1]) for e in examples), strict=True)
+    building = _building(options, task, checkpoint, questions)
+    spec = _spec(building, checkpoint, options.prune_layer)
+    pictures = [picture_tokens(spec.model, size) for size in sizes]
     rules, levels = check_rules(options.methods, spec), list(_levels(options, spec, pictures))
     methods = list(all_methods(rules, levels, spec, pictures))
-    record = Record(options.answers, _settings(options, checkpoint, methods), resume=options.resume)
-    with _parts(options, checkpoint, spec, methods, say) as parts:
+    settings = _settings(options, task, split, checkpoint, methods)
+    record = Record(options.answers, settings, resume=options.resume)
+    with _parts(building, options.runtime, checkpoint, spec, methods, say) as parts:
         variants = {method.name: _variant(method, spec, parts, options.seed) for method in methods}
         rows = ask_all(
             task,
             variants,
             record,
-            split=options.split,
+            split=split,
             seed=options.seed,
             limit=limit,
             progress=progress,
         )
-        first = parts.full.prepare(task.example(options.split, options.seed, rows[0].index))
+        first = parts.full.prepare(task.example(split, options.seed, rows[0].index))
         tokens = parts.full.pipeline.tokenize(rows[0].question, [first])
-    sizes = {"text_tokens": tokens.text_tokens, "query_tokens": tokens.query_positions.shape[1]}
-    report = _Reporter(ScoreTable(rows), spec, methods, pictures, sizes)
+    counts = {"text_tokens": tokens.text_tokens, "query_tokens": tokens.query_positions.shape[1]}
+    report = _Reporter(task, rows, spec, methods, pictures, counts)
     return Comparison(
         model=options.model,
         task=options.task,
-        split=options.split,
+        split=split,
         seed=options.seed,
         questions=limit,
         layers=spec.model.text.num_layers,
@@ -163,21 +170,27 @@ def compare(
 
 @dataclass(frozen=True)
 class _Reporter:
-    scores: ScoreTable
+    task: Task
+    rows: Sequence[Row]
     spec: ExportSpec
     methods: Sequence[Method]
     pictures: Sequence[PictureTokens]
-    sizes: dict[str, int]
+    counts: dict[str, int]
+
+    @cached_property
+    def scores(self) -> ScoreTable:
+        return ScoreTable(self.rows)
 
     def of(self, method: Method) -> MethodReport:
         baseline = self.methods[0].name
+        score = self.scores.score(method.name, baseline=baseline)
         layers = [
             _layout(method, self.spec, p).tokens(self.spec.model.text.num_layers) for p in self.pictures
         ]
-        flops = [method.flops(self.spec, picture, **self.sizes).exact for picture in self.pictures]
+        flops = [method.flops(self.spec, picture, **self.counts).exact for picture in self.pictures]
         return MethodReport(
             method=method,
-            score=self.scores.score(method.name, baseline=baseline),
+            score=replace(score, metrics=self.task.metrics(self.rows, method.name)),
             lead=self._lead(method),
             layer=prune_layer(method.rule, self.spec),
             entering=fmean(tokens[0] for tokens in layers),
@@ -192,6 +205,16 @@ class _Reporter:
             return None
         reference = Method(rule=method.level.reference, level=method.level)
         return self.scores.lead(method.name, reference.name) if reference in self.methods else None
+
+
+def _questions(options: CompareOptions) -> tuple[Task, str, int]:
+    """The task, its split, and how many questions to ask."""
+    task = open_task(options.task, split=options.split, data=options.data)
+    split = options.split or task.splits[-1]
+    if judge := task.judge(split):
+        raise SettingsError(f"{option('task', options.task)}: the scores of {split} are made by {judge}")
+    usual = min(USUAL_QUESTIONS, task.size(split))
+    return task, split, check_limit(task, split, usual if options.limit is None else options.limit)
 
 
 def _levels(options: CompareOptions, spec: ExportSpec, pictures: Sequence[PictureTokens]) -> Iterator[Level]:
@@ -212,10 +235,14 @@ def _levels(options: CompareOptions, spec: ExportSpec, pictures: Sequence[Pictur
     yield from (Level(average=average) for average in sorted(set(averages), reverse=True))
 
 
-def _settings(options: CompareOptions, checkpoint: Checkpoint, methods: Sequence[Method]) -> dict[str, Any]:
+def _settings(
+    options: CompareOptions, task: Task, split: str, checkpoint: Checkpoint, methods: Sequence[Method]
+) -> dict[str, Any]:
     """All that the answers depend on."""
-    settings = {name: getattr(options, name) for name in ("task", "split", "seed", "prune_layer", "dtype")}
-    return settings | {"model": _identity(checkpoint), "methods": [method.name for method in methods]}
+    settings = {name: getattr(options, name) for name in ("task", "seed", "prune_layer", "dtype")}
+    data = {"data": dict(task.files)} if task.files else {}
+    names = [method.name for method in methods]
+    return settings | {"split": split, "model": _identity(checkpoint), "methods": names} | data
 
 
 def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
@@ -226,27 +253,44 @@ def _identity(checkpoint: Checkpoint) -> str | dict[str, str]:
     return {path.name: sha256(path) for path in files}
 
 
-def _spec(options: CompareOptions, checkpoint: Checkpoint) -> ExportSpec:
+def _spec(building: BuildOptions, checkpoint: Checkpoint, prune_layer: int | None) -> ExportSpec:
     """STAR's own settings on this model, with room for every budget."""
-    building = replace(_building(options), keep=1, prune_layer=options.prune_layer)
-    spec = resolve_spec(building, checkpoint)
+    spec = resolve_spec(replace(building, keep=1, prune_layer=prune_layer), checkpoint)
     first, last = spec.schedule
     return replace(spec, schedule=(first, replace(last, max_tokens=first.max_tokens - 1)))
 
 
-def _building(options: CompareOptions) -> BuildOptions:
+def _building(
+    options: CompareOptions, task: Task, checkpoint: Checkpoint, questions: Sequence[str]
+) -> BuildOptions:
+    """Of bundles that have room for every question."""
     return BuildOptions(
         model=options.model,
         output=options.answers,
         dtype=options.dtype,
-        max_text_tokens=MAX_TEXT_TOKENS,
-        max_new_tokens=MAX_NEW_TOKENS,
+        max_text_tokens=max(LEAST_TEXT_TOKENS, _longest(checkpoint, questions)),
+        max_new_tokens=max(LEAST_NEW_TOKENS, task.max_new_tokens),
     )
+
+
+def _longest(checkpoint: Checkpoint, questions: Sequence[str]) -> int:
+    """Text tokens of the longest question, with the model's template around it."""
+    from star_export.preprocessing.convert import fit_content, prompt_spec
+    from star_export.preprocessing.processor import read_processor
+
+    processor = read_processor(checkpoint.folder)
+    tokenizer = processor.tokenizer.backend_tokenizer
+    room = checkpoint.model.text.max_position_embeddings
+    prompt = prompt_spec(processor, checkpoint.model)
+    prompt = fit_content(prompt, tokenizer, max_text_tokens=room, max_images=1)
+    rendered = (render(question, prompt) for question in questions)
+    return max(tokenize(text, tokenizer, prompt, tokens_per_image=[1]).text_tokens for text in rendered)
 
 
 @contextmanager
 def _parts(
-    options: CompareOptions,
+    building: BuildOptions,
+    runtime: Runtime,
     checkpoint: Checkpoint,
     spec: ExportSpec,
     methods: Sequence[Method],
@@ -256,11 +300,11 @@ def _parts(
     befores = [before for method in methods if isinstance(before := _before(method, spec), Before)]
     insides = [_inside(method, spec) for method in methods]
     with built_parts(
-        _building(options),
+        building,
         checkpoint,
         list(dict.fromkeys(befores)),
         list(dict.fromkeys(insides)),
-        runtime=options.runtime,
+        runtime=runtime,
         tokens=spec.largest_image,
         say=say,
     ) as parts:

@@ -101,7 +101,7 @@ class Assembled(Variant):
         features = self.features(example, tokens, layout.entering)
         first = (layout.entering,) if self.inside.proportional else ()
         keep = (*first, *(kept for _, kept in layout.stages)) or None
-        return respond(looker.pipeline, tokens, features, keep, example, task)
+        return respond(looker.pipeline, tokens, [features], keep, example, task)
 
     def features(self, example: Example, tokens: TokenizedPrompt, entering: int) -> HostArray:
         """Visual tokens that enter the decoder ``[1, entering, C]``, in their order.

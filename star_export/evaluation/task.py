@@ -6,17 +6,18 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from star_export.errors import InputError, option
 from star_export.evaluation.record import Row
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about one picture.
+    """One question about one picture, or about none.
 
     Attributes:
         index: Its number in the split.
         kind: What sort of question it is, for a score of its own.
-        image: RGB.
+        image: RGB; None where the question is text alone.
         question: As a user would type it.
         answer: The expected answer; empty where it is not published.
         references: What each of several people answered, where several were asked.
@@ -24,10 +25,24 @@ class Example:
 
     index: int
     kind: str
-    image: Image.Image
+    image: Image.Image | None
     question: str
     answer: str
     references: tuple[str, ...] = ()
+
+
+def needed_image(example: Example) -> Image.Image:
+    """Its picture, for who chooses among visual tokens.
+
+    Raises:
+        InputError: If it has none.
+    """
+    if example.image is None:
+        raise InputError(
+            "a question has no picture, so there is nothing to choose from; "
+            f"take questions that all have one, such as {option('split', 'test-image')} of scienceqa"
+        )
+    return example.image
 
 
 class Task(Protocol):

@@ -58,8 +58,7 @@ def open_task(name: str, *, split: str | None = None, data: Path | None = None) 
     if name in BENCHMARKS and (data is None or not data.is_dir()):
         given = "is not given" if data is None else f"{data} is no folder"
         raise SettingsError(
-            f"{option('data')} {given}; star-export eval reads {name} from a folder laid out as "
-            "docs/benchmarks.md says"
+            f"{option('data')} {given}; {name} is read from a folder laid out as docs/benchmarks.md says"
         )
     task = TASKS[name]() if data is None else BENCHMARKS[name](data)
     if split is not None and split not in task.splits:

@@ -19,8 +19,8 @@ from star_export.evaluation.methods import UNPRUNED
 from star_export.evaluation.pairs import ALL, Pairs
 from star_export.evaluation.parts import Assembled, Before, Inside, built_parts
 from star_export.evaluation.record import Record
-from star_export.evaluation.task import Task
-from star_export.evaluation.tasks import open_task
+from star_export.evaluation.task import Task, needed_image
+from star_export.evaluation.tasks import BENCHMARKS, TASKS, open_task
 from star_export.evaluation.trials import Trial, built_trials, own_trials
 from star_export.evaluation.tuning_report import Asked, Reporter, Tuning, build_command, smallest
 from star_export.files import sha256
@@ -102,6 +102,11 @@ def _task(options: TuneOptions) -> tuple[Task, str]:
         raise SettingsError(f"give {option('data')} with pictures and questions, or {option('task')}")
     if options.data is not None:
         return Pairs(options.data), ALL
+    if options.task in BENCHMARKS:
+        raise SettingsError(
+            f"{option('task', options.task)} is a benchmark, of which star-export compare asks; tune asks "
+            f"{' or '.join(TASKS)}, or pairs from {option('data')}"
+        )
     assert options.task is not None
     return open_task(options.task, split=options.split), options.split
 
@@ -121,7 +126,7 @@ def _look(requests: Requests, task: Task, split: str, seed: int, index: int) -> 
     """Prepare a question, so that one that cannot be asked is refused before minutes of work."""
     example = task.example(split, seed, index)
     try:
-        (image,) = requests.prepare(example.image)
+        (image,) = requests.prepare(needed_image(example))
         tokens = requests.tokenize(example.question, [image], tokens_per_image=[1])
     except StarExportError as error:
         place = task.place(index) if isinstance(task, Pairs) else f"question {index}"

@@ -66,7 +66,7 @@ class TokenizedPrompt:
     Attributes:
         input_ids: int64 ``[1, S]``; image places hold the image token id.
         image_positions: int64 ``[1, V]``, places of the visual tokens.
-        query_positions: int64 ``[1, Q]``, text tokens after the last image.
+        query_positions: int64 ``[1, Q]``, text tokens after the last image; all of them without one.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -189,7 +189,7 @@ def tokenize(
     repeats[places] = tokens_per_image
     expanded = np.repeat(prompt, repeats)
     visual = np.flatnonzero(expanded == spec.image_token_id)
-    asking = np.arange(visual[-1] + 1, len(expanded))
+    asking = np.arange(visual[-1] + 1 if len(visual) else 0, len(expanded))
     if not len(asking):
         raise InputError(
             f"no text follows {spec.image_token}; STAR scores the pictures by the text after the last one, "

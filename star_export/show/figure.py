@@ -1,4 +1,4 @@
-"""What STAR kept of a picture, drawn: arrays in, pictures out.
+"""What a schedule kept of a picture, drawn: arrays in, pictures out.
 
 Panels show the pictures as the model sees them, what each stage left of them,
 and the scores behind that as heat maps: of each picture one view, or two side
@@ -54,28 +54,25 @@ class PanelRow:
 
 
 def stage_panels(views: Views, scores: Scores) -> tuple[Panel, ...]:
-    """What does not depend on the budget of stage 2: the pictures, stage 1, stage 2's scores.
+    """The pictures, then of each stage the scores and what it left.
 
     Args:
         views: Of the request's pictures.
         scores: Of its visual tokens.
     """
-    first, second = scores.stage1, scores.stage2
-    tokens, ranked = len(first.scores), np.count_nonzero(~np.isnan(first.scores))
-    entered = np.full(tokens, np.nan, np.float32)
-    entered[first.kept] = second.scores
-    return (
-        Panel(_picture_title(views), _joined([[_enlarged(view) for view in row] for row in views])),
-        Panel(f"stage 1 scores: {ranked} patches", heat_map(views, first.scores)),
-        Panel(f"stage 1: {len(first.kept)} of {tokens}", overlay(views, first.kept)),
-        Panel(f"stage 2 scores: {len(second.scores)} tokens", heat_map(views, entered)),
-    )
-
-
-def budget_panel(views: Views, scores: Scores) -> Panel:
-    """What stage 2 left of the pictures."""
-    kept = scores.stage1.kept[scores.stage2.kept]
-    return Panel(f"stage 2: {len(kept)} of {len(scores.stage2.scores)}", overlay(views, kept))
+    panels = [Panel(_picture_title(views), _joined([[_enlarged(view) for view in row] for row in views]))]
+    left = np.arange(len(scores.stages[0].scores))
+    drawn = np.empty(len(left), np.float32)
+    for stage in scores.stages:
+        name, came = f"stage {stage.number}", len(left)
+        drawn[:] = np.nan
+        drawn[left] = stage.scores
+        ranked = np.count_nonzero(~np.isnan(drawn))
+        kind = "patches" if stage.number == 1 else "tokens"
+        panels.append(Panel(f"{name} scores: {ranked} {kind}", heat_map(views, drawn)))
+        left = left[stage.kept]
+        panels.append(Panel(f"{name}: {len(left)} of {came}", overlay(views, left)))
+    return tuple(panels)
 
 
 def overlay(views: Views, kept: Int64) -> Image.Image:
@@ -141,7 +138,7 @@ def draw_sheet(views: Views, prompt: str, answers: Sequence[Scores]) -> Image.Im
     return compose(
         [
             PanelRow(
-                (*stage_panels(views, answer), budget_panel(views, answer)),
+                stage_panels(views, answer),
                 (("prompt", prompt), ("answer", answer.result.text)),
             )
             for answer in answers

@@ -3,12 +3,13 @@
 import base64
 import io
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
-from star_export.show.figure import budget_panel, stage_panels
+from star_export.show.figure import stage_panels
 from star_export.show.scores import Scores
 from star_export.show.views import Views
 
@@ -50,14 +51,18 @@ def render_page(views: Views, prompt: str, answers: Sequence[Scores]) -> str:
     """
     environment = Environment(autoescape=True)
     environment.filters["base64"] = lambda image: base64.b64encode(png(image)).decode()
-    first = answers[0].stage1.kept
-    alike = all(np.array_equal(scores.stage1.kept, first) for scores in answers)
-    shared = stage_panels(views, answers[0]) if alike else ()
-    budgets = [
-        ((*(() if alike else stage_panels(views, scores)), budget_panel(views, scores)), scores.result.text)
-        for scores in answers
-    ]
-    return environment.from_string(_TEMPLATE).render(prompt=prompt, shared=shared, budgets=budgets)
+    panels, shared = [stage_panels(views, scores) for scores in answers], _shared(answers)
+    budgets = [(own[shared:], answer.result.text) for own, answer in zip(panels, answers, strict=True)]
+    return environment.from_string(_TEMPLATE).render(
+        prompt=prompt, shared=panels[0][:shared], budgets=budgets
+    )
+
+
+def _shared(answers: Sequence[Scores]) -> int:
+    """How many panels come before the first that the budgets change: what a stage before the last kept."""
+    kept = zip(*([stage.kept for stage in answer.stages[:-1]] for answer in answers), strict=True)
+    alike = takewhile(lambda same: all(np.array_equal(same[0], other) for other in same), kept)
+    return 2 + 2 * len(list(alike))
 
 
 def png(image: Image.Image) -> bytes:

@@ -6,7 +6,7 @@ read: the method's printed formulas average over the softmax's own axis, which
 gives every token the same score.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from star_export.contract import (
     STAR_DOMAIN,
     TOPK_GATHER,
     VISION,
+    decoder_slots,
     drops,
+    kept_names,
 )
 from star_export.engines import Runtime
 from star_export.engines.onnxruntime import OnnxRuntimeSession
@@ -53,15 +55,22 @@ HISTOGRAM_EDGES = 2.0 ** np.arange(-3.5, 4, 0.5)
 
 @dataclass(frozen=True)
 class StageScores:
-    """What ranked the tokens of one stage, and who stayed.
+    """What ranked the tokens that came to one stage, and who stayed.
 
     Attributes:
+        number: 1 before the decoder, 2 of the first inside it, and so on.
         scores: float32 ``[N]``; NaN of tokens that no score ranks: newlines, and a CLS among the patches.
         kept: Indices into them, ascending ``[k]``.
     """
 
+    number: int
     scores: Float32
     kept: Int64
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; None for NaN."""
+        scores = [None if np.isnan(score) else score for score in self.scores.tolist()]
+        return {"stage": self.number, "scores": scores, "kept": self.kept.tolist()}
 
 
 @dataclass(frozen=True)
@@ -69,23 +78,17 @@ class Scores:
     """One answer with the scores behind it.
 
     Attributes:
-        stage1: Of every visual token, those of all pictures one after the other.
-        stage2: Of the tokens that stage 1 kept.
+        stages: Those of the bundle. The first ranks every visual token, those of all pictures one after the
+            other, and each later one what the one before it kept.
         result: The answer.
     """
 
-    stage1: StageScores
-    stage2: StageScores
+    stages: tuple[StageScores, ...]
     result: Result
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: those of the answer, and a list of scores for each stage, None for NaN."""
-        stages = {"stage1_scores": self.stage1.scores, "stage2_scores": self.stage2.scores}
-        scores = {
-            name: [None if np.isnan(score) else score for score in found.tolist()]
-            for name, found in stages.items()
-        }
-        return self.result.to_dict() | scores
+        """Plain JSON values: those of the answer, and of every stage."""
+        return self.result.to_dict() | {"stages": [stage.to_dict() for stage in self.stages]}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,7 @@ class ScoreStatistics:
     Attributes:
         picture: Name of the probe.
         prompt: Its question.
-        stage: 1 or 2.
+        stage: Its number.
         tokens: Tokens that were ranked.
         kept: Those of them that stayed.
         low: Lowest score, as a multiple of the mean; so are ``median`` and ``high``.
@@ -130,7 +133,7 @@ class ScoreStatistics:
 
 @dataclass(frozen=True)
 class ScoreReport:
-    """All statistics of one bundle: stage 1 of each picture, then stage 2 at each budget."""
+    """All statistics of one bundle: of each picture every stage, then the last one at each further budget."""
 
     bundle: str
     stages: tuple[ScoreStatistics, ...]
@@ -159,8 +162,8 @@ class ScoringSession(OnnxRuntimeSession):
         bundle: An opened bundle.
 
     Attributes:
-        scores: Of every run since they were cleared, float32 by graph: of vision ``[P]`` of each picture,
-            of prefill ``[N1]``.
+        patches: Scores before the decoder since they were cleared, float32 ``[P]`` of each picture.
+        stages: Those inside the decoder, of the last prompt.
 
     Raises:
         SettingsError: If the bundle does not prune.
@@ -172,15 +175,10 @@ class ScoringSession(OnnxRuntimeSession):
             raise SettingsError(
                 f"this bundle was built with {option('prune', False)}: it ranks no tokens, so has no scores"
             )
-        if bundle.spec.stage1 is None or len(bundle.spec.schedule) != 2:
-            stages = ", ".join(f"{stage.tokens}@{stage.after_layer}" for stage in bundle.spec.schedule)
-            raise SettingsError(
-                "scores are read from bundles with one stage before the decoder and one inside it, "
-                f"this one has {stages}; build another, such as with {option('schedule', 'balanced-64')}"
-            )
         Runtime().check(bundle)
-        self.scores: dict[str, list[Float32]] = {VISION: [], PREFILL: []}
-        self._names: dict[str, str] = {}
+        self.patches: list[Float32] = []
+        self.stages: tuple[StageScores, ...] = ()
+        self._names: dict[str, list[str]] = {}
         super().__init__(bundle)
 
     def run(
@@ -188,25 +186,42 @@ class ScoringSession(OnnxRuntimeSession):
     ) -> dict[str, DeviceArray]:
         """Run one graph and remember its scores."""
         outputs = super().run(graph, feeds, caches)
-        if graph in self._names:
-            scores = outputs.pop(self._names[graph]).numpy()[0]
-            if graph == PREFILL:  # the others are text, which always stays
-                scores = scores[np.asarray(feeds[IMAGE_POSITIONS])[0]]
-            elif drops(self.spec):  # ranks what is dropped, from the last token on
-                scores = -scores[::-1]
-            self.scores[graph].append(scores)
+        scores = [outputs.pop(name).numpy()[0] for name in self._names.get(graph, ())]
+        if graph == VISION:  # of a share it ranks what is dropped, from the last token on
+            self.patches += [-found[::-1] if drops(self.spec) else found for found in scores]
+        elif graph == PREFILL:
+            kept = [outputs[name].numpy()[0] for name in kept_names(self.spec)]
+            images = np.asarray(feeds[IMAGE_POSITIONS])[0]
+            self.stages = tuple(_inside(scores, kept, images))
         return outputs
 
     def _model(self, graph: str) -> Path | bytes:
-        """The graph with its scores as one more output."""
+        """The graph with the scores of its stages as more outputs."""
         if graph == DECODE:
             return super()._model(graph)
         model = onnx.load(self.bundle.graph_path(graph), load_external_data=False)
-        (gather,) = (n for n in model.graph.node if (n.domain, n.op_type) == (STAR_DOMAIN, TOPK_GATHER))
-        self._names[graph] = gather.input[1]
-        self._plain_outputs[graph].append(gather.input[1])
-        model.graph.output.append(onnx.ValueInfoProto(name=gather.input[1]))
+        gathers = (n for n in model.graph.node if (n.domain, n.op_type) == (STAR_DOMAIN, TOPK_GATHER))
+        # Of a stage's own slots alone, without those of the text, prefill gathers places and ranks nothing.
+        places = decoder_slots(self.spec)
+        self._names[graph] = [gather.input[1] for gather in gathers if gather.input[2] not in places]
+        self._plain_outputs[graph] += self._names[graph]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self._names[graph])
         return bytes(model.SerializeToString())
+
+
+def _inside(scores: Sequence[Float32], kept: Sequence[Int64], images: Int64) -> Iterator[StageScores]:
+    """The stages of a prefill, of visual tokens alone: text always stays.
+
+    Args:
+        scores: Of the tokens that came to each stage.
+        kept: Prompt positions that each left.
+        images: Those of the visual tokens.
+    """
+    positions = np.arange(len(scores[0])) if scores else images
+    for number, (ranked, stays) in enumerate(zip(scores, kept, strict=True), 2):
+        visual = np.isin(positions, images)
+        yield StageScores(number, ranked[visual], np.flatnonzero(np.isin(positions[visual], stays)))
+        positions = stays
 
 
 class ScoreReader(Closing):
@@ -240,18 +255,20 @@ class ScoreReader(Closing):
         Raises:
             BundleError: If a score is inf or NaN and the logits are not.
         """
-        for before in self._session.scores.values():
-            before.clear()
+        self._session.patches.clear()
         result = self.pipeline.generate(image, prompt, keep=keep, max_new_tokens=max_new_tokens).result()
-        kept = np.array(result.stage1_indices), np.array(result.stage2_indices)
-        scores = [np.concatenate(self._session.scores[graph]) for graph in (VISION, PREFILL)]
-        if not all(np.isfinite(stage).all() for stage in scores):
+        stages = self._session.stages
+        if self._session.patches:
+            patches = np.concatenate(self._session.patches)
+            stages = (StageScores(1, patches, np.array(result.stage1_indices)), *stages)
+        if not all(np.isfinite(stage.scores).all() for stage in stages):
             raise BundleError(
                 "some scores are inf or NaN; run `star-export check` without --scores, "
                 "which names the first tensor that is not finite"
             )
-        scores[0][np.abs(scores[0]) >= ALWAYS_KEPT] = np.nan
-        return Scores(StageScores(scores[0], kept[0]), StageScores(scores[1], kept[1]), result)
+        for stage in stages:
+            stage.scores[np.abs(stage.scores) >= ALWAYS_KEPT] = np.nan
+        return Scores(stages, result)
 
 
 def check_scores(
@@ -261,12 +278,12 @@ def check_scores(
     keep: Sequence[Keep] = (),
     progress: CaseProgress = lambda _done, _total: None,
 ) -> ScoreReport:
-    """Say how the scores of both stages are spread; fail where they are uniform.
+    """Say how the scores of every stage are spread; fail where they are uniform.
 
     Args:
         folder: The bundle; every file is hashed first.
         probes: Pictures and prompts to look at, or how many of the built-in ones.
-        keep: Budgets of stage 2; the bundle's own by default.
+        keep: Budgets, as :meth:`Pipeline.generate` takes them; the bundle's own by default.
         progress: Called with cases done and cases in all.
 
     Raises:
@@ -282,9 +299,8 @@ def check_scores(
             for number, budget in enumerate(budgets):
                 progress(index * len(budgets) + number, len(chosen) * len(budgets))
                 found = reader.read(probe.pictures, probe.prompt, keep=budget, max_new_tokens=1)
-                if number == 0 or isinstance(budget, tuple):  # one number is not about stage 1
-                    stages.append(statistics(found.stage1, probe, 1))
-                stages.append(statistics(found.stage2, probe, 2))
+                again = number > 0 and not isinstance(budget, tuple)  # one number is about the last stage
+                stages += [statistics(stage, probe) for stage in found.stages[-1 if again else 0 :]]
     return ScoreReport(str(folder), tuple(stages))
 
 
@@ -299,7 +315,7 @@ def _check_attention(bundle: Bundle) -> None:
             )
 
 
-def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
+def statistics(found: StageScores, probe: Probe) -> ScoreStatistics:
     """Statistics of one stage's scores, which are not negative; NaN are left out."""
     ranked = np.flatnonzero(~np.isnan(found.scores))
     scores, kept = found.scores[ranked].astype(np.float64), np.isin(ranked, found.kept)
@@ -309,7 +325,7 @@ def statistics(found: StageScores, probe: Probe, stage: int) -> ScoreStatistics:
     return ScoreStatistics(
         picture=probe.name,
         prompt=probe.text,
-        stage=stage,
+        stage=found.number,
         tokens=len(scores),
         kept=int(kept.sum()),
         low=float(ratio.min()),

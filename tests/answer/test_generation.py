@@ -105,9 +105,9 @@ def _poke(output: OnnxRuntimeArray, value: float) -> None:
 def test_nan_in_an_evaluation(mha: Pipeline, good: Request, right: tuple[int, ...]) -> None:
     bad = mha.steps.encode_image(*spoiled(mha, good).images).features
     with pytest.raises(NonFiniteError):
-        respond(mha, mha.tokenize(LONGER, good.images), np.array(bad.numpy()), 288, None, _Task())  # type: ignore[arg-type, union-attr]
+        respond(mha, mha.tokenize(LONGER, good.images), [np.array(bad.numpy())], 288, None, _Task())  # type: ignore[arg-type, union-attr]
     fine = mha.steps.encode_image(*good.images).features
-    answer = respond(mha, good.tokens, np.array(fine.numpy()), None, None, _Task())  # type: ignore[arg-type, union-attr]
+    answer = respond(mha, good.tokens, [np.array(fine.numpy())], None, None, _Task())  # type: ignore[arg-type, union-attr]
     assert answer.text == mha.tokenizer.decode(list(right)).strip()
 
 

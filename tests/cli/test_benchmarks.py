@@ -1,4 +1,4 @@
-"""``eval`` on published benchmarks as a user calls it, on the mini model and tiny folders."""
+"""``eval`` and ``compare`` on published benchmarks as a user calls it, on the mini model and tiny folders."""
 
 import json
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from star_export.build import BuildOptions
+from star_export.errors import PlatformError
 from tests.evaluation.benchmarks.folders import FOLDERS
 
 from .conftest import Cli, refused
@@ -44,6 +46,20 @@ def test_every_benchmark_runs(bundle: Bundles, cli: Cli, data: Path, tmp_path: P
     assert list(report["scores"] or report["submissions"]) == ["keep 64"]
 
 
+def test_questions_without_a_picture_are_asked_too(
+    bundle: Bundles, cli: Cli, data: Path, tmp_path: Path
+) -> None:
+    request = ("--task", "scienceqa", "--data", data, "--no-baseline", "--threads", 1)
+    for more in ((), ("--batch", 2)):
+        found = cli("eval", bundle("mini"), *request, "--answers", tmp_path / "a.jsonl", *more)
+        assert found.code == 0, found.err
+        names = [line.split(" | ")[0].strip("| ") for line in found.out.splitlines()[2:]]
+        kinds = ["natural science", "language science, text only", "social science"]
+        assert names == ["**all**", "**IMG-Accuracy**", *kinds]
+        rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()[1:]]
+        assert [row["expected"] for row in rows] == ["B", "A", "C"]
+
+
 def test_answers_that_others_score_are_written(bundle: Bundles, cli: Cli, data: Path, tmp_path: Path) -> None:
     request = ("--task", "mmvet", "--data", data, "--no-baseline", "--keep", 64, "--keep", 29)
     found = cli("eval", bundle("mini"), *request, "--answers", tmp_path / "a.jsonl", "--threads", 1)
@@ -79,7 +95,7 @@ def test_a_run_that_a_picture_stopped_goes_on(bundle: Bundles, cli: Cli, data: P
     ("arguments", "message"),
     [
         (("--task", "gqq", "--data", "DATA"), "did you mean gqa? tasks are shapes, numbers, vqav2, gqa,"),
-        (("--task", "gqa"), "--data is not given; star-export eval reads gqa from a folder"),
+        (("--task", "gqa"), "--data is not given; gqa is read from a folder"),
         (("--task", "shapes", "--data", "DATA"), "--data has no meaning for shapes"),
         (("--task", "gqa", "--data", "."), "llava_gqa_testdev_balanced.jsonl is missing; it is published at"),
         (("--task", "vqav2", "--data", "DATA", "--split", "test"), "--split must be one of test-dev, val"),
@@ -117,3 +133,64 @@ def test_questions_in_batches_get_the_same_answers(bundle: Bundles, cli: Cli, tm
     assert texts(batched) == texts(single)
     assert batched.read_text().splitlines(keepends=True)[:5] == lines[:5]
     refused(cli(*common, "--answers", batched, "--resume"), "a run with another batch;")
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_a_benchmark(
+    checkpoint: Callable[[str], Path], cli: Cli, data: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.md"
+    request = ("--task", "pope", "--data", data, "--method", "spread", "--average", 32, "--threads", 1)
+    found = cli("compare", "--model", checkpoint("mini"), *request, "-o", page, "--json")
+    assert found.code == 0, found.err
+    report = json.loads(found.out)
+    assert (report["task"], report["split"], report["questions"]) == ("pope", "test", 8)
+    full, spread = report["methods"]
+    assert (full["tokens_per_layer"], spread["tokens_per_layer"]) == (576, 32)
+    assert list(full["score"]["metrics"])[:2] == ["F1", "F1, random"]
+    assert "| **F1, popular** |" in page.read_text()
+
+
+def test_a_comparison_on_a_benchmark_goes_on_with_the_same_questions_only(
+    checkpoint: Callable[[str], Path], cli: Cli, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(options: BuildOptions) -> None:
+        raise PlatformError(f"a fake build for {options.max_text_tokens} and {options.max_new_tokens} tokens")
+
+    monkeypatch.setattr("star_export.evaluation.parts.build", build)
+    questions = data / "pope/coco/coco_pope_random.json"
+    request = ("compare", "--model", checkpoint("mini"), "--task", "pope", "--data", data)
+    request += ("--method", "spread", "-o", tmp_path / "page.md")
+    refused(cli(*request), "a fake build for 128 and 128 tokens")
+    refused(cli(*request, "--resume"), "a fake build")
+    before = questions.read_text()
+    questions.write_text(before.replace("a dog", "a dog" + " or a cat" * 80, 1))
+    refused(cli(*request, "--resume"), "a run with another data;")
+    words = cli(*request)
+    refused(words, "a fake build for ")
+    assert 160 < int(words.err.split("a fake build for ")[1].split()[0]) < 600
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "gqa"), "--data is not given; gqa is read from a folder"),
+        (("--task", "shapes", "--data", "DATA"), "--data has no meaning for shapes"),
+        (("--task", "gqa", "--data", "."), "llava_gqa_testdev_balanced.jsonl is missing; it is published at"),
+        (("--task", "vqav2", "--data", "DATA", "--split", "test"), "--split must be one of test-dev, val"),
+        (("--task", "pope", "--data", "DATA", "--limit", "9"), "from 1 to the 8 questions of test, got 9"),
+        (("--task", "mmvet", "--data", "DATA"), "--task mmvet: the scores of test are made by https://"),
+        (("--task", "scienceqa", "--data", "DATA"), "no picture, so there is nothing to choose from; take"),
+    ],
+)
+def test_bad_comparisons(
+    checkpoint: Callable[[str], Path],
+    cli: Cli,
+    data: Path,
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    given = [data if argument == "DATA" else argument for argument in arguments]
+    refused(cli("compare", "--model", checkpoint("mini"), *given, "-o", tmp_path / "page.md"), message)
+    assert [path.name for path in tmp_path.iterdir()] == ["eval"]

@@ -22,6 +22,18 @@ def test_the_papers_points(cli: Cli, keep: int, saved: str) -> None:
     assert "llava-1.5-7b: built-in shape" in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        ("llava-1.5-7b", "7.05 B parameters, 14.10 GB in float16 or bfloat16, 28.20 GB in float32"),
+        ("mini", "2.91 M parameters, 5.83 MB in float16 or bfloat16, 11.65 MB in float32"),
+    ],
+)
+def test_sizes_of_any_magnitude(cli: Cli, checkpoint: Callable[[str], Path], model: str, size: str) -> None:
+    found = cli("plan", "--model", checkpoint(model) if model == "mini" else model)
+    assert size in " ".join(found.out.split())
+
+
 def test_the_picture(cli: Cli) -> None:
     lines = cli(*MODEL, "--schedule", "288@0,72@8,36@16").out.splitlines()
     bars = {line.split("█")[0].strip(): line.count("█") for line in lines if line.startswith("layers")}

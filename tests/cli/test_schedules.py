@@ -14,6 +14,8 @@ BundleOf = Callable[..., Path]
 #: Of 64 visual tokens and 3 layers.
 THREE = {"schedule": "30@0,20@1,10@2", "stage1": "peaks", "stage2": "last"}
 FAST = {"schedule": "fast-16"}
+INSIDE = {"schedule": "20@1,10@2"}
+ATTENTION = {"schedule": "30@0,20@1,10@2", "stage1": "received", "stage2": "text"}
 TWO = {"schedule": "30@0,10@1", "stage2": "key-norm"}
 
 
@@ -87,14 +89,41 @@ def test_inspect_says_the_schedule(cli: Any, bundle: BundleOf) -> None:
     assert "-> 30 of each picture before the decoder by peaks, -> 20 after layer 1 by last" in text
 
 
-def test_scores_are_of_two_stages(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:
-    show = ("show", "-i", picture, "-p", "Where?", "-o", tmp_path / "out.html")
-    message = (
-        "scores are read from bundles with one stage before the decoder and one inside it, this one has "
-    )
-    for kind, stages in ((THREE, "30@0, 20@1, 10@2"), (FAST, "16@0")):
-        refused(cli(*show, bundle("vicuna", **kind)), f"{message}{stages}; build another")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    ("kind", "titles"),
+    [
+        (THREE, ["stage 1: 30 of 64", "stage 2: 20 of 30", "stage 3: 10 of 20"]),
+        (FAST, ["stage 1: 16 of 64"]),
+        (INSIDE, ["stage 2: 20 of 64", "stage 3: 10 of 20"]),
+    ],
+    ids=["three", "before", "inside"],
+)
+def test_show_draws_every_stage(
+    cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path, kind: dict[str, str], titles: list[str]
+) -> None:
+    """Each keeps the tokens with the highest scores, of those that came to it."""
+    request = (bundle("vicuna", **kind), "-i", picture, "-p", "Where?", "--max-new-tokens", 2, "--json")
+    outcome = cli("show", *request, "-o", tmp_path / "out.html")
+    assert outcome.code == 0, outcome.err
+    [answer] = json.loads(outcome.out)["answers"]
+    left = list(range(64))
+    for stage, title in zip(answer["stages"], titles, strict=True):
+        assert title == f"stage {stage['stage']}: {len(stage['kept'])} of {len(left)}"
+        assert len(stage["scores"]) == len(left)
+        best = sorted(range(len(left)), key=lambda place: (-stage["scores"][place], place))
+        assert stage["kept"] == sorted(best[: len(stage["kept"])])
+        left = [left[place] for place in stage["kept"]]
+    assert left == [answer["stage1_indices"][place] for place in answer["stage2_indices"]]
+    page = (tmp_path / "out.html").read_text()
+    assert page.count("</figure>") == 1 + 2 * len(titles)
+    assert all(title in page for title in titles)
+
+
+def test_statistics_of_every_stage(cli: Any, bundle: BundleOf) -> None:
+    outcome = cli("check", bundle("vicuna", **ATTENTION), "--scores", "--probes", 1, "--keep", 9, "--keep", 5)
+    assert outcome.code in (0, 1), outcome.err
+    rows = [line.split()[2:4] for line in outcome.out.splitlines() if line.startswith("probe 0")]
+    assert rows == [["1", "30/64"], ["2", "20/30"], ["3", "9/20"], ["3", "5/20"]]
 
 
 def test_statistics_are_of_attention(cli: Any, bundle: BundleOf) -> None:
@@ -117,10 +146,10 @@ def test_show_draws_any_score_at_budgets_of_both_stages(
     answers = json.loads(outcome.out)["answers"]
     assert [len(answer["stage1_indices"]) for answer in answers] == [30, 20]
     for answer in answers:
-        for stage in ("stage1", "stage2"):
-            scores, stays = answer[f"{stage}_scores"], answer[f"{stage}_indices"]
+        for stage in answer["stages"]:
+            scores, stays = stage["scores"], stage["kept"]
             best = sorted(range(len(scores)), key=lambda place: (-scores[place], place))
             assert sorted(best[: len(stays)]) == stays
     page = output.read_text()
-    assert page.count("</figure>") == 2 * 5  # stage 1 differs, so that nothing is shared
+    assert page.count("</figure>") == 2 + 2 * 3  # stage 1 keeps other tokens: only its scores are shared
     assert "stage 1: 20 of 64" in page

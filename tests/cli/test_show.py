@@ -37,10 +37,11 @@ def test_json_is_the_answer_of_run_and_why(cli: Any, bundle: BundleOf, picture: 
     assert output.read_text().count("</figure>") == 4 + 2
     answers = json.loads(outcome.out)["answers"]
     assert [len(answer["stage2_indices"]) for answer in answers] == [288, 29]
-    assert answers[0]["stage2_scores"] == answers[1]["stage2_scores"]
+    assert answers[0]["stages"][1]["scores"] == answers[1]["stages"][1]["scores"]
     for answer in answers:
-        for stage in ("stage1", "stage2"):
-            scores, kept = np.array(answer[f"{stage}_scores"]), answer[f"{stage}_indices"]
+        for number, stage in enumerate(answer["stages"], 1):
+            scores, kept = np.array(stage["scores"]), stage["kept"]
+            assert kept == answer[f"stage{number}_indices"]
             assert scores[kept].min() >= np.delete(scores, kept).max()
     run = ("run", bundle("mha"), "-i", picture, "-p", "Where?", "--max-new-tokens", 2, "--keep", 29, "--json")
     plain = json.loads(cli(*run).out)
@@ -53,10 +54,10 @@ def test_several_pictures(cli: Any, bundle: BundleOf, picture: Path, tmp_path: P
     outcome = cli(*request(folder, picture, "-i", picture, "--keep", 20, "-o", output, "--json"))
     assert outcome.code == 0, outcome.err
     [answer] = json.loads(outcome.out)["answers"]
-    scores, kept = answer["stage1_scores"], answer["stage1_indices"]
+    scores, kept = answer["stages"][0]["scores"], answer["stage1_indices"]
     assert scores[: len(scores) // 2] == scores[len(scores) // 2 :]
     assert {place for place, score in enumerate(scores) if score is None} <= set(kept)
-    assert len(answer["stage2_scores"]) == len(kept)
+    assert len(answer["stages"][1]["scores"]) == len(kept)
     assert len(answer["stage2_indices"]) == 20
     with Image.open(output) as image:
         assert image.height > 2 * 384

@@ -116,6 +116,7 @@ def test_a_killed_search_goes_on(bundle: Bundles, cli: Cli, pairs: Path) -> None
     ("arguments", "message"),
     [
         ((), "give --data with pictures and questions, or --task"),
+        (("--task", "gqa"), "--task gqa is a benchmark, of which star-export compare asks; tune asks shapes"),
         (("--data", "PAIRS", "--task", "shapes"), "give --data with pictures and questions, or --task"),
         (("--data", "missing.jsonl"), "missing.jsonl cannot be read"),
         (("--data", "PAIRS", "--limit", 8), "--limit must be from 1 to the 7 questions"),

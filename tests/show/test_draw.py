@@ -43,9 +43,10 @@ def test_the_kept_cells_of_two_cut_pictures_are_bright(bundle: BundleOf, tmp_pat
     sheet = np.asarray(Image.open(output)).astype(int)
     width = (sheet.shape[1] - 24) // 5  # five panels and the gaps beside them
     panels = [sheet[54:, 24 + number * width :] for number in range(5)]
-    entered, every = found.stage1.kept, np.arange(len(found.stage1.scores))
-    assert len(found.stage2.kept) == 40
-    shown = ((panels[0], every), (panels[2], entered), (panels[4], entered[found.stage2.kept]))
+    (first_stage, last) = found.stages
+    entered, every = first_stage.kept, np.arange(len(first_stage.scores))
+    assert len(last.kept) == 40
+    shown = ((panels[0], every), (panels[2], entered), (panels[4], entered[last.kept]))
     first = 0
     for top, (rows, columns) in ((0, (4, 8)), (392, (8, 4))):
         whole = first + np.arange(16).reshape(4, 4)
@@ -68,7 +69,7 @@ def test_a_page_has_the_last_question_of_a_conversation(bundle: BundleOf, tmp_pa
         max_new_tokens=1,
         progress=lambda done, total: calls.append((done, total)),
     )
-    assert [len(answer.stage2.kept) for answer in answers] == [40, 20]
+    assert [len(answer.stages[-1].kept) for answer in answers] == [40, 20]
     assert calls == [(0, 2), (1, 2)]
     page = output.read_text()
     assert "<h1>And &lt;b&gt;this&lt;/b&gt;?</h1>" in page

@@ -1,7 +1,9 @@
 """The figure says what the numbers say: read back from its pixels."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,7 +12,6 @@ from PIL import Image, ImageFont
 from star_export.answer.generation import Result, Timings
 from star_export.show import figure
 from star_export.show.figure import (
-    budget_panel,
     draw_kept,
     draw_sheet,
     heat_map,
@@ -31,15 +32,19 @@ VIEW = View(PICTURE, np.arange(PATCHES).reshape(SIDE, SIDE))
 VIEWS = [[VIEW]]
 
 
-def answer(text: str = "A red square.", *, keep: int = 20) -> Scores:
-    first, second = RANDOM.lognormal(size=PATCHES), RANDOM.lognormal(size=PATCHES - 14)
-    stages = [
-        StageScores(scores.astype(np.float32), np.sort(np.argsort(-scores)[:count]))
-        for scores, count in ((first, PATCHES - 14), (second, keep))
-    ]
-    timings = Timings(0.0, 0.0, (), 0.0)
-    result = Result(text, (), "stop", *(tuple(s.kept.tolist()) for s in stages), 0, timings)
-    return Scores(stages[0], stages[1], result)
+def answer(text: str = "A red square.", *, keeps: Sequence[int] = (130, 20), first: int = 1) -> Scores:
+    """One whose stages, from number ``first`` on, keep so many tokens."""
+    stages = []
+    for number, (came, count) in enumerate(pairwise((PATCHES, *keeps)), first):
+        scores = RANDOM.lognormal(size=came).astype(np.float32)
+        stages.append(StageScores(number, scores, np.sort(np.argsort(-scores)[:count])))
+    result = Result(text, (), "stop", (), (), 0, Timings(0.0, 0.0, (), 0.0))
+    return Scores(tuple(stages), result)
+
+
+def replaced(scores: Scores, by: Scores, count: int) -> Scores:
+    """With the first ``count`` stages of another answer."""
+    return replace(scores, stages=(*by.stages[:count], *scores.stages[count:]))
 
 
 def centres(image: Image.Image) -> np.ndarray:
@@ -67,19 +72,31 @@ def test_a_dark_picture_shows_what_was_kept_by_its_edges() -> None:
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (cell, 2 * cell - 1) * 2
 
 
-def test_every_panel_shows_its_stage() -> None:
-    scores = answer()
-    left = scores.stage1.kept
-    picture, heat1, kept1, heat2, kept2 = (*stage_panels(VIEWS, scores), budget_panel(VIEWS, scores))
-    assert (kept1.title, kept2.title) == ("stage 1: 130 of 144", "stage 2: 20 of 130")
-    assert (heat1.title, heat2.title) == ("stage 1 scores: 144 patches", "stage 2 scores: 130 tokens")
+@pytest.mark.parametrize(
+    ("keeps", "first", "titles"),
+    [
+        ((130, 20), 1, ["1 scores: 144 patches", "1: 130 of 144", "2 scores: 130 tokens", "2: 20 of 130"]),
+        ((130, 60, 9), 1, [
+            "1 scores: 144 patches", "1: 130 of 144",
+            "2 scores: 130 tokens", "2: 60 of 130",
+            "3 scores: 60 tokens", "3: 9 of 60",
+        ]),
+        ((16,), 1, ["1 scores: 144 patches", "1: 16 of 144"]),
+        ((50, 5), 2, ["2 scores: 144 tokens", "2: 50 of 144", "3 scores: 50 tokens", "3: 5 of 50"]),
+    ],
+    ids=["STAR", "three stages", "before the decoder alone", "inside it alone"],
+)  # fmt: skip
+def test_every_panel_shows_its_stage(keeps: tuple[int, ...], first: int, titles: list[str]) -> None:
+    scores = answer(keeps=keeps, first=first)
+    picture, *panels = stage_panels(VIEWS, scores)
+    assert [panel.title for panel in panels] == [f"stage {title}" for title in titles]
     assert not is_grey(centres(picture.image)).any()
-    assert np.flatnonzero(~is_grey(centres(kept1.image))).tolist() == left.tolist()
-    assert np.flatnonzero(~is_grey(centres(kept2.image))).tolist() == left[scores.stage2.kept].tolist()
-    side = picture.image.width
-    blank = (centres(heat2.image.crop((0, 0, side, side))) == figure.BLANK).all(axis=1)
-    assert np.flatnonzero(~blank).tolist() == left.tolist()
-    assert not (centres(heat1.image.crop((0, 0, side, side))) == figure.BLANK).all(axis=1).any()
+    side, left = picture.image.width, np.arange(PATCHES)
+    for stage, heat, kept in zip(scores.stages, panels[::2], panels[1::2], strict=True):
+        blank = (centres(heat.image.crop((0, 0, side, side))) == figure.BLANK).all(axis=1)
+        assert np.flatnonzero(~blank).tolist() == left.tolist()
+        left = left[stage.kept]
+        assert np.flatnonzero(~is_grey(centres(kept.image))).tolist() == left.tolist()
 
 
 def test_a_higher_score_is_lighter() -> None:
@@ -108,7 +125,9 @@ def test_any_grid_fits(shape: tuple[int, int]) -> None:
 
 
 def test_one_row_per_budget() -> None:
-    one, two = (draw_sheet(VIEWS, "What?", [answer(keep=k) for k in keeps]) for keeps in ((20,), (20, 5)))
+    one, two = (
+        draw_sheet(VIEWS, "What?", [answer(keeps=(130, k)) for k in keeps]) for keeps in ((20,), (20, 5))
+    )
     assert two.size == (one.width, 2 * one.height)
 
 
@@ -142,7 +161,7 @@ class Page(HTMLParser):
 def test_the_page_escapes_prompt_and_answer() -> None:
     prompt, text = "<script>alert(1)</script> & {{ 7 * 7 }}", '"><img src=x onerror=alert(2)>'
     first = answer(text)
-    page = render_page(VIEWS, prompt, [first, replace(answer("second", keep=5), stage1=first.stage1)])
+    page = render_page(VIEWS, prompt, [first, replaced(answer("second", keeps=(130, 5)), first, 1)])
     found = Page(page)
     assert "script" not in found.tags
     assert found.tags.count("img") == 4 + 2
@@ -153,5 +172,9 @@ def test_the_page_escapes_prompt_and_answer() -> None:
     assert all(link.startswith("data:image/png;base64,") for link in found.links)
 
 
-def test_a_page_shares_stage_1_only_where_it_is_the_same() -> None:
-    assert Page(render_page(VIEWS, "What?", [answer(), answer(keep=5)])).tags.count("img") == 2 * 5
+@pytest.mark.parametrize(("same", "images"), [(0, 2 + 2 * 5), (1, 4 + 2 * 3), (2, 6 + 2 * 1)])
+def test_a_page_shares_the_stages_that_kept_the_same(same: int, images: int) -> None:
+    """The picture and the next scores as well, which no later budget changes."""
+    one, other = answer(keeps=(130, 60, 9)), answer(keeps=(130, 60, 5))
+    page = Page(render_page(VIEWS, "What?", [one, replaced(other, one, same)]))
+    assert page.tags.count("img") == images

@@ -5,7 +5,7 @@ from PIL import Image
 
 from star_export.answer.generation import Result, Timings
 from star_export.show import figure
-from star_export.show.figure import budget_panel, heat_map, overlay, stage_panels
+from star_export.show.figure import heat_map, overlay, stage_panels
 from star_export.show.scores import Scores, StageScores
 from star_export.show.views import View
 
@@ -65,10 +65,10 @@ def answer() -> Scores:
     first = RANDOM.lognormal(size=TOKENS).astype(np.float32)
     first[NEWLINES] = np.nan
     entered = np.union1d(NEWLINES, RANDOM.choice(CELLS, 25, replace=False))
-    second = StageScores(RANDOM.lognormal(size=len(entered)).astype(np.float32), np.arange(3, 15))
+    second = StageScores(2, RANDOM.lognormal(size=len(entered)).astype(np.float32), np.arange(3, 15))
     timings = Timings(0.0, 0.0, (), 0.0)
     result = Result("", (), "stop", tuple(entered.tolist()), tuple(range(3, 15)), 0, timings)
-    return Scores(StageScores(first, entered), second, result)
+    return Scores((StageScores(1, first, entered), second), result)
 
 
 def test_exactly_the_dropped_cells_are_dark() -> None:
@@ -78,8 +78,8 @@ def test_exactly_the_dropped_cells_are_dark() -> None:
 
 def test_every_panel_shows_its_stage() -> None:
     scores = answer()
-    entered = scores.stage1.kept
-    picture, heat1, kept1, heat2, kept2 = (*stage_panels(VIEWS, scores), budget_panel(VIEWS, scores))
+    entered = scores.stages[0].kept
+    picture, heat1, kept1, heat2, kept2 = stage_panels(VIEWS, scores)
     assert picture.title == "2 pictures"
     assert (heat1.title, kept1.title) == ("stage 1 scores: 41 patches", "stage 1: 32 of 48")
     assert (heat2.title, kept2.title) == ("stage 2 scores: 32 tokens", "stage 2: 12 of 32")

@@ -16,7 +16,6 @@ from transformers import AutoModelForImageTextToText
 from star_export.answer.generation import Result, Timings
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
-from star_export.contract import VISION
 from star_export.errors import BundleError, InputError, NonFiniteError, SettingsError
 from star_export.preprocessing import PreparedImage
 from star_export.show.scores import (
@@ -117,8 +116,8 @@ def test_scores_are_those_of_pytorch(
     with ScoreReader(opened) as reader:
         found = reader.read(pictures, PROBE.prompt, max_new_tokens=1)
         theirs = Theirs(checkpoint(preset), getattr(torch, dtype))
-        expected = theirs.scores(reader.pipeline, pictures, PROBE.prompt, found.stage1.kept)
-    for stage, scores in zip((found.stage1, found.stage2), expected, strict=True):
+        expected = theirs.scores(reader.pipeline, pictures, PROBE.prompt, found.stages[0].kept)
+    for stage, scores in zip(found.stages, expected, strict=True):
         assert stage.scores.dtype == np.float32
         np.testing.assert_allclose(stage.scores, scores, rtol=close)
 
@@ -128,10 +127,10 @@ def test_the_highest_scores_are_kept(bundle: BundleOf, keep: int) -> None:
     found = ScoreReader(open_bundle(bundle("mha"))).read(
         PROBE.pictures, PROBE.prompt, keep=keep, max_new_tokens=1
     )
-    for stage, count in ((found.stage1, 518), (found.stage2, keep)):
+    for stage, count in zip(found.stages, (518, keep), strict=True):
         best = np.argsort(-stage.scores, kind="stable")[:count]
         assert stage.kept.tolist() == sorted(best.tolist())
-    assert len(found.stage2.scores) == 518
+    assert len(found.stages[1].scores) == 518
 
 
 @pytest.mark.parametrize("sizes", [[(100, 95)], [(60, 50), (20, 90)]], ids=["scaled down", "two"])
@@ -143,18 +142,18 @@ def test_of_each_picture_newlines_stay_and_the_highest_scores(
         images = reader.pipeline.prepare([noise(*size) for size in sizes])
         found = reader.read([noise(*size) for size in sizes], PROBE.prompt, keep=20, max_new_tokens=1)
         entering = reader.pipeline.entering(images)
-    first, expected = 0, []
+    (one, two), first, expected = found.stages, 0, []
     for image, count in zip(images, entering, strict=True):
-        scores = found.stage1.scores[first : first + image.packing.tokens]
+        scores = one.scores[first : first + image.packing.tokens]
         assert np.isnan(scores).sum() == image.packing.newlines
         best = np.argsort(-np.nan_to_num(scores, nan=np.inf), kind="stable")[:count]
         expected += sorted((first + best).tolist())
         first += image.packing.tokens
-    assert found.stage1.kept.tolist() == expected
-    assert len(found.stage1.scores) == first
-    assert found.stage2.scores.shape == (sum(entering),)
-    best = np.argsort(-found.stage2.scores, kind="stable")[:20]
-    assert found.stage2.kept.tolist() == sorted(best.tolist())
+    assert one.kept.tolist() == expected
+    assert len(one.scores) == first
+    assert two.scores.shape == (sum(entering),)
+    best = np.argsort(-two.scores, kind="stable")[:20]
+    assert two.kept.tolist() == sorted(best.tolist())
 
 
 def test_a_read_forgets_the_one_before(bundle: BundleOf) -> None:
@@ -164,24 +163,26 @@ def test_a_read_forgets_the_one_before(bundle: BundleOf) -> None:
         again = reader.read(pictures[0], PROBE.prompt, max_new_tokens=1)
     with ScoreReader(open_bundle(bundle("next", max_images=2))) as reader:
         alone = reader.read(pictures[0], PROBE.prompt, max_new_tokens=1)
-    np.testing.assert_array_equal(again.stage1.scores, alone.stage1.scores)
-    np.testing.assert_array_equal(again.stage2.scores, alone.stage2.scores)
+    np.testing.assert_array_equal(again.stages[0].scores, alone.stages[0].scores)
+    np.testing.assert_array_equal(again.stages[1].scores, alone.stages[1].scores)
 
 
 def test_tokens_that_always_stay_have_no_score_in_json() -> None:
-    stage1 = StageScores(np.array([0.5, np.nan, 0.25], np.float32), np.array([0, 1]))
+    stage1 = StageScores(1, np.array([0.5, np.nan, 0.25], np.float32), np.array([0, 1]))
     timings = Timings(0.0, 0.0, (), 0.0)
     result = Result("", (), "stop", (0, 1), (0,), 0, timings)
-    scores = Scores(stage1, StageScores(np.array([2, 1], np.float32), np.array([0])), result)
+    scores = Scores((stage1, StageScores(2, np.array([2, 1], np.float32), np.array([0]))), result)
     written = json.loads(json.dumps(scores.to_dict(), allow_nan=False))
-    assert written["stage1_scores"] == [0.5, None, 0.25]
-    assert written["stage2_scores"] == [2.0, 1.0]
+    assert written["stages"] == [
+        {"stage": 1, "scores": [0.5, None, 0.25], "kept": [0, 1]},
+        {"stage": 2, "scores": [2.0, 1.0], "kept": [0]},
+    ]
 
 
 def test_statistics_leave_out_what_always_stays() -> None:
-    ranked = StageScores(np.array([1, 1, 2, 4], np.float32), np.array([2, 3]))
-    among = StageScores(np.array([np.nan, 1, 1, np.nan, 2, 4], np.float32), np.array([0, 3, 4, 5]))
-    assert statistics(among, PROBE, 1) == statistics(ranked, PROBE, 1)
+    ranked = StageScores(1, np.array([1, 1, 2, 4], np.float32), np.array([2, 3]))
+    among = StageScores(1, np.array([np.nan, 1, 1, np.nan, 2, 4], np.float32), np.array([0, 3, 4, 5]))
+    assert statistics(among, PROBE) == statistics(ranked, PROBE)
 
 
 @pytest.mark.parametrize("preset", CUT)
@@ -203,7 +204,7 @@ def test_the_check_ranks_patches_of_cut_pictures(bundle: BundleOf, preset: str) 
 
 def test_statistics() -> None:
     probe = Probe("p", PROBE.pictures, "?")
-    found = statistics(StageScores(np.array([1, 1, 2, 4], np.float32), np.array([2, 3])), probe, 2)
+    found = statistics(StageScores(1, np.array([1, 1, 2, 4], np.float32), np.array([2, 3])), probe)
     assert (found.low, found.median, found.high) == (0.5, 0.75, 2.0)
     assert (found.tokens, found.kept, found.kept_share) == (4, 2, 0.75)
     assert found.spread == pytest.approx(6**0.5 / 4)
@@ -215,7 +216,7 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1e-3])
 def test_statistics_of_equal_scores(value: float) -> None:
-    found = statistics(StageScores(np.full(9, value, np.float32), np.arange(3)), PROBE, 1)
+    found = statistics(StageScores(1, np.full(9, value, np.float32), np.arange(3)), PROBE)
     assert found.uniform
     assert found.effective_tokens == pytest.approx(9)
     assert found.kept_share == pytest.approx(1 / 3)
@@ -234,7 +235,7 @@ def test_scores_that_are_not_finite(bundle: BundleOf, monkeypatch: pytest.Monkey
 
     def run(graph: str, *rest: Any) -> Any:
         outputs = ScoringSession.run(session, graph, *rest)
-        session.scores[VISION][0][0] = np.nan
+        session.patches[0][0] = np.nan
         return outputs
 
     monkeypatch.setattr(session, "run", run)

@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: a list of questions about pictures, and LLaVA-1.5's prompts."""
+"""What all benchmarks have in common: questions, nearly all about pictures, and LLaVA-1.5's prompts."""
 
 import base64
 import binascii
@@ -25,7 +25,7 @@ class Question:
     Attributes:
         id: What the benchmark calls it.
         kind: What sort of question it is, for a score of its own.
-        picture: The picture's file, or the file itself in base64.
+        picture: The picture's file, or the file itself in base64; None for a question without one.
         prompt: What is asked.
         answer: The expected answer; empty where it is not published.
         references: What each of several people answered, where several were asked.
@@ -33,7 +33,7 @@ class Question:
 
     id: str
     kind: str
-    picture: Path | str
+    picture: Path | str | None
     prompt: str
     answer: str = ""
     references: tuple[str, ...] = ()
@@ -97,9 +97,10 @@ class Benchmark(Task):
             references=question.references,
         )
 
-    def _open(self, question: Question) -> Image.Image:
+    def _open(self, question: Question) -> Image.Image | None:
         """Its picture; the same object for questions in a row, so that it is looked at once."""
-        source = question.picture
+        if (source := question.picture) is None:
+            return None
         if self._picture is None or self._picture[0] != source:
             try:
                 encoded = source if isinstance(source, Path) else base64.b64decode(source, validate=True)

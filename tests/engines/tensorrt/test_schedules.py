@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 from star_export.contract import DECODE, PREFILL, VISION
-from star_export.engines.tensorrt.builder import build_apart
+from star_export.engines.tensorrt.builder import (
+    MOST_RTX_STAGES,
+    EngineOptions,
+    build_apart,
+    check_options,
+)
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
-from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage
+from star_export.errors import SettingsError
+from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage, with_mass
 from tests.graphs.random_graphs import export_random, small, small_spec
 from tests.shapes import NEXT, ONEVISION
 
@@ -47,21 +53,34 @@ def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCapture
     return Path(request.output).stat().st_size > 1000
 
 
-#: Stages inside the decoder of which TensorRT-RTX 1.7.1 builds decode; of one more it says "uses before def".
-MOST_STAGES = 5
+def inside(count: int) -> ExportSpec:
+    """That many stages inside the decoder, each with another score."""
+    scores = enumerate(list(STAGE2_SCORES)[:count], start=1)
+    spec = spec_of(small(WHOLE, layers=count + 1), *((layer, score, 14 - layer) for layer, score in scores))
+    assert len(spec.groups) == count + 1
+    return spec
 
 
 @pytest.mark.parametrize(
-    ("graph", "count"), [(PREFILL, len(STAGE2_SCORES)), (DECODE, 2), (DECODE, MOST_STAGES)]
+    ("graph", "count"), [(PREFILL, len(STAGE2_SCORES)), (DECODE, 2), (DECODE, MOST_RTX_STAGES)]
 )
 def test_every_score_inside_the_decoder_and_many_groups(
     graph: str, count: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scores = list(STAGE2_SCORES)[:count]
-    stages = [(layer, score, 14 - layer) for layer, score in enumerate(scores, start=1)]
-    spec = spec_of(small(WHOLE, layers=count + 1), *stages)
-    assert len(spec.groups) == count + 1
-    assert builds(spec, graph, tmp_path, caplog)
+    assert builds(inside(count), graph, tmp_path, caplog)
+
+
+def test_more_groups_than_it_builds_are_refused_at_once() -> None:
+    options = EngineOptions(backend="tensorrt-rtx")
+    check_options(options, inside(MOST_RTX_STAGES))
+    with pytest.raises(SettingsError, match=r"6 stages inside the decoder, .* builds .* at most 5;"):
+        check_options(options, inside(MOST_RTX_STAGES + 1))
+
+
+def test_a_last_stage_that_adapts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Decode is that of any other bundle."""
+    spec = inside(1)
+    assert builds(replace(spec, schedule=with_mass(spec.schedule, 0.9)), PREFILL, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("score", STAGE1_SCORES)

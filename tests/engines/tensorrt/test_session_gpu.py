@@ -69,7 +69,7 @@ def test_vision(machine: Machine, gpu: Pipeline, cpu: Pipeline, picture: Path) -
 
 def clear_budget(bundle: Bundle, picture: Path, prompt: str, most: int) -> int:
     """A budget of at most ``most`` and at least half of it that no two scores nearly tie at."""
-    ranks = np.sort(ScoreReader(bundle).read(picture, prompt, max_new_tokens=1).stage2.scores)[::-1]
+    ranks = np.sort(ScoreReader(bundle).read(picture, prompt, max_new_tokens=1).stages[-1].scores)[::-1]
     budgets = np.arange(max(1, most // 2), most + 1)
     gaps = ranks[budgets - 1] / ranks[budgets] - 1
     assert gaps.max() > 0.005, "no budget is clear enough in float16"

@@ -128,10 +128,17 @@ def test_mmvet_is_scored_elsewhere(tmp_path: Path) -> None:
 
 def test_scienceqa(tmp_path: Path) -> None:
     task = made("scienceqa", tmp_path)
-    rows = graded(task, ["B", "The answer is A."])
+    rows = graded(task, ["B", "A", "The answer is A."])
     assert rows[0].question == "Context: Look.\nWhich is red?\nA. this\nB. that" + LETTER
+    assert rows[1].question == "Which rhymes?\nA. cat\nB. dog" + LETTER
+    assert [row.kind for row in rows] == ["natural science", "language science, text only", "social science"]
+    assert scores(rows) == [1.0, 1.0, 0.0]
+    assert task.metrics(rows, "it") == {"IMG-Accuracy": 50.0}
+    assert task.metrics(rows[1:2], "it") == {}
+    assert [task.example("test", 0, index).image is None for index in range(3)] == [False, True, False]
+    rows = graded(task, ["B", "The answer is A."], "test-image")
     assert [row.kind for row in rows] == ["natural science", "social science"]
-    assert scores(rows) == [1.0, 0.0]
+    assert task.metrics(rows, "it") == {"IMG-Accuracy": 50.0}
 
 
 def test_mmbench_in_every_order(tmp_path: Path) -> None:
@@ -248,9 +255,9 @@ def test_questions_about_one_picture_share_it(tmp_path: Path) -> None:
 def test_data_and_task_belong_together(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"data has no meaning for shapes, which is drawn"):
         open_task("shapes", data=tmp_path)
-    with pytest.raises(SettingsError, match=r"data is not given; star-export eval reads gqa from a folder"):
+    with pytest.raises(SettingsError, match=r"data is not given; gqa is read from a folder"):
         open_task("gqa")
-    with pytest.raises(SettingsError, match=r"nowhere is no folder; star-export eval reads gqa"):
+    with pytest.raises(SettingsError, match=r"nowhere is no folder; gqa is read"):
         open_task("gqa", data=tmp_path / "nowhere")
     with pytest.raises(SettingsError, match=r"split must be one of test, val for vizwiz, got dev"):
         open_task("vizwiz", split="dev", data=tmp_path)

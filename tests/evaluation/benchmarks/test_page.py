@@ -37,7 +37,8 @@ def test_every_benchmark_and_its_files_are_named(tmp_path: Path) -> None:
 
 def test_every_option_of_the_commands_exists() -> None:
     commands = get_command(app).commands
-    known = {flag for name in ("build", "eval") for option in commands[name].params for flag in option.opts}
+    used = [commands[name] for name in ("build", "compare", "eval")]
+    known = {flag for command in used for option in command.params for flag in option.opts}
     known |= {flag for option in commands["build"].params for flag in option.secondary_opts}
     blocks = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
     flags = {
