@@ -189,7 +189,7 @@ class PrefillGraph(Decoder):
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []
         presents: list[Tensor] = []
-        biases = [bias]
+        biases = [] if bias is None else [bias]
         end = None
         for index, layer in self.layers():
             cache = past_key_values[2 * index], past_key_values[2 * index + 1]
@@ -217,8 +217,8 @@ class PrefillGraph(Decoder):
                     x, positions, kept[-1], end = fewest(x, positions, chosen, total, self.mass)
         last = x[:, -1] if end is None else x.index_select(1, end)[:, 0]
         start = torch.zeros(1, dtype=torch.int64)
-        for cache, bias in zip(past_key_bias, biases, strict=False):
-            presents.append(cache_write(cache, as_cache(bias, cache.dtype), start))
+        for past, added in zip(past_key_bias, biases, strict=True):
+            presents.append(cache_write(past, as_cache(added, past.dtype), start))
         return (self.logits(last), *kept, *presents)
 
 

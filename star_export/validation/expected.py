@@ -168,3 +168,11 @@ def compare_tokenized(found: TokenizedPrompt, expected: ExpectedPrompt) -> Stage
 def _summary(values: npt.NDArray[np.int64]) -> str:
     """Length and both ends of a list of ids or positions."""
     return f"{len(values)} from {values[:4].tolist()} to {values[-4:].tolist()}"
+
+
+def stacked(pictures: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    """Tiles of each picture as the processors stack them: ``[N, T, 3, H, W]``, zeros where one has fewer."""
+    batch = np.zeros((len(pictures), max(map(len, pictures)), *pictures[0].shape[1:]), np.float32)
+    for row, tiles in zip(batch, pictures, strict=True):
+        row[: len(tiles)] = tiles
+    return batch

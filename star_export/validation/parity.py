@@ -20,7 +20,7 @@ from star_export.answer.steps import DecodeState, VisionOutput
 from star_export.bundle import Bundle, open_bundle
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.hub import with_revision
-from star_export.contract import group_names, past_bias, past_names
+from star_export.contract import group_names, past_names
 from star_export.engines import Runtime, open_session
 from star_export.engines.session import on_host
 from star_export.errors import CheckpointError, NonFiniteError, SettingsError, option
@@ -30,25 +30,26 @@ from star_export.progress import CaseProgress
 from star_export.reports import check_summary, store_report
 from star_export.specs import Keep
 from star_export.validation.batches import compare_batches
+from star_export.validation.counts import cached_biases, count_stages, picture_counts
 from star_export.validation.expected import (
     ExpectedInput,
     ExpectedPrompt,
     compare_tokenized,
     expected_input,
+    stacked,
 )
 from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.probes import Probe, budgets_of, choose_probes
 from star_export.validation.reference import STAYS, PrefillReference, Reference, VisionReference
-from star_export.validation.reference_scores import stands_for
 from star_export.validation.report import CaseReport, ParityReport, StageResult
 from star_export.validation.verdicts import (
     Array,
     Tolerances,
     compare_arrays,
-    compare_counts,
     compare_sets,
     compare_tokens,
     fewest_of_mass,
+    of_pictures,
     positions_fault,
     worst,
 )
@@ -113,7 +114,7 @@ class ParityCheck:
             yield fault  # nothing later can be compared
             return
         yield compare_arrays(
-            "preprocessing", _batch([i.pixels for i in images]), given.pixels.numpy(), tolerance=0.0
+            "preprocessing", stacked([i.pixels for i in images]), given.pixels.numpy(), tolerance=0.0
         )
 
         visions = self.pipeline.steps.encode_images(images, keep)
@@ -122,18 +123,25 @@ class ParityCheck:
             for vision, picture, count in zip(visions, seen, counts, strict=True)
         ]
         if np.isinf(worst(kept).error):
-            yield _of_pictures(kept, counts)
+            yield of_pictures(kept, counts)
             return
         features = [
             picture.features[torch.from_numpy(vision.indices)]
             for vision, picture in zip(visions, seen, strict=True)
         ]
-        yield _of_pictures(list(map(self._features_result, visions, features)), counts)
+        yield of_pictures(list(map(self._features_result, visions, features)), counts)
         if spec.stage1 is not None:
-            yield _of_pictures(kept, counts)
-        if spec.proportional:
-            yield _of_pictures(list(map(self._counts_result, visions, seen)), counts)
-        yield from self._decoder_stages(probe, keep, tokens, visions, given, expected, torch.cat(features))
+            yield of_pictures(kept, counts)
+        yield from self._decoder_stages(
+            probe,
+            keep,
+            tokens,
+            visions,
+            given,
+            expected,
+            torch.cat(features),
+            list(map(picture_counts, visions, seen)) if spec.proportional else [],
+        )
 
     def _encode_images(self, given: ExpectedInput) -> tuple[VisionReference, ...]:
         """Visual tokens of each picture, with the scores of the bundle's stage before the decoder."""
@@ -147,14 +155,6 @@ class ParityCheck:
         found = on_host(vision.features)[0, :, : features.shape[1]].astype(np.float32, copy=False)
         return compare_arrays("vision_features", found, features.numpy(), self.tolerances.vision_features)
 
-    def _counts_result(self, vision: VisionOutput, picture: VisionReference) -> StageResult:
-        """How many visual tokens of a picture each kept one stands for."""
-        stays = torch.zeros(len(picture.features), dtype=torch.bool)
-        stays[torch.from_numpy(vision.indices)] = True
-        expected = stands_for(picture.features, stays, torch.ones(len(stays)))
-        logs = on_host(vision.features)[0, :, -1].astype(np.float32, copy=False)
-        return compare_counts("stage1_counts", logs, expected.numpy(), self.tolerances.counts)
-
     def _decoder_stages(
         self,
         probe: Probe,
@@ -164,6 +164,7 @@ class ParityCheck:
         given: ExpectedInput,
         wanted: ExpectedPrompt,
         features: torch.Tensor,
+        counts: Sequence[torch.Tensor],
     ) -> Iterator[StageResult]:
         state = self.pipeline.steps.prefill(tokens, *visions, keep=keep)
         if fault := positions_fault(
@@ -180,9 +181,12 @@ class ParityCheck:
             wanted.query_positions,
             stages=list(zip(places, map(torch.from_numpy, state.stage_positions), strict=True)),
             scores=[stage.score for stage in inside],
-            biases=[torch.from_numpy(bias) for bias in self._biases(state)],
+            biases=list(map(torch.from_numpy, cached_biases(self.pipeline.spec, state))),
         )
         yield from self._kept_stages(keep, tokens, state, expected)
+        if counts:
+            stood_for = [torch.cat(list(counts)), *expected.counts]
+            yield from count_stages(self.pipeline.spec, tokens, state, stood_for, self.tolerances.counts)
         yield compare_arrays(
             "prefill_logits", state.logits, expected.logits.numpy(), self.tolerances.prefill_logits
         )
@@ -217,19 +221,6 @@ class ParityCheck:
                 )
             yield compare_sets(f"stage{number}_set", kept, wanted, budget, self.tolerances.score)
             visual = visual[kept]
-            if self.pipeline.spec.proportional:
-                logs = self._biases(state)[number - 1][np.isin(positions, visual)]
-                counts = expected.counts[number - 2].numpy()
-                yield compare_counts(f"stage{number}_counts", logs, counts, self.tolerances.counts)
-
-    def _biases(self, state: DecodeState) -> list[Array]:
-        """Per layer group, what proportional attention adds at each of its tokens ``[S]``."""
-        spec = self.pipeline.spec
-        names = map(past_bias, group_names(spec)) if spec.proportional else ()
-        return [
-            state.caches.numpy(name)[0, 0, :rows, 0].astype(np.float32)
-            for name, rows in zip(names, state.lengths, strict=False)
-        ]
 
     def _cache_stages(self, state: DecodeState, expected: PrefillReference) -> Iterator[StageResult]:
         spec = self.pipeline.spec
@@ -404,23 +395,3 @@ def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
     if checkpoint.model != bundle.spec.model:
         raise CheckpointError(f"{source} has another architecture than the model this bundle was made from")
     return checkpoint
-
-
-def _batch(pictures: Sequence[Array]) -> Array:
-    """Tiles of each picture as the processors stack them: ``[N, T, 3, H, W]``, zeros where one has fewer."""
-    batch = np.zeros((len(pictures), max(map(len, pictures)), *pictures[0].shape[1:]), np.float32)
-    for row, tiles in zip(batch, pictures, strict=True):
-        row[: len(tiles)] = tiles
-    return batch
-
-
-def _of_pictures(results: list[StageResult], counts: Sequence[int]) -> StageResult:
-    """The worst result of a request's pictures; ``counts`` of tokens weigh what agrees in each."""
-    found = worst(results)
-    if len(results) == 1 or np.isinf(found.error):
-        return found
-    found = replace(found, detail=f"picture {results.index(found) + 1}: {found.detail}")
-    if found.agreement is None:
-        return found
-    shares = [result.agreement or 0.0 for result in results]
-    return replace(found, agreement=float(np.average(shares, weights=counts)))

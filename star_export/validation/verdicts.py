@@ -2,7 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 
 import numpy as np
@@ -67,6 +67,18 @@ def worst(results: list[StageResult]) -> StageResult:
     return max(results, key=lambda result: (result.status == "fail", result.error))
 
 
+def of_pictures(results: list[StageResult], counts: Sequence[int]) -> StageResult:
+    """The worst result of a request's pictures; ``counts`` of tokens weigh what agrees in each."""
+    found = worst(results)
+    if len(results) == 1 or np.isinf(found.error):
+        return found
+    found = replace(found, detail=f"picture {results.index(found) + 1}: {found.detail}")
+    if found.agreement is None:
+        return found
+    shares = [result.agreement or 0.0 for result in results]
+    return replace(found, agreement=float(np.average(shares, weights=counts)))
+
+
 def compare_sets(stage: str, found: Indices, scores: Array, count: int, tolerance: float) -> StageResult:
     """Compare kept tokens with those the reference's scores choose.
 
@@ -97,24 +109,6 @@ def compare_sets(stage: str, found: Indices, scores: Array, count: int, toleranc
     detail = f"{agreement}; farthest from the last kept score: token {differing[distance.argmax()]}"
     status: Status = "ambiguous" if error <= tolerance else "fail"
     return StageResult(stage, status, error, tolerance, detail, share)
-
-
-def compare_counts(stage: str, found: Array, expected: Array, tolerance: float) -> StageResult:
-    """Compare how many tokens each kept one stands for; one that is as like to two may go to either.
-
-    Args:
-        stage: Name of the stage.
-        found: The logs of those numbers.
-        expected: The reference's numbers.
-        tolerance: Share of all tokens that may be counted for another one.
-    """
-    counts = np.exp(found.astype(np.float64))
-    if not np.isfinite(counts).all():
-        return StageResult(stage, "fail", float("inf"), tolerance, "some counts are not finite")
-    error = float(np.abs(counts - expected).sum() / 2 / expected.sum(dtype=np.float64))
-    where = int(np.abs(counts - expected).argmax())
-    detail = f"token {where} stands for {counts[where]:.2f}, expected {expected[where]:.2f}"
-    return StageResult(stage, "pass" if error <= tolerance else "fail", error, tolerance, detail)
 
 
 def fewest_of_mass(scores: Array, most: int, mass: float, *, found: int, tolerance: float) -> int:
