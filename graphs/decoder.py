@@ -7,14 +7,14 @@ for each group. Inputs and outputs: `star_export.contract`.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
+from typing import cast as typed
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, cast, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
 from star_export.graphs.scores import DECODER_SCORES, LayerView, better
 from star_export.specs import ExportSpec, TextSpec
@@ -49,7 +49,7 @@ class DecoderAttention(nn.Module):
 
     def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``, as the caches' type."""
-        q, k, v = (f(x).to(rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (cast(f(x), rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q = rotary(split_heads(q, self.heads), position_ids)
         k = rotary(split_heads(k, self.kv_heads), position_ids)
         return q, k, split_heads(v, self.kv_heads)
@@ -134,11 +134,11 @@ class Decoder(nn.Module):
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
         """Every layer with its number."""
-        return enumerate(cast("Iterable[DecoderLayer]", self.language_model.layers))
+        return enumerate(typed("Iterable[DecoderLayer]", self.language_model.layers))
 
     def logits(self, last: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
-        return self.lm_head(self.language_model.norm(last)).float()
+        return cast(self.lm_head(self.language_model.norm(last)), torch.float32)
 
 
 class PrefillGraph(Decoder):
@@ -163,8 +163,8 @@ class PrefillGraph(Decoder):
         past_key_values: list[Tensor],
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)
-        rows = image_positions[..., None].expand_as(image_features)
-        x = x.scatter(1, rows, image_features.to(x.dtype))  # [1, S, C]
+        rows = image_positions[..., None].expand(image_features.shape)
+        x = x.scatter(1, rows, cast(image_features, x.dtype))  # [1, S, C]
         positions = torch.arange(x.shape[1])[None]  # [1, S]
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []

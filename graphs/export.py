@@ -103,9 +103,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
 def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
     with _fake(spec), _quiet():
         program = torch.onnx.export(
-            _module(graph, spec).eval(),
-            kwargs=_forward_arguments(borders, lambda tensor: _example(tensor, spec)),
-            dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+            _captured(_module(graph, spec).eval(), spec, borders),
             input_names=[tensor.name for tensor in borders.inputs],
             output_names=[tensor.name for tensor in borders.outputs],
             opset_version=OPSET,
@@ -118,6 +116,23 @@ def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
         if is_lengths(str(value.name)) or is_slots(str(value.name)):  # traced under its number in a list
             value.metadata_props["pkg.torch.onnx.original_node_name"] = str(value.name)
     return program.model
+
+
+def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.export.ExportedProgram:
+    """The traced module. Decomposing traces it twice more, so that is left out where ONNX has all operators."""
+    program = torch.export.export(
+        module,
+        (),
+        _forward_arguments(borders, lambda tensor: _example(tensor, spec)),
+        dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+    )
+    decompose = program.run_decompositions
+
+    def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
+        return decompose(table) if any(node.target in table for node in program.graph.nodes) else program
+
+    program.run_decompositions = where_needed  # type: ignore[assignment,method-assign]
+    return program
 
 
 def _module(graph: str, spec: ExportSpec) -> nn.Module:

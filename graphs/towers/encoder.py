@@ -4,7 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_export.graphs.layers import ACTIVATIONS, LayerNorm, Linear, attention_map, merge_heads, split_heads
+from star_export.graphs.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    attention_map,
+    cast,
+    merge_heads,
+    split_heads,
+)
 from star_export.specs import VisionSpec
 
 
@@ -20,11 +28,11 @@ class VisionAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        projected = (f(x).to(self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        projected = (cast(f(x), self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (split_heads(part, self.heads) for part in projected)
         if want_map:
             weights = attention_map(q, k)  # [T, H, N, N]
-            attended = weights.to(v.dtype) @ v
+            attended = cast(weights, v.dtype) @ v
         else:
             weights, attended = None, F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(merge_heads(attended)), weights
