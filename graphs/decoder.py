@@ -6,15 +6,15 @@ per sequence, or a few, against the groups of KV caches that this leaves, one le
 for each group. Inputs and outputs: `star_export.contract`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import cast as typed
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, cast, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, as_dtype, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
 from star_export.graphs.scores import DECODER_SCORES, LayerView, better
 from star_export.specs import ExportSpec, TextSpec
@@ -49,7 +49,7 @@ class DecoderAttention(nn.Module):
 
     def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``, as the caches' type."""
-        q, k, v = (cast(f(x), rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (as_dtype(f(x), rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q = rotary(split_heads(q, self.heads), position_ids)
         k = rotary(split_heads(k, self.kv_heads), position_ids)
         return q, k, split_heads(v, self.kv_heads)
@@ -133,12 +133,13 @@ class Decoder(nn.Module):
         self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
-        """Every layer with its number."""
-        return enumerate(typed("Iterable[DecoderLayer]", self.language_model.layers))
+        """Every layer with its number; `star_export.graphs.alike` may leave some out."""
+        for number, layer in self.language_model.layers.named_children():
+            yield int(number), cast("DecoderLayer", layer)
 
     def logits(self, last: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
-        return cast(self.lm_head(self.language_model.norm(last)), torch.float32)
+        return as_dtype(self.lm_head(self.language_model.norm(last)), torch.float32)
 
 
 class PrefillGraph(Decoder):
@@ -164,14 +165,15 @@ class PrefillGraph(Decoder):
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)
         rows = image_positions[..., None].expand(image_features.shape)
-        x = x.scatter(1, rows, cast(image_features, x.dtype))  # [1, S, C]
+        x = x.scatter(1, rows, as_dtype(image_features, x.dtype))  # [1, S, C]
         positions = torch.arange(x.shape[1])[None]  # [1, S]
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []
         presents: list[Tensor] = []
         end = None
+        caches = iter(past_key_values)
         for index, layer in self.layers():
-            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            cache = next(caches), next(caches)
             before = x
             x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache)
             presents += present
@@ -210,8 +212,9 @@ class DecodeGraph(Decoder):
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)  # [B, C, W]
         presents: list[Tensor] = []
+        caches = iter(past_key_values)
         for index, layer in self.layers():
-            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            cache = next(caches), next(caches)
             x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[self.groups[index]])
             presents += present
         return (self.logits(x[:, -1]), *presents)

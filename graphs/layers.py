@@ -22,8 +22,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x`` in another element type, by the one operator that needs no decomposition; ``x`` itself if it is."""
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in an element type, by the one operator for it that ONNX has; ``x`` itself if it has that."""
     return x if x.dtype == dtype else torch.ops.aten._to_copy(x, dtype=dtype)
 
 
@@ -45,7 +45,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = cast(x, self.weight.dtype) @ self.weight
+        y = as_dtype(x, self.weight.dtype) @ self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -57,9 +57,9 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = wider(x, self.weight)
-        weight, bias = cast(self.weight, wide), cast(self.bias, wide)
-        normed = F.layer_norm(cast(x, wide), self.normalized_shape, weight, bias, self.eps)
-        return cast(normed, self.weight.dtype)
+        weight, bias = as_dtype(self.weight, wide), as_dtype(self.bias, wide)
+        normed = F.layer_norm(as_dtype(x, wide), self.normalized_shape, weight, bias, self.eps)
+        return as_dtype(normed, self.weight.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -72,8 +72,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = wider(x, self.weight)
-        normed = F.rms_norm(cast(x, wide), self.weight.shape, cast(self.weight, wide), self.eps)
-        return cast(normed, self.weight.dtype)
+        normed = F.rms_norm(as_dtype(x, wide), self.weight.shape, as_dtype(self.weight, wide), self.eps)
+        return as_dtype(normed, self.weight.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -107,7 +107,7 @@ def attention_map(query: Tensor, key: Tensor, mask: Tensor | None = None) -> Ten
         float32 ``[..., Q, S]``, each row summing to 1.
     """
     scale = query.shape[-1] ** -0.5
-    logits = (cast(query, torch.float32) * scale) @ cast(key, torch.float32).transpose(-1, -2)
+    logits = (as_dtype(query, torch.float32) * scale) @ as_dtype(key, torch.float32).transpose(-1, -2)
     if mask is not None:
         logits = logits.masked_fill(~mask, torch.finfo(torch.float32).min)
     return logits.softmax(dim=-1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear, cast
+from star_export.graphs.layers import ACTIVATIONS, Linear, as_dtype
 from star_export.graphs.ops import drop_worst, topk_gather
 from star_export.graphs.scores import OF_FEATURES, OF_MAPS, VISION_SCORES, PictureView
 from star_export.graphs.towers import TOWERS
@@ -68,11 +68,11 @@ class VisionGraph(Vision):
     def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
         tokens, scores = self.look(pixel_values, project=self.score is None)
         if scores is None or stage1_slots is None:
-            return (cast(tokens, pixel_values.dtype),)
+            return (as_dtype(tokens, pixel_values.dtype),)
         kept, indices = topk_gather(tokens, scores, stage1_slots)
         if not self.of_features:  # only what is kept needs the projector then
             kept = self.multi_modal_projector(kept)
-        return cast(kept, pixel_values.dtype), indices
+        return as_dtype(kept, pixel_values.dtype), indices
 
 
 class TiledVisionGraph(Vision):
@@ -98,7 +98,7 @@ class TiledVisionGraph(Vision):
     ) -> tuple[Tensor, ...]:
         tokens, scores = self.look(pixel_values, project=True)
         features = packed(tokens.view(-1, tokens.shape[-1]), self.image_newline, packed_index, packed_weights)
-        features = cast(features, pixel_values.dtype)[None]  # [1, P, C]
+        features = as_dtype(features, pixel_values.dtype)[None]  # [1, P, C]
         if scores is None:
             return (features,)
         # Where many are dropped, those that say nothing of the picture go first.
@@ -125,6 +125,6 @@ def packed(patches: Tensor, newline: Tensor, index: Tensor, weights: Tensor | No
     is_newline = index < 0
     rows = patches[torch.where(is_newline, 0, index)]
     if weights is not None:
-        rows = (cast(rows, torch.float32) * weights[..., None]).sum(1)
+        rows = (as_dtype(rows, torch.float32) * weights[..., None]).sum(1)
         is_newline = is_newline[:, 0]
-    return torch.where(is_newline[:, None], cast(newline, rows.dtype), rows)
+    return torch.where(is_newline[:, None], as_dtype(newline, rows.dtype), rows)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from star_export.graphs.layers import LayerNorm, cast, merge_places
+from star_export.graphs.layers import LayerNorm, as_dtype, merge_places
 from star_export.graphs.towers.encoder import VisionEncoder
 from star_export.specs import VisionSpec
 
@@ -19,9 +19,9 @@ class CLIPEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches + 1, width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pixels = cast(pixel_values, self.patch_embedding.weight.dtype)
+        pixels = as_dtype(pixel_values, self.patch_embedding.weight.dtype)
         patches = merge_places(self.patch_embedding(pixels))  # [T, P, W]
-        cls = cast(self.class_embedding, patches.dtype).expand(patches.shape[0], 1, -1)
+        cls = as_dtype(self.class_embedding, patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [T, 1+P, W]
 
 

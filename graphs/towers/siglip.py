@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from star_export.graphs.layers import cast, merge_places
+from star_export.graphs.layers import as_dtype, merge_places
 from star_export.graphs.towers.encoder import VisionEncoder
 from star_export.specs import VisionSpec
 
@@ -16,7 +16,7 @@ class SiglipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches, spec.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pixels = cast(pixel_values, self.patch_embedding.weight.dtype)
+        pixels = as_dtype(pixel_values, self.patch_embedding.weight.dtype)
         patches = merge_places(self.patch_embedding(pixels))  # [T, P, W]
         positions: Tensor = self.position_embedding.weight
         return patches + positions
