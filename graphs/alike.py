@@ -6,7 +6,7 @@ repeated for those between. So an export takes hardly longer for a deeper model.
 """
 
 import re
-from collections.abc import MutableSequence
+from collections.abc import MutableSequence, Sequence
 from itertools import groupby
 
 import onnx_ir as ir
@@ -66,15 +66,15 @@ class RepeatLayers(InPlacePass):
 
     def requires(self, model: ir.Model) -> None:
         for gap in self.gaps:
-            entering, layer, _ = self._pattern(model, gap)
-            leaving, inside = layer[-1].outputs[0], set(layer)
-            if (entering.shape, entering.type) != (leaving.shape, leaving.type):
-                raise PreconditionError(
-                    f"{leaving.name} differs from {entering.name}, of which a layer made it"
-                )
-            for value in (value for node in layer for value in node.outputs if value is not leaving):
-                if not inside.issuperset(value.consumers()):
-                    raise PreconditionError(f"{value.name} of layer {gap.start - 1} is used outside of it")
+            entering, layer, behind = self._pattern(model, gap)
+            seen = {entering: layer[-1].outputs[0]}
+            for node, other in zip(layer, behind, strict=False):
+                seen.update(zip(node.outputs, other.outputs, strict=False))
+                expected = [seen.get(value, value) for value in node.inputs]
+                if _kind(node) != _kind(other) or not _same(expected, other.inputs, gap.start - 1, gap.stop):
+                    raise PreconditionError(
+                        f"{node.name} of layer {gap.start - 1} and {other.name} of layer {gap.stop} differ"
+                    )
 
     def call(self, model: ir.Model) -> PassResult:
         graph = model.graph
@@ -84,11 +84,11 @@ class RepeatLayers(InPlacePass):
         _sort(graph.outputs, [tensor.name for tensor in self.borders.outputs])
         return PassResult(model, modified=bool(self.gaps))
 
-    def _pattern(self, model: ir.Model, gap: range) -> tuple[ir.Value, list[ir.Node], ir.Node]:
-        """What enters the layer before a gap, that layer's nodes, and the first node behind the gap."""
+    def _pattern(self, model: ir.Model, gap: range) -> tuple[ir.Value, list[ir.Node], list[ir.Node]]:
+        """What enters the layer before a gap, that layer's nodes, and all nodes behind the gap."""
         nodes = list(model.graph)
         begin, end = (self._first_node(nodes, layer) for layer in (gap.start - 1, gap.stop))
-        return nodes[begin - 1].outputs[0], nodes[begin:end], nodes[end]
+        return nodes[begin - 1].outputs[0], nodes[begin:end], nodes[end:]
 
     def _first_node(self, nodes: list[ir.Node], layer: int) -> int:
         name = f"{self.stack}.{layer}"
@@ -98,33 +98,50 @@ class RepeatLayers(InPlacePass):
         raise PreconditionError(f"no node is of {name}")
 
 
-def _repeat(graph: ir.Graph, entering: ir.Value, layer: list[ir.Node], behind: ir.Node, gap: range) -> None:
-    """Repeat a layer's nodes for every number in ``gap``, before the node ``behind``."""
+def _kind(node: ir.Node) -> object:
+    types = [(value.shape, value.type) for value in node.outputs]
+    return (
+        node.op_identifier(),
+        [(name, attribute.value) for name, attribute in node.attributes.items()],
+        types,
+    )
+
+
+def _same(values: list[ir.Value | None], others: Sequence[ir.Value | None], old: int, new: int) -> bool:
+    """Whether two layers' values are the same, or of the same name but for the layer's number."""
+    return len(values) == len(others) and all(
+        a is b or (a is not None and b is not None and _renamed(a, old, new) == b.name)
+        for a, b in zip(values, others, strict=True)
+    )
+
+
+def _repeat(
+    graph: ir.Graph, entering: ir.Value, layer: list[ir.Node], behind: list[ir.Node], gap: range
+) -> None:
+    """Repeat a layer's nodes for every number in ``gap``, before those ``behind`` it."""
     leaving = layer[-1].outputs[0]
     uses, x = leaving.uses(), leaving
     for number in gap:
         copies = {entering: x}
         for node in layer:
-            graph.insert_before(behind, _copy(graph, node, copies, old=gap.start - 1, new=number))
+            graph.insert_before(behind[0], _copy(graph, node, copies, gap.start - 1, number))
         x = copies[leaving]
     for node, index in uses:
         node.replace_input_with(index, x)
 
 
-def _copy(graph: ir.Graph, node: ir.Node, copies: dict[ir.Value, ir.Value], *, old: int, new: int) -> ir.Node:
-    """A node of layer ``old`` in layer ``new``; ``copies``, of values from the one to the other, grows."""
-
-    def renamed(text: str) -> str:
-        return re.sub(rf"\.{old}\b", f".{new}", text)
-
+def _copy(graph: ir.Graph, node: ir.Node, copies: dict[ir.Value, ir.Value], old: int, new: int) -> ir.Node:
+    """A node of layer ``old`` in layer ``new``; ``copies``, of the one's values to the other's, grows."""
     for value in node.inputs:
-        if value is not None and value not in copies and renamed(str(value.name)) != value.name:
-            copies[value] = _like(value, renamed(str(value.name)))
-            owner = graph.inputs.append if value.is_graph_input() else graph.initializers.add
-            owner(copies[value])
+        if value is not None and value not in copies and (name := _renamed(value, old, new)) != value.name:
+            copies[value] = _like(value, name)
+            if value.is_graph_input():
+                graph.inputs.append(copies[value])
+            else:
+                graph.initializers.add(copies[value])
     for value in node.outputs:
         if value.is_graph_output():
-            copies[value] = _like(value, renamed(str(value.name)))
+            copies[value] = _like(value, _renamed(value, old, new))
             graph.outputs.append(copies[value])
         else:
             copies[value] = _like(value, f"{value.name}.{new}")
@@ -136,8 +153,15 @@ def _copy(graph: ir.Graph, node: ir.Node, copies: dict[ir.Value, ir.Value], *, o
         outputs=[copies[value] for value in node.outputs],
         version=node.version,
         name=f"{node.name}.{new}",
-        metadata_props={key: renamed(text) for key, text in node.metadata_props.items()},
+        metadata_props={
+            key: re.sub(rf"\.{old}\b", f".{new}", text) for key, text in node.metadata_props.items()
+        },
     )
+
+
+def _renamed(value: ir.Value, old: int, new: int) -> str:
+    """The name that a weight or cache of layer ``old`` has in layer ``new``."""
+    return re.sub(rf"\.{old}\.", f".{new}.", str(value.name))
 
 
 def _like(value: ir.Value, name: str) -> ir.Value:

@@ -143,8 +143,9 @@ def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.
 
 def _ends(graph: str, spec: ExportSpec) -> set[int]:
     """How many layers come before each place between two of them where the graph does something else."""
-    if graph == VISION:
-        return set(spec.model.vision.feature_layers)
+    vision = spec.model.vision
+    if graph == VISION:  # the last layer may give its map
+        return {vision.num_layers - 1, *vision.feature_layers}
     return {stage.after_layer for stage in spec.decoder_stages}
 
 

@@ -103,7 +103,7 @@ class TiledVisionGraph(Vision):
             return (features,)
         # Where many are dropped, those that say nothing of the picture go first.
         newline = scores.new_full((1,), -ALWAYS_KEPT if stage1_drops is None else ALWAYS_KEPT)
-        ranks = packed(scores.view(-1, 1), newline, packed_index, packed_weights).transpose(0, 1)
+        ranks = packed(scores.view(-1)[:, None], newline, packed_index, packed_weights).transpose(0, 1)
         if stage1_drops is not None:
             return drop_worst(features, ranks, stage1_drops)
         assert stage1_slots is not None

@@ -1,7 +1,6 @@
 """Real TensorRT-RTX builds of what other schedules than STAR's need: every score, and more layer groups."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,9 @@ from star_export.contract import DECODE, PREFILL, VISION
 from star_export.engines.tensorrt.builder import build_apart
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
-from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage
-from tests.graphs.random_graphs import export_random, small, small_spec
-from tests.shapes import NEXT, ONEVISION
-
-WHOLE = replace(NEXT, model_type="llava", tiling=None)
-
-
-def spec_of(model: ModelSpec, *stages: tuple[int, str, int], share: float | None = None) -> ExportSpec:
-    """Stages ``(after_layer, score, tokens)``, the first with a share of each picture if one is given."""
-    schedule = tuple(
-        Stage(
-            after_layer=layer, score=score, tokens=tokens, max_tokens=tokens,
-            share=None if layer else share,
-        )
-        for layer, score, tokens in stages
-    )  # fmt: skip
-    return replace(small_spec(model, prune=False, dtype="float16"), schedule=schedule)
+from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec
+from tests.graphs.random_graphs import export_random, small, small_spec, staged_spec
+from tests.shapes import NEXT, ONEVISION, WHOLE
 
 
 def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
@@ -59,14 +44,14 @@ def test_every_score_inside_the_decoder_and_many_groups(
 ) -> None:
     scores = list(STAGE2_SCORES)[:count]
     stages = [(layer, score, 14 - layer) for layer, score in enumerate(scores, start=1)]
-    spec = spec_of(small(WHOLE, layers=count + 1), *stages)
+    spec = staged_spec(small(WHOLE, layers=count + 1), *stages)
     assert len(spec.groups) == count + 1
     assert builds(spec, graph, tmp_path, caplog)
 
 
 @pytest.mark.parametrize("score", STAGE1_SCORES)
 def test_every_score_before_the_decoder(score: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert builds(spec_of(small(WHOLE), (0, score, 10)), VISION, tmp_path, caplog)
+    assert builds(staged_spec(small(WHOLE), (0, score, 10)), VISION, tmp_path, caplog)
 
 
 @pytest.mark.parametrize(
@@ -79,4 +64,4 @@ def test_a_number_and_a_share_of_pictures_in_tiles(
     tiles = small(model)
     whole = small_spec(tiles, prune=False).largest_image
     tokens = 20 if share is None else int(share * whole)
-    assert builds(spec_of(tiles, (0, "peaks", tokens), share=share), VISION, tmp_path, caplog)
+    assert builds(staged_spec(tiles, (0, "peaks", tokens), share=share), VISION, tmp_path, caplog)
