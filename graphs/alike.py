@@ -70,7 +70,7 @@ class RepeatLayers(InPlacePass):
             seen = {entering: layer[-1].outputs[0]}
             for node, other in zip(layer, behind, strict=False):
                 seen.update(zip(node.outputs, other.outputs, strict=False))
-                expected = [seen.get(value, value) for value in node.inputs]
+                expected = [value and seen.get(value, value) for value in node.inputs]
                 if _kind(node) != _kind(other) or not _same(expected, other.inputs, gap.start - 1, gap.stop):
                     raise PreconditionError(
                         f"{node.name} of layer {gap.start - 1} and {other.name} of layer {gap.stop} differ"
@@ -99,12 +99,8 @@ class RepeatLayers(InPlacePass):
 
 
 def _kind(node: ir.Node) -> object:
-    types = [(value.shape, value.type) for value in node.outputs]
-    return (
-        node.op_identifier(),
-        [(name, attribute.value) for name, attribute in node.attributes.items()],
-        types,
-    )
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    return node.op_identifier(), attributes, [(value.shape, value.type) for value in node.outputs]
 
 
 def _same(values: list[ir.Value | None], others: Sequence[ir.Value | None], old: int, new: int) -> bool:

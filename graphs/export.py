@@ -137,7 +137,7 @@ def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.
     def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
         return decompose(table) if any(node.target in table for node in program.graph.nodes) else program
 
-    program.run_decompositions = where_needed  # type: ignore[assignment,method-assign]
+    program.run_decompositions = where_needed
     return program
 
 
