@@ -6,7 +6,7 @@ per sequence, or a few, against the groups of KV caches that this leaves, one le
 for each group. Inputs and outputs: `star_export.contract`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, merge_heads, split_heads
+from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, as_dtype, merge_heads, split_heads
 from star_export.graphs.ops import cache_write, topk_gather
 from star_export.graphs.proportional import as_cache, at_places, biased, causal, regrouped
 from star_export.graphs.scores import DECODER_SCORES, LayerView, better
@@ -50,7 +50,7 @@ class DecoderAttention(nn.Module):
 
     def project(self, x: Tensor, rotary: RotaryTables, position_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rotated query ``[B, H, S, D]``, rotated key and value ``[B, Hkv, S, D]``, as the caches' type."""
-        q, k, v = (f(x).to(rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (as_dtype(f(x), rotary.cos.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q = rotary(split_heads(q, self.heads), position_ids)
         k = rotary(split_heads(k, self.kv_heads), position_ids)
         return q, k, split_heads(v, self.kv_heads)
@@ -147,12 +147,13 @@ class Decoder(nn.Module):
         self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
-        """Every layer with its number."""
-        return enumerate(cast("Iterable[DecoderLayer]", self.language_model.layers))
+        """Every layer with its number; `star_export.graphs.alike` may leave some out."""
+        for number, layer in self.language_model.layers.named_children():
+            yield int(number), cast("DecoderLayer", layer)
 
     def logits(self, last: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
-        return self.lm_head(self.language_model.norm(last)).float()
+        return as_dtype(self.lm_head(self.language_model.norm(last)), torch.float32)
 
 
 class PrefillGraph(Decoder):
@@ -179,20 +180,23 @@ class PrefillGraph(Decoder):
         past_key_bias: Sequence[Tensor] = (),
     ) -> tuple[Tensor, ...]:
         x = self.language_model.embed_tokens(input_ids)
-        features = image_features[..., : x.shape[-1]]
-        x = x.scatter(1, image_positions[..., None].expand_as(features), features.to(x.dtype))  # [1, S, C]
-        positions = torch.arange(x.shape[1])[None]  # [1, S]
-        bias = mask = None
+        features, bias, mask = image_features, None, None
         if self.proportional:
-            bias = at_places(image_features[..., -1].float(), image_positions, x.shape[1])
+            features = image_features[..., :-1]
+            logs = as_dtype(image_features[..., -1], torch.float32)
+            bias = at_places(logs, image_positions, x.shape[1])
             mask = causal(bias, self.rotary.cos.dtype)
+        rows = image_positions[..., None].expand(features.shape)
+        x = x.scatter(1, rows, as_dtype(features, x.dtype))  # [1, S, C]
+        positions = torch.arange(x.shape[1])[None]  # [1, S]
         visual, query_rows = image_positions, query_positions
         kept: list[Tensor] = []
         presents: list[Tensor] = []
         biases = [] if bias is None else [bias]
         end = None
+        caches = iter(past_key_values)
         for index, layer in self.layers():
-            cache = past_key_values[2 * index], past_key_values[2 * index + 1]
+            cache = next(caches), next(caches)
             before = x
             x, present, (query, key) = layer.prefill(x, self.rotary, positions, cache, mask)
             presents += present
@@ -244,8 +248,9 @@ class DecodeGraph(Decoder):
             for cache, length in zip(past_key_bias, lengths, strict=False)
         ]
         presents: list[Tensor] = []
+        caches = iter(past_key_values)
         for index, layer in self.layers():
-            cache, group = (past_key_values[2 * index], past_key_values[2 * index + 1]), self.groups[index]
+            cache, group = (next(caches), next(caches)), self.groups[index]
             bias = biases[group] if biases else None
             x, present = layer.decode(x, self.rotary, position_ids, cache, lengths[group], bias)
             presents += present

@@ -32,6 +32,7 @@ from star_export.contract import (
     is_lengths,
     is_slots,
 )
+from star_export.graphs.alike import RepeatLayers, leave_out, without_caches
 from star_export.graphs.decoder import DecodeGraph, PrefillGraph
 from star_export.graphs.ops import OPSET
 from star_export.graphs.passes import (
@@ -53,6 +54,9 @@ def vision_graph(spec: ExportSpec) -> nn.Module:
     """The vision graph of a family."""
     return TiledVisionGraph(spec) if spec.model.tiling else VisionGraph(spec)
 
+
+#: Where the layers of each graph are.
+STACKS = {VISION: "vision_tower.encoder.layers"} | dict.fromkeys((PREFILL, DECODE), "language_model.layers")
 
 MODULES: dict[str, Callable[[ExportSpec], nn.Module]] = {
     VISION: vision_graph,
@@ -83,10 +87,11 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
         path: The ``.onnx`` file to write, in the folder of ``weights``.
     """
     borders = contract(spec)[graph]
-    model = _trace(graph, spec, borders)
+    model, gaps = _trace(graph, spec, borders)
     passes = Sequential(
         DetachWeights(),
         Optimize(),
+        RepeatLayers(STACKS[graph], gaps, borders),
         DetachLengths(),
         AttachWeights(weights),
         DeclareBorders(borders),
@@ -100,12 +105,14 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
     ir.save(model, path)
 
 
-def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
+def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> tuple[ir.Model, list[range]]:
+    """The graph of a module's layers that need tracing, and the numbers of the others."""
     with _fake(spec), _quiet():
+        module = _module(graph, spec).eval()
+        gaps = leave_out(module.get_submodule(STACKS[graph]), _ends(graph, spec))
+        borders = without_caches(borders, gaps)
         program = torch.onnx.export(
-            _module(graph, spec).eval(),
-            kwargs=_forward_arguments(borders, lambda tensor: _example(tensor, spec)),
-            dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+            _captured(module, spec, borders),
             input_names=[tensor.name for tensor in borders.inputs],
             output_names=[tensor.name for tensor in borders.outputs],
             opset_version=OPSET,
@@ -114,10 +121,32 @@ def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> ir.Model:
             verbose=False,
         )
     assert program is not None
-    for value in program.model.graph.inputs:
-        if is_lengths(str(value.name)) or is_slots(str(value.name)):  # traced under its number in a list
-            value.metadata_props["pkg.torch.onnx.original_node_name"] = str(value.name)
-    return program.model
+    return program.model, gaps
+
+
+def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.export.ExportedProgram:
+    """The traced module. Decomposing traces it twice more, and is left out where ONNX has all operators."""
+    program = torch.export.export(
+        module,
+        (),
+        _forward_arguments(borders, lambda tensor: _example(tensor, spec)),
+        dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+    )
+    decompose = program.run_decompositions
+
+    def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
+        return decompose(table) if any(node.target in table for node in program.graph.nodes) else program
+
+    program.run_decompositions = where_needed
+    return program
+
+
+def _ends(graph: str, spec: ExportSpec) -> set[int]:
+    """How many layers come before each place between two of them where the graph does something else."""
+    vision = spec.model.vision
+    if graph == VISION:  # the last layer may give its map
+        return {vision.num_layers - 1, *vision.feature_layers}
+    return {stage.after_layer for stage in spec.decoder_stages}
 
 
 def _module(graph: str, spec: ExportSpec) -> nn.Module:

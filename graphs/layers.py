@@ -22,6 +22,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def as_dtype(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` in an element type, by the one operator for it that ONNX has; ``x`` itself if it has that."""
+    return x if x.dtype == dtype else torch.ops.aten._to_copy(x, dtype=dtype)
+
+
+def wider(x: Tensor, y: Tensor) -> torch.dtype:
+    """The wider one of two element types."""
+    return max(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
+
+
 class Linear(nn.Module):
     """``y = x @ weight + bias`` with ``weight [in, out]``.
 
@@ -35,7 +45,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x.to(self.weight.dtype) @ self.weight
+        y = as_dtype(x, self.weight.dtype) @ self.weight
         return y if self.bias is None else y + self.bias
 
 
@@ -46,9 +56,10 @@ class LayerNorm(nn.LayerNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        weight, bias = self.weight.to(wide), self.bias.to(wide)
-        return F.layer_norm(x.to(wide), self.normalized_shape, weight, bias, self.eps).to(self.weight.dtype)
+        wide = wider(x, self.weight)
+        weight, bias = as_dtype(self.weight, wide), as_dtype(self.bias, wide)
+        normed = F.layer_norm(as_dtype(x, wide), self.normalized_shape, weight, bias, self.eps)
+        return as_dtype(normed, self.weight.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -60,9 +71,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.empty(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, self.weight.dtype)
-        normed = F.rms_norm(x.to(wide), self.weight.shape, self.weight.to(wide), self.eps)
-        return normed.to(self.weight.dtype)
+        wide = wider(x, self.weight)
+        normed = F.rms_norm(as_dtype(x, wide), self.weight.shape, as_dtype(self.weight, wide), self.eps)
+        return as_dtype(normed, self.weight.dtype)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -74,7 +85,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """``[B, H, S, D] -> [B, S, H*D]``."""
     batch, heads, tokens, width = x.shape
-    return x.transpose(1, 2).reshape(batch, tokens, heads * width)
+    x = x.transpose(1, 2).clone(memory_format=torch.contiguous_format)
+    return x.view(batch, tokens, heads * width)
+
+
+def merge_places(x: Tensor) -> Tensor:
+    """``[T, C, H, W] -> [T, H*W, C]``."""
+    tiles, width, rows, columns = x.shape
+    return x.view(tiles, width, rows * columns).transpose(1, 2)
 
 
 def attention_map(
@@ -92,7 +110,7 @@ def attention_map(
         float32 ``[..., Q, S]``, each row summing to 1.
     """
     scale = query.shape[-1] ** -0.5
-    logits = (query.float() * scale) @ key.float().transpose(-1, -2)
+    logits = (as_dtype(query, torch.float32) * scale) @ as_dtype(key, torch.float32).transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
     if mask is not None:

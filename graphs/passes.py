@@ -181,9 +181,8 @@ class NameNodes(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         for node in model.graph:
-            scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))
-            if len(scopes) > 2 and scopes[-2] != "rotary":  # from the graph itself to the operator
-                node.name = f"{scopes[-2]}/{node.name}"
+            if (module := module_of(node)) not in ("", "rotary"):
+                node.name = f"{module}/{node.name}"
         return PassResult(model, modified=True)
 
 
@@ -200,7 +199,15 @@ class NameModel(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         model.producer_name, model.producer_version = "star-export", None
         model.graph.name = self.graph
+        for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+            value.metadata_props.clear()
         return PassResult(model, modified=True)
+
+
+def module_of(node: ir.Node) -> str:
+    """Name of the module in whose ``forward`` the tracer met a node; empty for the graph's own."""
+    scopes = ast.literal_eval(node.metadata_props.get(_SCOPES, "[]"))  # from the graph itself to the operator
+    return str(scopes[-2]) if len(scopes) > 2 else ""
 
 
 def _is_fake(value: ir.Value) -> bool:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from star_export.graphs.layers import as_dtype
+
 #: Cosines that rounding may tell apart: so near, two kept tokens share what is like both.
 _TIE = 1e-4
 
@@ -62,7 +64,7 @@ def regrouped(bias: Tensor, before: Tensor, places: Tensor, after: Tensor, kept:
 def causal(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """A mask to add for a prompt whose tokens have ``bias [1, S]``: ``[1, 1, S, S]``."""
     order = torch.arange(bias.shape[1])
-    return biased(order <= order[:, None], bias[:, None, None].to(dtype))
+    return biased(order <= order[:, None], as_dtype(bias, dtype)[:, None, None])
 
 
 def biased(visible: Tensor, bias: Tensor) -> Tensor:
@@ -72,4 +74,4 @@ def biased(visible: Tensor, bias: Tensor) -> Tensor:
 
 def as_cache(bias: Tensor, dtype: torch.dtype) -> Tensor:
     """``bias [B, C]`` as it is written behind that of the tokens before: ``[B, 1, C, 1]``."""
-    return bias[:, None, :, None].to(dtype)
+    return as_dtype(bias, dtype)[:, None, :, None]

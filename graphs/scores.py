@@ -65,7 +65,8 @@ class LayerView:
         asked = query[:, :, rows].view(1, key.shape[1], groups, -1, query.shape[-1])  # [1, Hkv, G, Q, D]
         visible = torch.arange(key.shape[2]) <= rows[:, None]  # [Q, S]
         maps = attention_map(asked, key[:, :, None], visible, self.bias)  # [1, Hkv, G, Q, S]
-        return maps.index_select(-1, self.visual[0]).flatten(0, 2)
+        maps = maps.index_select(-1, self.visual[0])
+        return maps.view(query.shape[1], *maps.shape[-2:])
 
 
 def received(view: PictureView) -> Tensor:

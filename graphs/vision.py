@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear
+from star_export.graphs.layers import ACTIVATIONS, Linear, as_dtype
 from star_export.graphs.ops import drop_worst, topk_gather
 from star_export.graphs.proportional import counted
 from star_export.graphs.scores import OF_FEATURES, OF_MAPS, VISION_SCORES, PictureView
@@ -70,13 +70,13 @@ class VisionGraph(Vision):
     def forward(self, pixel_values: Tensor, stage1_slots: Tensor | None = None) -> tuple[Tensor, ...]:
         tokens, scores = self.look(pixel_values, project=self.score is None or self.proportional)
         if scores is None or stage1_slots is None:
-            return (tokens.to(pixel_values.dtype),)
+            return (as_dtype(tokens, pixel_values.dtype),)
         kept, indices = topk_gather(tokens, scores, stage1_slots)
         if self.proportional:
             kept = counted(tokens, kept)
         elif not self.of_features:  # only what is kept needs the projector then
             kept = self.multi_modal_projector(kept)
-        return kept.to(pixel_values.dtype), indices
+        return as_dtype(kept, pixel_values.dtype), indices
 
 
 class TiledVisionGraph(Vision):
@@ -101,13 +101,13 @@ class TiledVisionGraph(Vision):
         stage1_slots: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         tokens, scores = self.look(pixel_values, project=True)
-        features = packed(tokens.flatten(0, 1), self.image_newline, packed_index, packed_weights)
-        features = features.to(pixel_values.dtype)[None]  # [1, P, C]
+        features = packed(tokens.view(-1, tokens.shape[-1]), self.image_newline, packed_index, packed_weights)
+        features = as_dtype(features, pixel_values.dtype)[None]  # [1, P, C]
         if scores is None:
             return (features,)
         # Where many are dropped, those that say nothing of the picture go first.
         newline = scores.new_full((1,), -ALWAYS_KEPT if stage1_drops is None else ALWAYS_KEPT)
-        ranks = packed(scores.flatten()[:, None], newline, packed_index, packed_weights).T
+        ranks = packed(scores.view(-1)[:, None], newline, packed_index, packed_weights).transpose(0, 1)
         if stage1_drops is not None:
             kept, indices = drop_worst(features, ranks, stage1_drops)
         else:
@@ -131,6 +131,6 @@ def packed(patches: Tensor, newline: Tensor, index: Tensor, weights: Tensor | No
     is_newline = index < 0
     rows = patches[torch.where(is_newline, 0, index)]
     if weights is not None:
-        rows = (rows.float() * weights[..., None]).sum(1)
+        rows = (as_dtype(rows, torch.float32) * weights[..., None]).sum(1)
         is_newline = is_newline[:, 0]
-    return torch.where(is_newline[:, None], newline.to(rows.dtype), rows)
+    return torch.where(is_newline[:, None], as_dtype(newline, rows.dtype), rows)

@@ -5,8 +5,10 @@ as ONNX external data (file, offset, length), so prefill and decode share one
 copy on disk, and no tensor passes through memory with more than itself.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,10 +69,11 @@ class Slice:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A written weights file."""
+    """A written weights file; ``sha256`` is of all its bytes, in hex."""
 
     path: Path
     slices: dict[str, Slice]
+    sha256: str
 
     def external_tensor(self, name: str) -> ir.ExternalTensor:
         """Tensor ``name`` as ONNX external data beside the graph."""
@@ -217,13 +220,17 @@ def write_weights(path: Path, tensors: list[StoredTensor], progress: Callable[[i
         CheckpointError: If a value does not fit into its element type.
     """
     layout, header = _layout(tensors)
-    with path.open("wb") as file:
+    digest = hashlib.sha256(header)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
         file.write(header)
+        hashed = pool.submit(lambda: None)
         for tensor in tensors:
             for block in _blocks(tensor):
                 file.write(block)
+                hashed.result()  # one block at a time waits in memory
+                hashed = pool.submit(digest.update, block)
             progress(layout[tensor.name].length)
-    return WeightsFile(path, layout)
+    return WeightsFile(path, layout, digest.hexdigest())
 
 
 def _layout(tensors: list[StoredTensor]) -> tuple[dict[str, Slice], bytes]:

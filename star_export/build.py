@@ -232,7 +232,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = _Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, options, steps)
-        _write_graphs(folder, checkpoint, spec, steps)
+        hashes = _write_graphs(folder, checkpoint, spec, steps)
         engines = {}
         if options.engines is not None:
             output = folder / engine_folder(options.engines.backend)
@@ -240,7 +240,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
             facts = build_engines(folder, spec, options.engines, output=output, step=steps.step)
             engines[facts.backend] = facts.to_dict()
         with steps.step("hash files"):
-            _write_manifest(folder, checkpoint, spec, engines)
+            _write_manifest(folder, checkpoint, spec, engines, hashes)
     return BuildReport(options.output, spec, tuple(steps.reports))
 
 
@@ -327,7 +327,8 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOpt
         write_json(folder / layout.CONFIG, json.loads((checkpoint.folder / "config.json").read_bytes()))
 
 
-def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps: _Steps) -> None:
+def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps: _Steps) -> dict[str, str]:
+    """Weights, then graphs; returns the hashes of the weights files, by their names in the bundle."""
     from star_export.graphs.export import export_graph, fake_module
     from star_export.graphs.weights import plan_weights, weights_bytes, write_weights
 
@@ -347,6 +348,7 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps:
     for graph in GRAPHS:
         with steps.step(f"{graph} graph"):
             export_graph(graph, spec, written[WEIGHTS[graph]], graphs / f"{graph}.onnx")
+    return {file.path.relative_to(folder).as_posix(): file.sha256 for file in written.values()}
 
 
 def _check_disk(folder: Path, needed: int) -> None:
@@ -358,13 +360,19 @@ def _check_disk(folder: Path, needed: int) -> None:
         )
 
 
-def _write_manifest(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, engines: dict[str, Any]) -> None:
+def _write_manifest(
+    folder: Path,
+    checkpoint: Checkpoint,
+    spec: ExportSpec,
+    engines: dict[str, Any],
+    hashes: dict[str, str],
+) -> None:
     source: dict[str, Any] = {"model": checkpoint.source, "revision": checkpoint.revision}
     if checkpoint.revision is None:
         source["sha256"] = checkpoint.file_hashes()
     versions = {name: found for name in _TOOLS if (found := _version(name))}
     versions = {"python": platform.python_version(), **versions}
-    write_manifest(folder, spec, source=source, versions=versions, engines=engines)
+    write_manifest(folder, spec, source=source, versions=versions, engines=engines, hashes=hashes)
 
 
 def _version(package: str) -> str | None:

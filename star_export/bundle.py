@@ -6,6 +6,7 @@ Paths in a manifest are relative and stay inside the folder. Reports, which ``ch
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -73,6 +74,7 @@ def write_manifest(
     source: dict[str, Any],
     versions: dict[str, str],
     engines: dict[str, Any] | None = None,
+    hashes: Mapping[str, str] | None = None,
 ) -> None:
     """Hash every file in ``folder`` and write its manifest, last of all.
 
@@ -82,7 +84,9 @@ def write_manifest(
         source: Where the model came from, with its revision or file hashes.
         versions: Version of every tool that took part.
         engines: By backend, what `star_export.engines.tensorrt.facts` says of its engines.
+        hashes: SHA-256 in hex of files that were hashed when they were written, by their names in ``folder``.
     """
+    hashes = hashes or {}
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     manifest = {
         "format_version": FORMAT_VERSION,
@@ -95,7 +99,7 @@ def write_manifest(
         "groups": [asdict(group) for group in cache_groups(spec)],
         "sizes": {name: size.to_dict() for name, size in size_ranges(spec).items()},
         "engines": engines or {},
-        "files": [_listed(folder, name) for name in names if not _UNLISTED.fullmatch(name)],
+        "files": [_listed(folder, name, hashes.get(name)) for name in names if not _UNLISTED.fullmatch(name)],
     }
     write_json(folder / MANIFEST, manifest)
 
@@ -122,9 +126,9 @@ def write_engines(bundle: Bundle, backend: str, facts: dict[str, Any] | None) ->
     write_json(bundle.folder / MANIFEST, {**bundle.manifest, "engines": engines, "files": files})
 
 
-def _listed(folder: Path, name: str) -> dict[str, Any]:
+def _listed(folder: Path, name: str, known: str | None = None) -> dict[str, Any]:
     path = folder / name
-    return {"path": name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"path": name, "bytes": path.stat().st_size, "sha256": known or sha256(path)}
 
 
 def open_bundle(folder: str | Path, *, verify: bool = False) -> Bundle:

@@ -1,5 +1,7 @@
 """Shapes of published models, without their weights."""
 
+from dataclasses import replace
+
 from star_export.checkpoint.published import SHAPES
 
 #: Modules of `mha` in float32, of the one bundle of mixed element types that tests share.
@@ -11,3 +13,4 @@ WIDE = (
 )
 
 NEXT, ONEVISION = SHAPES["llava-v1.6-mistral-7b"], SHAPES["llava-onevision-qwen2-0.5b"]
+WHOLE = replace(NEXT, model_type="llava", tiling=None)

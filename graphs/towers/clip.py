@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from star_export.graphs.layers import LayerNorm
+from star_export.graphs.layers import LayerNorm, as_dtype, merge_places
 from star_export.graphs.towers.encoder import VisionEncoder
 from star_export.specs import VisionSpec
 
@@ -19,9 +19,9 @@ class CLIPEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches + 1, width)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pixels = pixel_values.to(self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [T, P, W]
-        cls = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
+        pixels = as_dtype(pixel_values, self.patch_embedding.weight.dtype)
+        patches = merge_places(self.patch_embedding(pixels))  # [T, P, W]
+        cls = as_dtype(self.class_embedding, patches.dtype).expand(patches.shape[0], 1, -1)
         return torch.cat([cls, patches], dim=1) + self.position_embedding.weight  # [T, 1+P, W]
 
 

@@ -4,7 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from star_export.graphs.layers import ACTIVATIONS, LayerNorm, Linear, attention_map, merge_heads, split_heads
+from star_export.graphs.layers import (
+    ACTIVATIONS,
+    LayerNorm,
+    Linear,
+    as_dtype,
+    attention_map,
+    merge_heads,
+    split_heads,
+)
 from star_export.specs import VisionSpec
 
 
@@ -20,11 +28,11 @@ class VisionAttention(nn.Module):
         )
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
-        projected = (f(x).to(self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
+        projected = (as_dtype(f(x), self.dtype) for f in (self.q_proj, self.k_proj, self.v_proj))
         q, k, v = (split_heads(part, self.heads) for part in projected)
         if want_map:
             weights = attention_map(q, k)  # [T, H, N, N]
-            attended = weights.to(v.dtype) @ v
+            attended = as_dtype(weights, v.dtype) @ v
         else:
             weights, attended = None, F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(merge_heads(attended)), weights
@@ -64,14 +72,15 @@ class VisionEncoder(nn.Module):
 
     def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.feature_layers = spec.feature_layers
+        self.num_layers, self.feature_layers = spec.num_layers, spec.feature_layers
         self.layers = nn.ModuleList(VisionLayer(spec) for _ in range(spec.num_layers))
 
     def forward(self, x: Tensor, *, want_map: bool) -> tuple[Tensor, Tensor | None]:
         """Used hidden states side by side ``[T, N, W * used]``, and the last layer's map ``[T, H, N, N]``."""
-        weights, states = None, [x]
-        for index, layer in enumerate(self.layers, start=1):
-            x, weights = layer(x, want_map=want_map and index == len(self.layers))
-            states.append(x)
+        weights, states = None, {0: x}
+        for number, layer in self.layers.named_children():  # `star_export.graphs.alike` may leave some out
+            index = int(number) + 1
+            x, weights = layer(x, want_map=want_map and index == self.num_layers)
+            states[index] = x
         used = [states[index] for index in self.feature_layers]
         return used[0] if len(used) == 1 else torch.cat(used, dim=-1), weights

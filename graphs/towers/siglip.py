@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from star_export.graphs.layers import as_dtype, merge_places
 from star_export.graphs.towers.encoder import VisionEncoder
 from star_export.specs import VisionSpec
 
@@ -15,8 +16,8 @@ class SiglipEmbeddings(nn.Module):
         self.position_embedding = nn.Embedding(spec.num_patches, spec.hidden_size)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        pixels = pixel_values.to(self.patch_embedding.weight.dtype)
-        patches = self.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [T, P, W]
+        pixels = as_dtype(pixel_values, self.patch_embedding.weight.dtype)
+        patches = merge_places(self.patch_embedding(pixels))  # [T, P, W]
         positions: Tensor = self.position_embedding.weight
         return patches + positions
 

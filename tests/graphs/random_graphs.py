@@ -12,6 +12,7 @@ from star_export.specs import (
     ExportSpec,
     ImageLimits,
     ModelSpec,
+    Stage,
     default_prune_layer,
     resolve_images,
     resolve_star,
@@ -55,6 +56,18 @@ def small_spec(
         model=model, schedule=schedule, images=images, max_text_tokens=24, max_new_tokens=16,
         append_tokens=append_tokens, dtype=dtype,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def staged_spec(model: ModelSpec, *stages: tuple[int, str, int], share: float | None = None) -> ExportSpec:
+    """Stages ``(after_layer, score, tokens)``, the first with a share of each picture if one is given."""
+    schedule = tuple(
+        Stage(
+            after_layer=layer, score=score, tokens=tokens, max_tokens=tokens,
+            share=None if layer else share,
+        )
+        for layer, score, tokens in stages
+    )  # fmt: skip
+    return replace(small_spec(model, prune=False, dtype="float16"), schedule=schedule)
 
 
 def export_random(spec: ExportSpec, graph: str, folder: Path) -> Path:

@@ -16,6 +16,7 @@ from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.contract import DECODE, VISION
 from star_export.errors import CheckpointError
+from star_export.files import sha256
 from star_export.graphs.export import fake_module
 from star_export.graphs.weights import StoredTensor, plan_weights, weights_bytes, write_weights
 from star_export.specs import DType, ExportSpec
@@ -50,6 +51,7 @@ def test_written_files_are_safetensors(tmp_path: Path, dtype: DType) -> None:
         assert torch.equal(found[name], tensor)
     assert done == [tensor.nbytes for tensor in expected.values()]
     assert weights_bytes(plan) == sum(done)
+    assert written.sha256 == sha256(path)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])

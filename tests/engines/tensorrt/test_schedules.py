@@ -16,23 +16,9 @@ from star_export.engines.tensorrt.builder import (
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
 from star_export.errors import SettingsError
-from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, Stage, with_mass
-from tests.graphs.random_graphs import export_random, small, small_spec
-from tests.shapes import NEXT, ONEVISION
-
-WHOLE = replace(NEXT, model_type="llava", tiling=None)
-
-
-def spec_of(model: ModelSpec, *stages: tuple[int, str, int], share: float | None = None) -> ExportSpec:
-    """Stages ``(after_layer, score, tokens)``, the first with a share of each picture if one is given."""
-    schedule = tuple(
-        Stage(
-            after_layer=layer, score=score, tokens=tokens, max_tokens=tokens,
-            share=None if layer else share,
-        )
-        for layer, score, tokens in stages
-    )  # fmt: skip
-    return replace(small_spec(model, prune=False, dtype="float16"), schedule=schedule)
+from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, ModelSpec, with_mass
+from tests.graphs.random_graphs import export_random, small, small_spec, staged_spec
+from tests.shapes import NEXT, ONEVISION, WHOLE
 
 
 def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCaptureFixture) -> bool:
@@ -56,7 +42,9 @@ def builds(spec: ExportSpec, graph: str, folder: Path, caplog: pytest.LogCapture
 def inside(count: int) -> ExportSpec:
     """That many stages inside the decoder, each with another score."""
     scores = enumerate(list(STAGE2_SCORES)[:count], start=1)
-    spec = spec_of(small(WHOLE, layers=count + 1), *((layer, score, 14 - layer) for layer, score in scores))
+    spec = staged_spec(
+        small(WHOLE, layers=count + 1), *((layer, score, 14 - layer) for layer, score in scores)
+    )
     assert len(spec.groups) == count + 1
     return spec
 
@@ -83,9 +71,15 @@ def test_a_last_stage_that_adapts(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert builds(replace(spec, schedule=with_mass(spec.schedule, 0.9)), PREFILL, tmp_path, caplog)
 
 
+@pytest.mark.parametrize("graph", [VISION, PREFILL, DECODE])
+def test_proportional_attention(graph: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spec = staged_spec(small(WHOLE, layers=3), (0, "spread", 10), (1, "text-peaks", 6), (2, "text", 4))
+    assert builds(replace(spec, proportional=True), graph, tmp_path, caplog)
+
+
 @pytest.mark.parametrize("score", STAGE1_SCORES)
 def test_every_score_before_the_decoder(score: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert builds(spec_of(small(WHOLE), (0, score, 10)), VISION, tmp_path, caplog)
+    assert builds(staged_spec(small(WHOLE), (0, score, 10)), VISION, tmp_path, caplog)
 
 
 @pytest.mark.parametrize(
@@ -98,4 +92,4 @@ def test_a_number_and_a_share_of_pictures_in_tiles(
     tiles = small(model)
     whole = small_spec(tiles, prune=False).largest_image
     tokens = 20 if share is None else int(share * whole)
-    assert builds(spec_of(tiles, (0, "peaks", tokens), share=share), VISION, tmp_path, caplog)
+    assert builds(staged_spec(tiles, (0, "peaks", tokens), share=share), VISION, tmp_path, caplog)
