@@ -56,7 +56,7 @@ class LayerView:
     after: Tensor
     query_rows: Tensor
     visual: Tensor
-    bias: Tensor | None
+    bias: Tensor | None = None
 
     def attention(self) -> Tensor:
         """The causal map of the question's rows at the visual tokens, ``[H, Q, V]``."""
