@@ -49,7 +49,7 @@ KeepOption = Annotated[
 ]
 KeepRatioOption = Annotated[
     float | None,
-    _pruning("--keep-ratio", metavar="X", help="Or their share of all the request has."),
+    _pruning("--keep-ratio", metavar="X", help="Or their share of all."),
 ]
 MaxKeepOption = Annotated[
     int | None,
@@ -63,7 +63,7 @@ PruneLayerOption = Annotated[
     _pruning(
         "--prune-layer",
         metavar="K",
-        help="Decoder layers that run on all stage-1 tokens.  [default: 0.4375 of all]",
+        help="Decoder layers before stage 2.  [default: 0.4375 of all]",
     ),
 ]
 KeepMassOption = Annotated[
@@ -71,7 +71,7 @@ KeepMassOption = Annotated[
     _pruning(
         "--keep-mass",
         metavar="X",
-        help="Of its budget the last stage keeps what has this share of all scores.",
+        help="Keep this share of the scores' sum.",
     ),
 ]
 ProportionalOption = Annotated[
@@ -79,7 +79,7 @@ ProportionalOption = Annotated[
     _pruning(
         "--proportional",
         metavar="",
-        help="Attention counts a kept token for those that it stands for.",
+        help="What is kept counts for what is not.",
         show_default=False,
     ),
 ]
@@ -128,9 +128,7 @@ MaxTextTokensOption = Annotated[
     int, _told("--max-text-tokens", help="Text tokens of a prompt.  [default: 512]")
 ]
 MaxNewTokensOption = Annotated[int, _told("--max-new-tokens", help="Tokens to generate.  [default: 512]")]
-MaxBatchOption = Annotated[
-    int, _told("--max-batch", help="Sequences an engine decodes at once.  [default: 8]")
-]
+MaxBatchOption = Annotated[int, _told("--max-batch", help="Sequences of a decode step.  [default: 8]")]
 
 DTypeOption = Annotated[
     DType | None,
