@@ -20,7 +20,8 @@ def images(spec: "ExportSpec") -> str:
 
 def pruning(spec: "ExportSpec") -> str:
     """What each stage keeps of them."""
-    return ", ".join(map(_stage, spec.schedule)) or "no pruning"
+    counts = ["attention counts what each stands for"] if spec.proportional else []
+    return ", ".join([*map(_stage, spec.schedule), *counts]) or "no pruning"
 
 
 def _stage(stage: "Stage") -> str:

@@ -84,7 +84,7 @@ def _print_contract(bundle: "Bundle") -> None:
         for side, tensors in (("in", io.inputs), ("out", io.outputs)):
             for tensor in tensors:
                 layer = tensor.name.split(".")
-                if len(layer) > 1 and layer[1] != "0":
+                if len(layer) > 1 and layer[1].isdigit() and layer[1] != "0":
                     continue  # layer 0 stands for all
                 name = tensor.name.replace(".0.", ".{i}.")
                 table.add_row(graph, side, name, tensor.dtype, str(list(tensor.shape)).replace("'", ""))

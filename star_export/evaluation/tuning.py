@@ -203,8 +203,9 @@ def _built_variants(
 
 def _before(trial: Trial) -> Before:
     assert trial.stage1 is not None
-    return Before(score=trial.stage1)
+    return Before(score=trial.stage1, proportional=trial.spec.proportional)
 
 
 def _inside(trial: Trial) -> Inside:
-    return Inside(stages=tuple((stage.after_layer, stage.score) for stage in trial.spec.decoder_stages))
+    stages = tuple((stage.after_layer, stage.score) for stage in trial.spec.decoder_stages)
+    return Inside(stages=stages, proportional=trial.spec.proportional)

@@ -208,6 +208,7 @@ def build_command(bundle: Bundle, trial: Trial, model: str | None) -> str:
     }
     for name, (value, default) in given.items():
         command += [f"--{name}", str(value)] if value != default else []
+    command += ["--proportional"] if trial.spec.proportional else []
     return shlex.join(command)
 
 
