@@ -87,6 +87,8 @@ bench: $(READY)
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --no-prune --output $(BENCH)/unpruned --overwrite
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --output $(BENCH)/balanced --overwrite
 	$(BIN)/star-export bench $(BENCH)/balanced --image docs/shapes.png --baseline $(BENCH)/unpruned
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule fast-64 --proportional --output $(BENCH)/fast --overwrite
+	$(BIN)/star-export bench $(BENCH)/fast --image docs/shapes.png --baseline $(BENCH)/unpruned --side pruned --side unpruned --side hf-sdpa
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --keep 64 --output $(BENCH)/bundle --overwrite
 	$(BIN)/star-export bench $(BENCH)/bundle --image docs/shapes.png --baseline $(BENCH)/unpruned --side pruned --side unpruned
 

@@ -288,7 +288,7 @@ def fewest(
     keys = torch.where(stays, order, order + x.shape[1])
     places = keys.topk(x.shape[1], largest=False).indices
     kept = torch.where(stays, positions[0], -1)[places][None]
-    last = stays.to(torch.int64).sum()[None] - 1
+    last = as_dtype(stays, torch.int64).sum()[None] - 1
     return x[:, places], positions[:, places], kept, last
 
 

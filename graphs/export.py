@@ -111,34 +111,44 @@ def _trace(graph: str, spec: ExportSpec, borders: GraphSpec) -> tuple[ir.Model, 
         module = _module(graph, spec).eval()
         gaps = leave_out(module.get_submodule(STACKS[graph]), _ends(graph, spec))
         borders = without_caches(borders, gaps)
-        program = torch.onnx.export(
-            _captured(module, spec, borders),
-            input_names=[tensor.name for tensor in borders.inputs],
-            output_names=[tensor.name for tensor in borders.outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-        )
-    assert program is not None
-    return program.model, gaps
+        program = _captured(module, spec, borders)
+        decompose = program.run_decompositions
+
+        def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
+            return decompose(table) if any(node.target in table for node in program.graph.nodes) else program
+
+        # Decomposing traces twice more, and is left out where ONNX has all operators.
+        program.run_decompositions = where_needed
+        try:
+            return _to_onnx(program, borders), gaps
+        except torch.onnx.OnnxExporterError:  # it lacks one that the table takes for its own
+            program.run_decompositions = decompose
+            return _to_onnx(program, borders), gaps
+
+
+def _to_onnx(program: torch.export.ExportedProgram, borders: GraphSpec) -> ir.Model:
+    """The graph of a traced module."""
+    made = torch.onnx.export(
+        program,
+        input_names=[tensor.name for tensor in borders.inputs],
+        output_names=[tensor.name for tensor in borders.outputs],
+        opset_version=OPSET,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+    )
+    assert made is not None
+    return made.model
 
 
 def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.export.ExportedProgram:
-    """The traced module. Decomposing traces it twice more, and is left out where ONNX has all operators."""
-    program = torch.export.export(
+    """The traced module."""
+    return torch.export.export(
         module,
         (),
         _forward_arguments(borders, lambda tensor: _example(tensor, spec)),
         dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
     )
-    decompose = program.run_decompositions
-
-    def where_needed(table: dict[Any, Any]) -> torch.export.ExportedProgram:
-        return decompose(table) if any(node.target in table for node in program.graph.nodes) else program
-
-    program.run_decompositions = where_needed
-    return program
 
 
 def _ends(graph: str, spec: ExportSpec) -> set[int]:

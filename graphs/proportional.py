@@ -27,15 +27,17 @@ def stand_for(tokens: Tensor, kept: Tensor, counts: Tensor | None = None) -> Ten
     Returns:
         float32 ``[B, N]``, the same in all.
     """
-    like = F.normalize(tokens.float(), dim=-1) @ F.normalize(kept.float(), dim=-1).transpose(1, 2)
-    nearest = (like >= like.amax(dim=-1, keepdim=True) - _TIE).float()  # [B, P, N]
+    like = F.normalize(as_dtype(tokens, torch.float32), dim=-1) @ F.normalize(
+        as_dtype(kept, torch.float32), dim=-1
+    ).transpose(1, 2)
+    nearest = as_dtype(like >= like.amax(dim=-1, keepdim=True) - _TIE, torch.float32)  # [B, P, N]
     parts = nearest / nearest.sum(dim=-1, keepdim=True)
     return (parts if counts is None else parts * counts[..., None]).sum(dim=1)
 
 
 def counted(tokens: Tensor, kept: Tensor) -> Tensor:
     """``kept [B, N, C]`` of ``tokens [B, P, C]``, with the log of what each stands for as another channel."""
-    return torch.cat([kept, stand_for(tokens, kept).log()[..., None].to(kept.dtype)], dim=-1)
+    return torch.cat([kept, as_dtype(stand_for(tokens, kept).log(), kept.dtype)[..., None]], dim=-1)
 
 
 def at_places(values: Tensor, places: Tensor, tokens: int) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from star_export.graphs.layers import attention_map
+from star_export.graphs.layers import as_dtype, attention_map
 from star_export.specs import scores as names
 
 
@@ -81,14 +81,14 @@ def cls(view: PictureView) -> Tensor:
 
 def spread(view: PictureView) -> Tensor:
     """How unlike each patch is to all of a larger norm: those that are like none cover the picture."""
-    features = view.features.float()
+    features = as_dtype(view.features, torch.float32)
     return unlike_better(features, features.norm(dim=-1))
 
 
 def peaks(view: PictureView) -> Tensor:
     """Attention received, times how unlike a patch is to all that receive more."""
     attention = received(view)
-    return attention * unlike_better(view.features.float(), attention)
+    return attention * unlike_better(as_dtype(view.features, torch.float32), attention)
 
 
 def unlike_better(features: Tensor, merit: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def visual_heads(view: LayerView) -> Tensor:
 def _mean_of_best(rows: Tensor, weight: Tensor) -> Tensor:
     """The mean ``[1, V]`` of those of ``rows [N, V]`` whose weight ``[N]`` is not below the mean weight."""
     mean = torch.minimum(weight.mean(), weight.amax(dim=0))  # which of equals rounding may exceed
-    best = (weight >= mean).float()
+    best = as_dtype(weight >= mean, torch.float32)
     return (rows * best[:, None]).sum(dim=0)[None] / best.sum()
 
 
@@ -153,18 +153,18 @@ def text_peaks(view: LayerView) -> Tensor:
     Relevance and spread at once, as CDPruner's conditional choice (arXiv 2506.10967), in one shot.
     """
     merit, rows = text(view), view.after[:, view.visual[0]]
-    return merit * unlike_better(rows.float(), merit)
+    return merit * unlike_better(as_dtype(rows, torch.float32), merit)
 
 
 def drift(view: LayerView) -> Tensor:
     """How far the layer moves a token (V2Drop, arXiv 2509.01552)."""
-    places = view.visual[0]
-    return (view.after[:, places].float() - view.before[:, places].float()).norm(dim=-1)
+    before, after = (as_dtype(x[:, view.visual[0]], torch.float32) for x in (view.before, view.after))
+    return (after - before).norm(dim=-1)
 
 
 def key_norm(view: LayerView) -> Tensor:
     """The shorter its keys, the higher (arXiv 2406.11430; for visual tokens ViTCoP, arXiv 2601.17818)."""
-    return 1.0 / view.key[:, :, view.visual[0]].float().norm(dim=-1).mean(dim=1)
+    return 1.0 / as_dtype(view.key[:, :, view.visual[0]], torch.float32).norm(dim=-1).mean(dim=1)
 
 
 #: Scores of the stage before the decoder: ``[T, P]``, one of each patch.
