@@ -9,6 +9,7 @@ import re
 
 import onnx_ir as ir
 from onnx_ir.passes import InPlacePass, PassResult, PostconditionError, PreconditionError
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass, DeduplicateInitializersPass
 from onnxscript import optimizer
 from torch import nn
 
@@ -50,6 +51,9 @@ class Optimize(InPlacePass):
 
     def call(self, model: ir.Model) -> PassResult:
         optimizer.optimize_ir(model)
+        # The optimiser lets each layer have its own numbers from 0 to a capacity above 1,024.
+        DeduplicateInitializersPass(size_limit=1 << 20)(model)
+        CommonSubexpressionEliminationPass()(model)
         return PassResult(model, modified=True)
 
 

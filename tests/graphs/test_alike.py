@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from onnx_ir.passes import PreconditionError
 from torch import nn
 
-from star_export.contract import GRAPHS, GraphSpec, TensorSpec
+from star_export.contract import DECODE, GRAPHS, GraphSpec, TensorSpec
 from star_export.graphs import export
 from star_export.graphs.alike import RepeatLayers, leave_out
 from star_export.specs import ExportSpec
@@ -54,9 +54,9 @@ def signature(path: Path) -> dict[str, Any]:
     return {"nodes": nodes, "shapes": shapes, "borders": borders, "weights": weights}
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize(("graph", "text_tokens"), [*((graph, 16) for graph in GRAPHS), (DECODE, 2000)])
 def test_repeated_layers_are_traced_layers(
-    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    graph: str, text_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gaps: list[list[range]] = []
 
@@ -64,10 +64,13 @@ def test_repeated_layers_are_traced_layers(
         gaps.append(leave_out(layers, ends))
         return gaps[-1]
 
+    spec = replace(
+        eight_layers(), max_text_tokens=text_tokens
+    )  # many: constants that none takes for the same
     monkeypatch.setattr(export, "leave_out", watched)
-    repeated = signature(export_random(eight_layers(), graph, tmp_path))
+    repeated = signature(export_random(spec, graph, tmp_path))
     monkeypatch.setattr(export, "leave_out", lambda layers, ends: [])
-    assert signature(export_random(eight_layers(), graph, tmp_path)) == repeated
+    assert signature(export_random(spec, graph, tmp_path)) == repeated
     assert gaps == [[range(2, 4)]]
 
 
