@@ -3,7 +3,15 @@
 from collections.abc import Sequence
 
 from star_export.evaluation.comparison import Comparison, MethodReport
-from star_export.evaluation.methods import FASTV, RULES, STAR, UNPRUNED, Level
+from star_export.evaluation.methods import (
+    FASTV,
+    PROPORTIONAL_SPREAD,
+    RULES,
+    STAR,
+    UNPRUNED,
+    Level,
+    Method,
+)
 from star_export.evaluation.plots import draw, pareto
 from star_export.evaluation.statistics import Estimate, kinds_table, markdown
 from star_export.specs.scores import SPREAD
@@ -61,12 +69,21 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
     for level in _levels(methods):
         found = [m for m in methods if m.method.level == level]
         parts += [f"## {level.name.capitalize()}\n", _table(found, full, level.reference), _verdicts(found)]
-    shown = [full, *(m for m in methods if m.method.level and m.method.rule == m.method.level.reference)]
+    shown = [full, *(m for m in methods if _is_reference(m.method) or _counts(m.method))]
     parts += [
         "\n## STAR and spread by kind of question\n",
         kinds_table({m.method.name: m.score for m in shown}),
     ]
     return "\n".join(parts)
+
+
+def _is_reference(method: Method) -> bool:
+    return method.level is not None and method.rule == method.level.reference
+
+
+def _counts(method: Method) -> bool:
+    """Whether it is `spread` with attention that counts, at an average."""
+    return method.rule == PROPORTIONAL_SPREAD and method.level is not None and method.level.keep is None
 
 
 def _levels(methods: Sequence[MethodReport]) -> list[Level]:
@@ -126,7 +143,13 @@ def _verdict(lead: Estimate) -> str:
 
 
 #: Lines that stand out, with their colours.
-_STRONG = {STAR: "black", SPREAD: "tab:red", "balanced-text-peaks": "tab:blue", FASTV: "tab:green"}
+_STRONG = {
+    STAR: "black",
+    SPREAD: "tab:red",
+    PROPORTIONAL_SPREAD: "tab:purple",
+    "balanced-text-peaks": "tab:blue",
+    FASTV: "tab:green",
+}
 
 
 def to_png(comparison: Comparison) -> bytes:

@@ -12,6 +12,8 @@ from star_export.specs.schedules import balanced
 from star_export.specs.scores import DRIFT, KEY_NORM, LAST, RECEIVED, SPREAD, TEXT, TEXT_PEAKS, check_score
 
 STAR, STAGE2, FASTV, BALANCED_STAR, UNPRUNED = "star", "stage-2", "fastv", "balanced-star", "unpruned"
+#: `spread` with attention that counts what each kept token stands for.
+PROPORTIONAL_SPREAD = f"proportional-{SPREAD}"
 #: FastV prunes after its second layer (arXiv 2403.06764, section 4.1).
 FASTV_LAYER = 2
 
@@ -52,7 +54,7 @@ RULES = {
         what="relevant and unlike those chosen, one by one (as arXiv 2506.10967)", stage1=CDPRUNER
     ),
     QR: Rule(what="pivots of a QR decomposition, one by one", stage1=QR),
-    f"proportional-{SPREAD}": Rule(
+    PROPORTIONAL_SPREAD: Rule(
         what="`spread`; attention counts each for all it stands for", stage1=SPREAD, proportional=True
     ),
     f"proportional-{DIVPRUNE}": Rule(

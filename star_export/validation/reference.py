@@ -253,7 +253,7 @@ class Reference:
         cache, layers = DynamicCache(), self.decoder.layers  # every key stays: no window is left
         positions, first, found, counts = torch.arange(len(input_ids)), 0, [], []
         ends = [*(after_layer for after_layer, _ in stages), len(layers)]
-        added = tuple(zip(ends, biases or [None] * len(ends), strict=True))
+        added = tuple((end, biases[group] if biases else None) for group, end in enumerate(ends))
         for number, (after_layer, kept) in enumerate(stages):
             score, bias = scores[number] if scores else TEXT, added[number][1]
             x, before, attention = self._run(layers[first:after_layer], x, positions, cache, bias)
