@@ -138,7 +138,7 @@ def _spec_to_4(spec: Any) -> Any:
     if not isinstance(spec, dict):
         return spec
     spec = _replaced(_replaced(spec, "schedule", "schedule", _schedule_to_4), "model", "model", _model_to_4)
-    spec = {"append_tokens": 1, **spec}
+    spec = {"append_tokens": 1, "proportional": False, **spec}
     match spec:
         case {"model": {"vision": {"image_size": int(side), "patch_size": int(patch)}}} if patch > 0:
             images = {"max_images": 1, "max_tiles": 1, "max_image_tokens": (side // patch) ** 2}
