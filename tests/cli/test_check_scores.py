@@ -39,7 +39,9 @@ def test_pictures_that_are_cut(cli: Any, bundle: BundleOf) -> None:
 def wrong_axis(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose scores average over the axis that the softmax has summed to 1, in both stages."""
 
-    def over_rows(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def over_rows(
+        query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None = None, bias: None = None
+    ) -> torch.Tensor:
         hidden = None if mask is None else mask.transpose(-1, -2)
         return attention_map(key, query, hidden).transpose(-1, -2)
 
