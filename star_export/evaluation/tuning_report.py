@@ -208,7 +208,8 @@ def build_command(bundle: Bundle, trial: Trial, model: str | None) -> str:
     }
     for name, (value, default) in given.items():
         command += [f"--{name}", str(value)] if value != default else []
-    command += ["--proportional"] if trial.spec.proportional else []
+    for name, on in {"proportional": trial.spec.proportional}.items():
+        command += [f"--{name}"] if on else []
     return shlex.join(command)
 
 
