@@ -16,7 +16,7 @@ from star_export.contract import (
     contract,
     size_ranges,
 )
-from star_export.specs import ExportSpec, check_capacities, check_images, check_schedule
+from star_export.specs import ExportSpec, check_capacities, check_images, check_proportional, check_schedule
 
 
 def check_spec(spec: ExportSpec) -> None:
@@ -39,6 +39,7 @@ def check_spec(spec: ExportSpec) -> None:
         raise ValueError(f"spec.model.image_token_id: {model.image_token_id} is outside the vocabulary")
     check_images(spec.images, model)
     check_schedule(spec.schedule, model, spec.images)
+    check_proportional(spec)
     check_capacities(spec)
 
 

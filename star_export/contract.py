@@ -350,7 +350,8 @@ def _with_caches(
             past += [TensorSpec(name, spec.dtype, shape)]
             present += [TensorSpec(written, spec.dtype, shape)]
             aliases[written] = name
-    for group, name in zip(spec.groups, group_names(spec) if spec.proportional else (), strict=False):
+    groups = zip(spec.groups, group_names(spec), strict=True) if spec.proportional else ()
+    for group, name in groups:
         past += [TensorSpec(past_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
         present += [TensorSpec(present_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
         aliases[present_bias(name)] = past_bias(name)

@@ -88,6 +88,7 @@ def in_size(name: str, **values: object) -> Change:
         (in_stage(1, after_layer=6), "spec: stage 2 comes after layer 6, expected 1 to 5"),
         (in_stage(1, tokens=289), "spec: stage 2 keeps 289 tokens, over its maximum of 288"),
         (in_stage(1, max_tokens=518), "spec: stage 2 keeps up to 518 tokens, expected at most 517"),
+        (lambda m: m["spec"].update(proportional=True, schedule=[]), "spec: proportional has no meaning"),
         (in_spec("max_new_tokens", to=5000), "over the model's 2048 positions"),
         (lambda m: m.update(tie_rule="higher"), "tie_rule: expected equal scores keep .*, found higher"),
     ],
