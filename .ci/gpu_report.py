@@ -124,7 +124,20 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path, mini: Path) -> li
             f"{backend} bench", "bench", bundle, "--image", picture, "--backend", backend, *sides, "--json"
         ),
         run_step(f"{backend} accuracy", "eval", mini, "--backend", backend, *gate),
+        *_baked_steps(backend, bundle, picture),
     ]
+
+
+def _baked_steps(backend: str, bundle: Path, picture: Path) -> list[Step]:
+    """The same engines with constants for weights: whether TensorRT makes better kernels of them."""
+    if not BACKENDS[backend].builds_engines:
+        return []
+    options = ("--from-bundle", bundle, "--backend", backend, *_target(backend), "--weights", "baked")
+    built = run_step(f"{backend} engines, weights baked", "build", *options, "--json")
+    if built.code:
+        return [built]
+    options = ("--image", picture, "--backend", backend, "--side", "pruned", "--json")
+    return [built, run_step(f"{backend} bench, weights baked", "bench", bundle, *options)]
 
 
 def _target(backend: str) -> tuple[str, ...]:

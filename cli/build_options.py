@@ -144,7 +144,7 @@ Fp32LayersOption = Annotated[
         "--fp32-layers",
         metavar="NAME",
         help="Keep this module in float32, such as lm_head or 'language_model.layers.*.mlp'; repeat for "
-        "more. Attention and KV caches keep --dtype: TensorRT has no float32 attention kernel.",
+        "more. Attention and KV caches keep --dtype.",
     ),
 ]
 
@@ -176,6 +176,14 @@ BuildPluginLibraryOption = Annotated[
     Path | None,
     _engines("--plugin-library", metavar="FILE", help="The library of `--plugins library`."),
 ]
+WeightsOption = Annotated[
+    Literal["shared", "baked"] | None,
+    _engines(
+        "--weights",
+        metavar="KIND",
+        help="One copy for all engines (shared), or one in each (baked).",
+    ),
+]
 TimingCacheOption = Annotated[
     Path | None,
     _engines(
@@ -205,7 +213,7 @@ WeightStreamingOption = Annotated[
     _engines(
         "--weight-streaming",
         metavar="",
-        help="Weights may stay in host memory, for small GPUs: they cross PCIe at every use.",
+        help="Weights may stay in host memory and cross PCIe at every use.",
     ),
 ]
 WorkspaceOption = Annotated[
@@ -214,7 +222,7 @@ WorkspaceOption = Annotated[
         "--workspace",
         min=1,
         metavar="MIB",
-        help="Scratch memory a kernel may take; less can be slower.  [default: no limit]",
+        help="Scratch memory a kernel may take.  [default: no limit]",
     ),
 ]
 

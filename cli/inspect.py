@@ -65,7 +65,8 @@ def _print_facts(bundle: "Bundle") -> None:
     facts["made with"] = ", ".join(f"{tool} {found}" for tool, found in bundle.manifest["versions"].items())
     for backend in bundle.manifest.get("engines", {}):
         engines = read_facts(bundle, backend)
-        facts[backend] = f"{engines.version} engines for {', '.join(engines.targets)}"
+        weights = "shared" if engines.weights_files else "baked in"
+        facts[backend] = f"{engines.version} engines for {', '.join(engines.targets)}, weights {weights}"
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)

@@ -237,7 +237,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         if options.engines is not None:
             output = folder / engine_folder(options.engines.backend)
             output.mkdir(parents=True)
-            facts = build_engines(folder, spec, options.engines, output=output, step=steps.step)
+            facts = build_engines(
+                folder, spec, options.engines, weights=hashes, output=output, step=steps.step
+            )
             engines[facts.backend] = facts.to_dict()
         with steps.step("hash files"):
             _write_manifest(folder, checkpoint, spec, engines, hashes)
@@ -266,7 +268,8 @@ def add_engines(folder: Path, options: EngineOptions, progress: Progress | None 
     target = folder / engine_folder(options.backend)
     with staging_folder(target, overwrite=True) as output:
         steps = _Steps(output, progress)
-        facts = build_engines(folder, bundle.spec, options, output=output, step=steps.step)
+        weights = {file.path: file.sha256 for file in bundle.weights}
+        facts = build_engines(folder, bundle.spec, options, weights=weights, output=output, step=steps.step)
         if target.exists():  # no moment at which the manifest lists files that are not its own
             write_engines(bundle, options.backend, None)
     write_engines(bundle, options.backend, facts.to_dict())

@@ -62,6 +62,11 @@ class Bundle:
         """The file called ``name`` in the manifest."""
         return self.folder / name
 
+    @property
+    def weights(self) -> list[BundleFile]:
+        """The files that hold the graphs' weights."""
+        return [file for file in self.files if file.path.endswith(".safetensors")]
+
     def graph_path(self, graph: str) -> Path:
         """The ONNX file of ``vision``, ``prefill`` or ``decode``."""
         return self.folder / GRAPH_FOLDER / f"{graph}.onnx"

@@ -16,7 +16,7 @@ pytest_plugins = ["tests.fake_gpu.machine"]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 #: Largest budget below each small model's stage-1 count that tests use.
-MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288, "vicuna": 40}
+MAX_KEEP = {"mha": 288, "gqa": 288, "deep": 128, "mini": 288, "vicuna": 40, "serving": 64}
 #: The same of the small checkpoints of other families: of a picture's 16 to 88 visual tokens.
 MAX_KEEP |= dict.fromkeys(
     ("full", "feature-layers", "interleave", "next", "next-mistral", "next-llama3", "onevision"), 40

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,9 @@ from star_export.specs import ExportSpec
 #: Stages inside the decoder of which TensorRT-RTX 1.7.1 builds decode; of one more it says "uses before def".
 MOST_RTX_STAGES = 5
 
+#: Where engines have their weights: once for all of them, as inputs, or as constants inside each.
+WEIGHTS_CHOICES = SHARED, BAKED = ("shared", "baked")
+
 _UNUSED_TENSOR = re.compile(r"Tensor (\S+) is unused")
 
 
@@ -45,6 +48,7 @@ class EngineOptions:
     max_batch: int = 8
     plugins: str | None = None
     plugin_library: Path | None = None
+    weights: str | None = None
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
@@ -62,11 +66,18 @@ def options_like(facts: EngineFacts) -> EngineOptions:
         hardware_compatible=AMPERE_PLUS in facts.targets,
         version_compatible=facts.version_compatible,
         weight_streaming=facts.weight_streaming,
+        weights=SHARED if facts.weights_files else BAKED,
     )
 
 
 def build_engines(
-    folder: Path, spec: ExportSpec, options: EngineOptions, *, output: Path, step: Callable[[str], Any]
+    folder: Path,
+    spec: ExportSpec,
+    options: EngineOptions,
+    *,
+    weights: Mapping[str, str],
+    output: Path,
+    step: Callable[[str], Any],
 ) -> EngineFacts:
     """Build the engines of ``folder``'s graphs.
 
@@ -74,6 +85,7 @@ def build_engines(
         folder: A bundle, or one in the making: ``graphs/*.onnx``.
         spec: What was exported.
         options: For which backend, GPUs and sizes.
+        weights: SHA-256 in hex of the weights files, by their paths in ``folder``.
         output: Folder that gets the three ``*.engine`` files.
         step: Called with each engine's step name; what it returns is entered while it is built.
 
@@ -86,7 +98,8 @@ def build_engines(
     bindings = load_builder(options.backend)
     profiles = engine_profiles(spec, max_batch=options.max_batch)
     files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
-    facts = _facts(bindings, options, files=files, profiles=profiles)
+    shared = weights if weights_of(options) == SHARED else {}
+    facts = _facts(bindings, options, files=files, profiles=profiles, weights=shared)
     for graph in GRAPHS:
         request = EngineRequest(
             backend=options.backend,
@@ -100,6 +113,7 @@ def build_engines(
             hardware_compatible=options.hardware_compatible,
             version_compatible=options.version_compatible,
             weight_streaming=options.weight_streaming,
+            shared_weights=bool(shared),
             workspace=options.workspace << 20 if options.workspace else None,
         )
         with step(f"{options.backend} {graph} engine"):
@@ -148,6 +162,15 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
         )
     if options.plugins not in (None, *PLUGIN_CHOICES):
         raise SettingsError(f"{option('plugins')} must be {', '.join(PLUGIN_CHOICES)}, got {options.plugins}")
+    if options.weights not in (None, *WEIGHTS_CHOICES):
+        raise SettingsError(
+            f"{option('weights')} must be {' or '.join(WEIGHTS_CHOICES)}, got {options.weights}"
+        )
+    if options.weight_streaming and options.weights == SHARED:
+        raise SettingsError(
+            f"{option('weight_streaming', True)} streams weights that are inside an engine; "
+            f"leave it out, or give {option('weights', BAKED)}"
+        )
     if plugins_of(options) == "none":
         check_topk(spec)
 
@@ -183,8 +206,20 @@ def plugins_of(options: EngineOptions) -> str:
     return PRODUCTS[options.backend].plugins if options.plugins is None else options.plugins
 
 
+def weights_of(options: EngineOptions) -> str:
+    """Where engines have their weights: once beside them by default, inside them to be streamed."""
+    if options.weights is None:
+        return BAKED if options.weight_streaming else SHARED
+    return options.weights
+
+
 def _facts(
-    bindings: Bindings, options: EngineOptions, *, files: dict[str, str], profiles: Any
+    bindings: Bindings,
+    options: EngineOptions,
+    *,
+    files: dict[str, str],
+    profiles: Any,
+    weights: Mapping[str, str],
 ) -> EngineFacts:
     driver, targets = None, options.targets or PRODUCTS[options.backend].targets
     if not targets:
@@ -201,6 +236,7 @@ def _facts(
         driver=driver,
         profiles=profiles,
         files=files,
+        weights_files=dict(weights),
     )
 
 

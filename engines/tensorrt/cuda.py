@@ -136,7 +136,7 @@ def out_of_memory(what: str, size: int, free: int) -> str:
         f"the GPU has no room for {what}: {size / 1e9:.2f} GB asked for, {free / 1e9:.2f} GB free; "
         "close what else uses it, or build the bundle again with "
         f"a smaller {option('max_text_tokens')} or {option('max_new_tokens')}, "
-        f"or with {option('weight_streaming', True)}"
+        f"or its engines with {option('weight_streaming', True)}"
     )
 
 

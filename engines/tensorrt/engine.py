@@ -126,6 +126,7 @@ class LoadedEngine:
         engine: Its ``ICudaEngine``.
         tensors: Its inputs and outputs.
         rules: The shapes it takes and gives.
+        weights: Inputs that are weights.
     """
 
     bindings: Bindings
@@ -133,6 +134,7 @@ class LoadedEngine:
     engine: Any
     tensors: dict[str, EngineTensor]
     rules: ShapeRules
+    weights: tuple[str, ...] = ()
 
     @property
     def scratch_bytes(self) -> int:
@@ -152,13 +154,22 @@ class Execution:
         loaded: The engine.
         stream: Where it runs.
         scratch: Memory for activations, at least ``loaded.scratch_bytes``.
+        weights: Addresses of the weights that the engine takes as inputs; they never change.
         capture: Whether to use a CUDA graph.
 
     Raises:
         PlatformError: If TensorRT cannot make a context.
     """
 
-    def __init__(self, loaded: LoadedEngine, stream: Stream, scratch: DeviceBuffer, *, capture: bool) -> None:
+    def __init__(
+        self,
+        loaded: LoadedEngine,
+        stream: Stream,
+        scratch: DeviceBuffer,
+        *,
+        weights: Mapping[str, int],
+        capture: bool,
+    ) -> None:
         self._loaded, self._stream, self._scratch = loaded, stream, scratch
         self._capture = capture and not loaded.bindings.is_rtx
         self._context = _create_context(loaded, capture=capture)
@@ -167,7 +178,9 @@ class Execution:
         self._addresses: dict[str, int] = {}
         self._ran = False
         self._graph: Graph | None = None
-        self._heard = 0
+        self._heard = len(loaded.bindings.messages)
+        for name in loaded.weights:
+            self._demand(self._context.set_tensor_address(name, weights[name]), f"the address of {name}")
 
     def run(
         self, shapes: Mapping[str, Shape], outputs: Mapping[str, Shape], addresses: Mapping[str, int]

@@ -5,7 +5,7 @@ are compared here, before anything is deserialised, so that the error can name
 both sides and the command that mends it.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,6 +46,8 @@ class EngineFacts:
         driver: CUDA driver version of the building machine, such as ``13.0``; None without one.
         profiles: Per graph and dynamic input, the shapes it accepts.
         files: Per graph, the engine's path inside the bundle.
+        weights_files: SHA-256 in hex of the weights files whose tensors are inputs of the engines, by their
+            paths inside the bundle; none where weights are constants inside each engine.
     """
 
     backend: str
@@ -57,6 +59,7 @@ class EngineFacts:
     driver: str | None
     profiles: dict[str, dict[str, Profile]]
     files: dict[str, str]
+    weights_files: dict[str, str] = field(default_factory=dict)  # absent before engines could share them
 
     @property
     def max_batch(self) -> int:
@@ -119,6 +122,12 @@ def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
         raise BundleError(
             f"{bundle.folder}: the manifest's {backend} entry is damaged ({error}); run: {command}"
         ) from error
+    hashes = {file.path: file.sha256 for file in bundle.files}
+    if changed := [name for name, was in facts.weights_files.items() if hashes.get(name) != was]:
+        raise BundleError(
+            f"{bundle.folder}: the {backend} engines take their weights from {', '.join(changed)}, "
+            f"which is not what they were built with; run: {command}"
+        )
     return facts
 
 

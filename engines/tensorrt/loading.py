@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS
+from star_export.contract import GRAPHS, TensorSpec
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.engine import LoadedEngine, create_runtime, describe, deserialize
@@ -36,8 +36,10 @@ def load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) -
         plugins.load(bindings.trt, library, bindings.logger)
 
 
-def load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict[str, LoadedEngine]:
-    """Deserialise every engine and compare it with the contract."""
+def load_engines(
+    bundle: Bundle, facts: EngineFacts, bindings: Bindings, weights: Mapping[str, TensorSpec]
+) -> dict[str, LoadedEngine]:
+    """Deserialise every engine and compare it with the contract; ``weights`` are what it may also take."""
     trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
     runtime = create_runtime(bindings, facts.version)
     loaded = {}
@@ -45,9 +47,10 @@ def load_engines(bundle: Bundle, facts: EngineFacts, bindings: Bindings) -> dict
         path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
         engine = deserialize(bindings, runtime, path, command=command)
         tensors = describe(engine, trt)
-        check_engine(tensors, io, engine=str(path), command=command)
+        taken = {name: spec for name, spec in weights.items() if name in tensors}
+        check_engine(tensors, io, weights=taken, engine=str(path), command=command)
         rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
-        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules)
+        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules, tuple(taken))
         after = cuda.memory()[0]
         log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
     return loaded

@@ -4,6 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import onnx
+
 from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.review import op_counts, review
 from star_export.errors import BundleError, option
@@ -21,7 +23,7 @@ LAYER_OF = {
 }
 
 
-def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool) -> Any:
+def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool, shared_weights: bool) -> Any:
     """A strongly typed network of the graph in ``path``.
 
     Args:
@@ -29,18 +31,36 @@ def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool) ->
         builder: Its builder.
         path: An ONNX file of the bundle; weights are read from beside it.
         with_plugin: Whether ``TopKGather`` is a registered plugin rather than its function body.
+        shared_weights: Whether weights are inputs of the network rather than constants.
 
     Raises:
         BundleError: If the parser refuses a node, or would get one wrong.
     """
     trt = bindings.trt
-    counts = op_counts(review(path), with_plugin=with_plugin)
+    model = review(path)
+    counts = op_counts(model, with_plugin=with_plugin)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, bindings.logger)
-    if not parser.parse_from_file(str(path)):
+    if shared_weights:
+        parsed = parser.parse(with_weights_as_inputs(model).SerializeToString())
+    else:
+        parsed = parser.parse_from_file(str(path))
+    if not parsed:
         raise BundleError(f"{path}: {_refusal(parser, bindings)}")
     _compare_layers(path, counts, network)
     return network
+
+
+def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with an input, of the same name, for each tensor that lies in a weights file."""
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    graph = changed.graph
+    stored = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
+    graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stored)
+    for tensor in stored:
+        graph.initializer.remove(tensor)
+    return changed
 
 
 def _refusal(parser: Any, bindings: Bindings) -> str:

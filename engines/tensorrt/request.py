@@ -22,6 +22,7 @@ class EngineRequest:
         hardware_compatible: Run on every GPU from compute capability 8.0.
         version_compatible: Run on newer versions of the same major number.
         weight_streaming: Let weights stay in host memory at run time.
+        shared_weights: Take the weights as inputs, instead of keeping them inside the engine.
         workspace: Scratch memory a kernel may take, in bytes; no limit by default.
     """
 
@@ -36,6 +37,7 @@ class EngineRequest:
     hardware_compatible: bool = False
     version_compatible: bool = False
     weight_streaming: bool = False
+    shared_weights: bool = False
     workspace: int | None = None
 
     def to_json(self) -> str:

@@ -27,6 +27,7 @@ from star_export.engines.tensorrt.bindings import load_bindings
 from star_export.engines.tensorrt.engine import Execution, LoadedEngine
 from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
 from star_export.engines.tensorrt.loading import load_engines, load_plugins, set_weight_budgets
+from star_export.engines.tensorrt.weights import shared_weights
 from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
 
 log = logging.getLogger("star_export.tensorrt")
@@ -175,7 +176,9 @@ class TensorRTSession(Session):
         self.stream = cuda.Stream()
         self._landing = cuda.PinnedBuffer(LANDING_BYTES)
         self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
-        engines = load_engines(bundle, self.facts, bindings)
+        self._weights = shared_weights(bundle, self.facts) if self.facts.weights_files else None
+        specs = self._weights.specs if self._weights else {}
+        engines = load_engines(bundle, self.facts, bindings, specs)  # while the weights are on their way
         if self.facts.weight_streaming:
             set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
         scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
@@ -251,6 +254,7 @@ class TensorRTSession(Session):
         frees += [self._scratch.close, self._landing.close, self.argmax.close, self.stream.close]
         for free in frees:
             free()
+        self._weights = None  # the last session that uses them frees them
 
     def refuse_closed(self) -> None:
         """Refuse to go on after :meth:`close`.
@@ -286,7 +290,9 @@ class TensorRTSession(Session):
 
     def _execution(self, graph: str) -> Execution:
         capture = self._cuda_graph and graph == DECODE  # prefill's length differs from run to run
-        return Execution(self._graphs[graph].loaded, self.stream, self._scratch, capture=capture)
+        weights = self._weights.addresses() if self._weights else {}
+        loaded = self._graphs[graph].loaded
+        return Execution(loaded, self.stream, self._scratch, weights=weights, capture=capture)
 
 
 class _Graph:

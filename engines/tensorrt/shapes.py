@@ -39,6 +39,7 @@ def check_engine(
     found: Mapping[str, EngineTensor],
     io: GraphSpec,
     *,
+    weights: Mapping[str, TensorSpec],
     engine: str,
     command: str,
 ) -> None:
@@ -47,14 +48,15 @@ def check_engine(
     Args:
         found: What the engine has, by name.
         io: What the contract says.
+        weights: Further inputs, by name.
         engine: The engine's file, for the message.
         command: What to type to build it again.
 
     Raises:
         BundleError: With the first difference.
     """
-    wanted = {tensor.name: tensor for tensor in (*io.inputs, *io.outputs)}
-    inputs = {tensor.name for tensor in io.inputs}
+    inputs = {tensor.name: tensor for tensor in io.inputs} | dict(weights)
+    wanted = inputs | {tensor.name: tensor for tensor in io.outputs}
     for name in sorted(wanted.keys() | found.keys()):
         if name not in wanted or name not in found:
             fault = f"has {name}, the contract has not" if name in found else f"lacks {name}"

@@ -39,7 +39,9 @@ def build_engine(request: EngineRequest) -> None:
     builder = trt.Builder(bindings.logger)
     if errors(bindings):  # the bindings wrap a null pointer then
         raise PlatformError(f"{bindings.backend} cannot start: {first_error(bindings)}")
-    network = parse(bindings, builder, path, with_plugin=request.plugins != "none")
+    network = parse(
+        bindings, builder, path, with_plugin=request.plugins != "none", shared_weights=request.shared_weights
+    )
     config = _configure(request, bindings, builder)
     cache = _open_timing_cache(request, config)
     _log_memory("before")

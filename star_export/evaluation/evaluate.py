@@ -207,7 +207,7 @@ def _settings(
     split: str,
 ) -> dict[str, Any]:
     """All that the answers depend on. A baseline that is built again has the same weights."""
-    weights = open_bundle(baseline).files if baseline else ()
+    weights = open_bundle(baseline).weights if baseline else ()
     data = {"data": dict(task.files)} if task.files else {}
     batch = {"batch": options.batch} if options.batch > 1 else {}
     return {
@@ -216,7 +216,7 @@ def _settings(
         "seed": options.seed,
         "backend": options.runtime.backend,
         "bundle": sha256(bundle.path(MANIFEST)),
-        "baseline": [file.sha256 for file in weights if file.path.endswith(".safetensors")],
+        "baseline": [file.sha256 for file in weights],
         "variants": list(variants),
         **data,
         **batch,

@@ -14,6 +14,8 @@ import pytest
 from star_export.bundle import Bundle, open_bundle, write_engines
 from star_export.contract import GRAPHS
 from star_export.engines.tensorrt import argmax, bindings, cuda
+from star_export.engines.tensorrt import weights as shared
+from star_export.engines.tensorrt.builder import SHARED
 from star_export.engines.tensorrt.facts import EngineFacts, engine_path
 from star_export.engines.tensorrt.profiles import engine_profiles
 from tests.fake_gpu.bindings import FakeDriver, FakeRuntime
@@ -31,17 +33,20 @@ def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
             patch.setattr(module, "importlib", SimpleNamespace(import_module=modules.__getitem__))
         patch.setattr(argmax, "compile_kernel", lambda capability: argmax.KERNEL)
         cuda.library.cache_clear()
+        shared.LOADED.clear()  # of an earlier GPU
         yield gpu
     cuda.library.cache_clear()
 
 
-def fake_engines(source: Path, folder: Path, backend: str, target: str, *, max_batch: int = 4) -> Bundle:
+def fake_engines(
+    source: Path, folder: Path, backend: str, target: str, *, max_batch: int = 4, weights: str = SHARED
+) -> Bundle:
     """A copy of a bundle with engines for the fake GPU."""
     shutil.copytree(source, folder)
     bundle, files = open_bundle(folder), {graph: engine_path(backend, graph) for graph in GRAPHS}
     for graph, name in files.items():
         bundle.path(name).parent.mkdir(parents=True, exist_ok=True)
-        bundle.path(name).write_text(engine_file(source, graph))
+        bundle.path(name).write_text(engine_file(source, graph, weights))
     facts = EngineFacts(
         backend=backend,
         version=VERSIONS[backend],
@@ -52,6 +57,7 @@ def fake_engines(source: Path, folder: Path, backend: str, target: str, *, max_b
         driver=None,
         profiles=engine_profiles(bundle.spec, max_batch=max_batch),
         files=files,
+        weights_files={file.path: file.sha256 for file in bundle.weights} if weights == SHARED else {},
     )
     write_engines(bundle, backend, facts.to_dict())
     return open_bundle(folder)

@@ -85,10 +85,18 @@ def fake_engine_bundle(
 
     root = tmp_path_factory.mktemp("fake engines")
 
-    def get(backend: str, preset: str, target: str, *, prune: bool = True, dtype: str = "float16") -> Bundle:
-        folder = root / f"{backend}-{preset}-{prune}-{dtype}-{target}"
+    def get(
+        backend: str,
+        preset: str,
+        target: str,
+        *,
+        prune: bool = True,
+        dtype: str = "float16",
+        weights: str = "shared",
+    ) -> Bundle:
+        folder = root / f"{backend}-{preset}-{prune}-{dtype}-{weights}-{target}"
         if not folder.exists():
-            fake_engines(bundle(preset, prune=prune, dtype=dtype), folder, backend, target)
+            fake_engines(bundle(preset, prune=prune, dtype=dtype), folder, backend, target, weights=weights)
         return open_bundle(folder)
 
     return get

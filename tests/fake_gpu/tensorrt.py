@@ -12,13 +12,15 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
 from star_export.bundle import open_bundle
-from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
+from star_export.engines.tensorrt.builder import BAKED
+from star_export.engines.tensorrt.network import with_weights_as_inputs
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.memory import POISON
 
@@ -36,15 +38,21 @@ TYPES = {
 }
 
 
-def engine_file(bundle: Path, graph: str) -> str:
-    """Content of an engine file that stands for a graph of ``bundle``."""
-    return json.dumps({"fake engine": graph, "of": str(bundle)})
+def engine_file(bundle: Path, graph: str, weights: str) -> str:
+    """Content of an engine file that stands for a graph of ``bundle``; its weights are shared or baked."""
+    return json.dumps({"fake engine": graph, "of": str(bundle), "weights": weights})
 
 
 @functools.cache
-def _sessions(bundle: str) -> dict[str, ort.InferenceSession]:
-    session = OnnxRuntimeSession(open_bundle(bundle), threads=1)
-    return {graph: session._sessions[graph] for graph in GRAPHS}
+def _session(bundle: str, graph: str, weights: str) -> ort.InferenceSession:
+    path = open_bundle(bundle).graph_path(graph)
+    if weights == BAKED:
+        return OnnxRuntimeSession(open_bundle(bundle), threads=1)._sessions[graph]
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    model = with_weights_as_inputs(onnx.load(path, load_external_data=False))
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class FakeTensorRT(ModuleType):
@@ -74,7 +82,8 @@ class FakeRuntime:
     def deserialize_cuda_engine(self, content: Any) -> "FakeEngine | None":
         try:
             entry = json.loads(bytes(content))
-            return FakeEngine(self._gpu, self._logger, _sessions(entry["of"])[entry["fake engine"]])
+            session = _session(entry["of"], entry["fake engine"], entry["weights"])
+            return FakeEngine(self._gpu, self._logger, session)
         except ValueError:
             self._logger.log(tensorrt_rtx.ILogger.ERROR, "not an engine of the fake GPU")
             return None
@@ -138,7 +147,11 @@ class FakeContext:
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
         self._scratch = (0, 0)
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {
+            name: tuple(value.shape)
+            for name, value in engine.inputs.items()
+            if all(isinstance(dim, int) for dim in value.shape)
+        }
         self._sizes: dict[str, int] = {}  # by symbol
         self._addresses: dict[str, int] = {}
 

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper
 from star_export.build import add_engines
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines.tensorrt.builder import EngineOptions, build_apart, build_engines
+from star_export.engines.tensorrt.builder import EngineOptions, build_apart, build_engines, options_like
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
@@ -67,17 +67,26 @@ def test_every_engine_builds(
     assert facts.targets == ("sm89", "sm120")
     assert facts.plugins == "none"
     assert facts.max_batch == 8
-    for graph in GRAPHS:
-        weights = sum(f.bytes for f in bundle.files if f.path == f"graphs/{_weights(graph)}.safetensors")
-        assert bundle.path(facts.files[graph]).stat().st_size > weights // 2
+    assert facts.weights_files == {file.path: file.sha256 for file in bundle.weights}
     # Nothing that TensorRT says of these graphs is unexpected: no inconsistent profile, no dropped input.
     said = [r for r in caplog.records if r.name.startswith("star_export.tensorrt")]
     assert [r.getMessage() for r in said if r.levelno >= logging.WARNING] == []
     assert any("builder peak" in record.getMessage() for record in caplog.records)
 
 
-def _weights(graph: str) -> str:
-    return "vision" if graph == "vision" else "decoder"
+def test_shared_weights_are_in_no_engine(copy: Callable[..., Path]) -> None:
+    """60 MB of weights: in prefill and in decode, or in neither."""
+    folder, sizes = copy("serving"), {}
+    for weights in ("shared", "baked"):
+        report = add_engines(folder, replace(RTX, targets=("sm89",), weights=weights))
+        sizes[weights] = {step.step.split()[1]: step.bytes for step in report.steps}
+        facts = read_facts(open_bundle(folder), "tensorrt-rtx")
+        assert bool(facts.weights_files) == (weights == "shared")
+        assert options_like(facts).weights == weights
+    decoder = (folder / "graphs" / "decoder.safetensors").stat().st_size
+    for graph in ("prefill", "decode"):
+        assert sizes["shared"][graph] < 8 << 20
+        assert sizes["baked"][graph] > 0.9 * decoder
 
 
 def test_engines_are_replaced_whole_or_not_at_all(copy: Callable[..., Path]) -> None:
@@ -108,6 +117,8 @@ def test_engines_are_replaced_whole_or_not_at_all(copy: Callable[..., Path]) -> 
             replace(RTX, hardware_compatible=True, version_compatible=True),
             "hardware_compatible, version_c",
         ),
+        (replace(RTX, weights="once"), "weights must be shared or baked, got once"),
+        (replace(RTX, weights="shared", weight_streaming=True), "leave it out, or give weights=baked"),
         (EngineOptions(backend="tensorrt", targets=("sm89",)), "targets is for backend=tensorrt-rtx"),
         (EngineOptions(backend="tensorrt", plugins="library"), "plugins=library needs plugin_library=PATH"),
         (
@@ -131,7 +142,7 @@ def test_budgets_over_tensorrts_topk_are_refused(copy: Callable[..., Path]) -> N
     spec = open_bundle(copy("mha")).spec
     large = replace(spec, max_text_tokens=3800)
     with pytest.raises(SettingsError, match="keeps up to 4088 tokens, TensorRT's TopK chooses at most 3840"):
-        build_engines(Path(), large, RTX, output=Path(), step=nullcontext)
+        build_engines(Path(), large, RTX, weights={}, output=Path(), step=nullcontext)
 
 
 def test_a_builder_that_dies_is_an_error_of_one_line(bundle: BundleOf, tmp_path: Path) -> None:

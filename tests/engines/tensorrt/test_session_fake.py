@@ -13,10 +13,11 @@ from star_export.answer.pipeline import Pipeline
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS
 from star_export.engines import Runtime, open_session
-from star_export.engines.tensorrt import cuda
+from star_export.engines.tensorrt import cuda, weights
 from star_export.engines.tensorrt import session as session_module
+from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
-from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.errors import BundleError, NonFiniteError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.install import installed
@@ -41,19 +42,93 @@ def test_streamed_weights_are_shared_out(
     fake_engine_bundle: Callable[..., Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TensorRT has put there what fits; the session begins anew and leaves the reserve free."""
-    weights, reserve = 2 << 20, 1 << 20
+    size, reserve = 2 << 20, 1 << 20
     monkeypatch.setattr(session_module, "STREAMING_RESERVE", reserve)
-    monkeypatch.setattr(FakeEngine, "streamable_weights_size", weights)
-    bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
+    monkeypatch.setattr(FakeEngine, "streamable_weights_size", size)
+    bundle = fake_engine_bundle("tensorrt", "mha", "sm89", weights="baked")
     entry = bundle.manifest["engines"]["tensorrt"] | {"weight_streaming": True}
     bundle = replace(bundle, manifest={**bundle.manifest, "engines": {"tensorrt": entry}})
     token_ids = cuda.ALIGNMENT
-    total = token_ids + reserve + bundle.spec.slot_bytes + 2 * weights + 1000
-    for budget, shares in ((3 << 20, [0, weights // 2, weights]), (None, [1000, weights, weights])):
+    total = token_ids + reserve + bundle.spec.slot_bytes + 2 * size + 1000
+    for budget, shares in ((3 << 20, [0, size // 2, size]), (None, [1000, size, size])):
         with installed(FakeGpu(lazy=True, total=total)):
             session = TensorRTSession(bundle, "tensorrt", weight_budget=budget)
             loaded = [session._graphs[graph].loaded.engine for graph in GRAPHS]
         assert [engine.weight_streaming_budget_v2 for engine in loaded] == shares
+
+
+def weights_on_the_gpu(bundle: Bundle) -> int:
+    """Bytes of all weights, each at a multiple of what TensorRT aligns to."""
+    tensors = [tensor for file in bundle.weights for tensor in weights.stored(bundle.path(file.path))]
+    return sum(-(-tensor.nbytes // cuda.ALIGNMENT) * cuda.ALIGNMENT for tensor in tensors)
+
+
+def test_sessions_share_weights_and_the_last_frees_them(
+    engines: Callable[[str], Bundle], lazy_gpu: FakeGpu, picture: Path
+) -> None:
+    bundle, everything = engines("tensorrt"), lazy_gpu.memory.free_bytes
+    first = TensorRTSession(bundle, "tensorrt")
+    one = everything - lazy_gpu.memory.free_bytes
+    second = TensorRTSession(bundle, "tensorrt")
+    assert everything - lazy_gpu.memory.free_bytes == 2 * one - weights_on_the_gpu(bundle)
+    first.close()
+    expected = answer(bundle, "onnxruntime", picture)
+    found = Pipeline(bundle, second).generate(picture, "What is this?", max_new_tokens=6).result()
+    assert found.token_ids == expected
+    second.close()
+    assert lazy_gpu.memory.free_bytes == everything
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", RTX])
+@pytest.mark.usefixtures("lazy_gpu")
+def test_weights_inside_each_engine(
+    fake_engine_bundle: Callable[..., Bundle], backend: str, picture: Path
+) -> None:
+    bundle = fake_engine_bundle(backend, "mha", "sm89", weights="baked")
+    assert answer(bundle, backend, picture) == answer(bundle, "onnxruntime", picture)
+    assert not weights.LOADED
+
+
+def test_weights_in_pieces(
+    engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "PIECE_BYTES", 1000)
+    bundle = engines(RTX)
+    assert answer(bundle, RTX, picture) == answer(bundle, "onnxruntime", picture)
+
+
+def test_weights_that_are_not_there_yet_would_show(
+    engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_fill", lambda *_: None)
+    with pytest.raises(NonFiniteError):
+        answer(engines(RTX), RTX, picture)
+
+
+def test_weights_that_cannot_be_read(
+    engines: Callable[[str], Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = engines(RTX)
+    path = bundle.path(bundle.weights[0].path)
+    damaged = tmp_path / path.name
+    for content in (b"", path.read_bytes()[:-1], b"\xff" * 100):
+        damaged.write_bytes(content)
+        with pytest.raises(BundleError, match="no weights file"):
+            weights.stored(damaged)
+    tensors = weights.stored(path)
+    longer = [tensor._replace(offset=tensor.offset + 1) for tensor in tensors[-1:]]  # cut after it was read
+    monkeypatch.setattr(weights, "stored", lambda _: longer)
+    with pytest.raises(BundleError, match="ends early"):
+        weights.shared_weights(bundle, read_facts(bundle, RTX)).addresses()
+
+
+def test_engines_of_other_weights(engines: Callable[[str], Bundle]) -> None:
+    bundle = engines(RTX)
+    entry = bundle.manifest["engines"][RTX]
+    files = dict.fromkeys(entry["weights_files"], "0" * 64)
+    other = replace(bundle, manifest=bundle.manifest | {"engines": {RTX: entry | {"weights_files": files}}})
+    with pytest.raises(BundleError, match=r"vision\.safetensors, which is not what they were"):
+        open_session(other, Runtime(backend=RTX))
 
 
 def test_results_come_back_in_pieces_and_bfloat16_as_float32(engines: Callable[[str], Bundle]) -> None:
@@ -155,10 +230,12 @@ def test_a_decode_step_that_cannot_be_captured_runs_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("total", "what"), [(1 << 16, "the engines' activations"), (1 << 20, "the KV caches of 4")]
+    ("more", "what"),
+    [(-1, "the weights"), (1 << 15, "the engines' activations"), (1 << 20, "the KV caches of 4")],
 )
-def test_no_room_on_the_gpu(fake_engine_bundle: Callable[..., Bundle], total: int, what: str) -> None:
+def test_no_room_on_the_gpu(fake_engine_bundle: Callable[..., Bundle], more: int, what: str) -> None:
     bundle = fake_engine_bundle("tensorrt", "mha", "sm89")
+    total = cuda.ALIGNMENT + weights_on_the_gpu(bundle) + more  # sampled tokens come first
     with (
         installed(FakeGpu(lazy=True, total=total)),
         pytest.raises(PlatformError, match=f"no room for {what}"),
@@ -173,7 +250,13 @@ def infer_shapes(self: Any) -> list[str]:
 #: Method of a stand-in, what it does instead, and what the session then says.
 REFUSALS: list[tuple[type, str, Any, str]] = [
     (FakeEngine, "create_execution_context", lambda *_: None, "tensorrt cannot prepare vision: it gave no"),
-    (FakeContext, "set_tensor_address", lambda *_: False, "refuses the address of image_features"),
+    (FakeContext, "set_tensor_address", lambda *_: False, "refuses the address of vision_tower.embeddings"),
+    (
+        FakeContext,
+        "set_tensor_address",
+        lambda _, name, __: name != "image_features",
+        "refuses the address of image_features",
+    ),
     (FakeContext, "set_input_shape", lambda *_: False, r"refuses shape \(1, 3, 96, 96\) of pixel_values"),
     (FakeContext, "infer_shapes", infer_shapes, "refuses the shapes of pixel_values, stage1_slots"),
     (FakeContext, "infer_shapes", lambda _: ["pixel_values"], r"refuses the shapes of pixel_values \(vision"),
