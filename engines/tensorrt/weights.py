@@ -11,8 +11,9 @@ import math
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from star_export.bundle import Bundle
@@ -137,14 +138,14 @@ def _fill(buffer: cuda.DeviceBuffer, addresses: Mapping[str, int], tensors: list
                     piece, copied = next(pieces)
                     copied.synchronize()
                     size = min(PIECE_BYTES, tensor.nbytes - start)
-                    _read(file, memoryview(piece.array)[:size], path)
+                    _read(file, piece.array[:size].data, path)
                     stream.upload(addresses[tensor.spec.name] + start, piece.pointer, size)
                     stream.record(copied)
     stream.synchronize()
     del buffer
 
 
-def _read(file: BinaryIO, into: memoryview, path: Path) -> None:
+def _read(file: FileIO, into: memoryview, path: Path) -> None:
     while into:
         if not (count := file.readinto(into)):
             raise BundleError(f"{path} ends early; copy or build the bundle again")
