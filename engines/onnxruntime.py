@@ -4,7 +4,7 @@ KV caches lie at addresses that are bound as input and as output of the same run
 which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from weakref import WeakSet
@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS
+from star_export.contract import DECODE, GRAPHS, capacity_symbols
 from star_export.engines.session import (
     Caches,
     DeviceArray,
@@ -36,6 +36,10 @@ PROVIDERS = {
 #: hundreds of rows, gain little, and instead map the file: less memory and a quicker
 #: load (docs/performance.md, `make bench-session`).
 PREPACKED = (DECODE,)
+
+
+#: Caches have room for a multiple of so many tokens.
+CAPACITY_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,22 @@ class OnnxRuntimeSession(Session):
         self._caches: WeakSet[OnnxRuntimeCaches] = WeakSet()
         self._sessions = {graph: self._load(graph) for graph in GRAPHS}
 
-    def allocate_caches(self, batch: int = 1) -> OnnxRuntimeCaches:
-        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
+    def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
+        """A little more than needed, so that few requests need other caches than the one before."""
+        if self.spec.fixed_capacities:
+            return self.spec.capacities
+        pairs = zip(needed, self.spec.capacities, strict=True)
+        return tuple(min(most, -(-tokens // CAPACITY_STEP) * CAPACITY_STEP) for tokens, most in pairs)
+
+    def allocate_caches(
+        self, batch: int = 1, capacities: Sequence[int] | None = None
+    ) -> OnnxRuntimeCaches:
+        """Zeroed KV caches; see :meth:`star_export.engines.session.Session.allocate_caches`."""
         refuse_closed(closed=not self._sessions)
+        sizes = dict(zip(capacity_symbols(self.spec), capacities or self.spec.capacities, strict=True))
         values = {}
         for name, tensor in self.contract[DECODE].caches().items():
-            shape = [batch if isinstance(size, str) else size for size in tensor.shape]
+            shape = [sizes.get(size, batch) if isinstance(size, str) else size for size in tensor.shape]
             host = np.zeros(shape, tensor.dtype)
             values[name] = ort.OrtValue.ortvalue_from_numpy(host, self.device, 0)
         caches = OnnxRuntimeCaches(values, 0, batch)

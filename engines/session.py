@@ -3,7 +3,7 @@
 The pipeline, the parity check and the benchmark only know this interface.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -78,8 +78,16 @@ class Session(Closing, Protocol):
     contract: dict[str, GraphSpec]
     max_batch: int | None
 
-    def allocate_caches(self, batch: int = 1) -> Caches:
-        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities."""
+    def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
+        """Tokens of a sequence that caches have room for, per layer group, of which ``needed`` are needed."""
+
+    def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> Caches:
+        """Zeroed KV caches for ``batch`` sequences.
+
+        Args:
+            batch: How many.
+            capacities: What :meth:`capacities` gave; the bundle's own by default.
+        """
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -106,9 +114,13 @@ class Wrapper(Session):
         self.session, self.spec, self.contract = session, session.spec, session.contract
         self.max_batch = session.max_batch
 
-    def allocate_caches(self, batch: int = 1) -> Caches:
+    def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
+        """Those of the session inside."""
+        return self.session.capacities(needed)
+
+    def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> Caches:
         """Caches of the session inside."""
-        return self.session.allocate_caches(batch)
+        return self.session.allocate_caches(batch, capacities)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None

@@ -28,6 +28,7 @@ from star_export.contract import (
     VISION,
     GraphSpec,
     TensorSpec,
+    capacity_symbols,
     contract,
     is_lengths,
     is_slots,
@@ -147,7 +148,7 @@ def _captured(module: nn.Module, spec: ExportSpec, borders: GraphSpec) -> torch.
         module,
         (),
         _forward_arguments(borders, lambda tensor: _example(tensor, spec)),
-        dynamic_shapes=_forward_arguments(borders, _dynamic_dims),
+        dynamic_shapes=_forward_arguments(borders, lambda tensor: _dynamic_dims(tensor, spec)),
     )
 
 
@@ -199,14 +200,19 @@ def _example(tensor: TensorSpec, spec: ExportSpec) -> torch.Tensor:
         "V": spec.image_tokens + 1,
         "Q": 5,
         "N1": spec.image_tokens + 1,
+        **{name: spec.capacities[0] - n for n, name in enumerate(capacity_symbols(spec))},
         **{f"N{number}": tokens + 1 for number, tokens in enumerate(spec.budgets(), start=2)},
     }
     shape = [sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape]
     return torch.empty(shape, dtype=torch_dtype(tensor.dtype))
 
 
-def _dynamic_dims(tensor: TensorSpec) -> dict[int, Any]:
-    return {axis: Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+def _dynamic_dims(tensor: TensorSpec, spec: ExportSpec) -> dict[int, Any]:
+    """Symbolic sizes; the caches of a layer group have one, so that layers that are alike look so."""
+    shared = {name: Dim(name) for name in capacity_symbols(spec)}
+    return {
+        axis: shared.get(dim, Dim.DYNAMIC) for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)
+    }
 
 
 @contextmanager

@@ -6,7 +6,7 @@ languages find them.
 
 Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens of the prompt, ``Q`` scoring
 rows, ``N{n}`` the budget of stage ``n``, ``B`` sequences, ``C`` tokens appended to each
-at once. Stage 1 is the one before the decoder, those inside it are numbered from 2. Where
+at once, ``L{n}`` tokens that the KV caches of layer group ``n`` have room for. Stage 1 is the one before the decoder, those inside it are numbered from 2. Where
 pictures are cut into tiles: ``T`` tiles of a picture, ``P`` its visual tokens before any is
 pruned, ``D1`` those that stage 1 drops where it keeps a share of them. Budgets enter as
 index lists of which only the length is read, so every output size is an expression of
@@ -216,6 +216,11 @@ def cache_groups(spec: ExportSpec) -> tuple[CacheGroup, ...]:
     return tuple(CacheGroup(**asdict(group), lengths=name) for group, name in pairs)
 
 
+def capacity_symbols(spec: ExportSpec) -> tuple[str, ...]:
+    """The size of each layer group's caches: tokens that they have room for."""
+    return tuple(f"L{number}" for number in range(1, 1 + len(spec.groups)))
+
+
 def is_lengths(name: str) -> bool:
     """Whether a tensor is an input of decode that :func:`lengths_names` gives."""
     return name.endswith("_lengths")
@@ -243,6 +248,9 @@ def size_ranges(spec: ExportSpec) -> dict[str, SizeRange]:
         "S": SizeRange(min=least + 1, max=most + text),
         "V": SizeRange(min=least, max=most, default=None if tiled else spec.image_tokens),
     }
+    if not spec.fixed_capacities:
+        capacities = zip(capacity_symbols(spec), spec.groups, strict=True)
+        ranges |= {n: SizeRange(min=1, max=g.capacity, default=g.capacity) for n, g in capacities}
     if spec.append_tokens > 1:
         ranges["C"] = SizeRange(min=1, max=spec.append_tokens)
     if spec.decoder_stages:
@@ -344,15 +352,18 @@ def _with_caches(
     """
     text = spec.model.text
     past, present, aliases = [], [], {}
+    capacities: list[Dim] = [group.capacity for group in spec.groups]
+    if not spec.fixed_capacities:
+        capacities[:] = capacity_symbols(spec)
     for layer in range(text.num_layers):
-        shape = (batch, text.num_kv_heads, spec.cache_capacity(layer), text.head_dim)
+        shape = (batch, text.num_kv_heads, capacities[spec.group(layer)], text.head_dim)
         for name, written in zip(past_names(layer), present_names(layer), strict=True):
             past += [TensorSpec(name, spec.dtype, shape)]
             present += [TensorSpec(written, spec.dtype, shape)]
             aliases[written] = name
-    groups = zip(spec.groups, group_names(spec), strict=True) if spec.proportional else ()
-    for group, name in groups:
-        past += [TensorSpec(past_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
-        present += [TensorSpec(present_bias(name), spec.dtype, (batch, 1, group.capacity, 1))]
+    for capacity, name in zip(capacities, group_names(spec) if spec.proportional else (), strict=False):
+        shape = (batch, 1, capacity, 1)
+        past += [TensorSpec(past_bias(name), spec.dtype, shape)]
+        present += [TensorSpec(present_bias(name), spec.dtype, shape)]
         aliases[present_bias(name)] = past_bias(name)
     return GraphSpec((*inputs, *past), (*outputs, *present), aliases)

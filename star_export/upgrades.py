@@ -10,7 +10,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
 _ATTENTION_BIASES = ("q_bias", "k_bias", "v_bias", "o_bias")
 
@@ -167,5 +167,14 @@ def _model_to_4(model: Any) -> Any:
     return model
 
 
+def _to_5(manifest: Json) -> Json:
+    """Before format 5, graphs had KV caches of one capacity."""
+    return _replaced({**manifest, "format_version": 5}, "spec", "spec", _spec_to_5)
+
+
+def _spec_to_5(spec: Any) -> Any:
+    return {**spec, "fixed_capacities": True} if isinstance(spec, dict) else spec
+
+
 #: The upgrade of each older format.
-UPGRADES: dict[int, Callable[[Json], Json]] = {1: _to_2, 2: _to_3, 3: _to_4}
+UPGRADES: dict[int, Callable[[Json], Json]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}

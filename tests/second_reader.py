@@ -45,9 +45,14 @@ class Graph:
         return dict(zip(names, binding.get_outputs(), strict=True))
 
 
-def allocate(io):
+def allocate(io, sizes):
     """Zeros for every input that is written in place, for one sequence."""
-    shapes = {tensor["name"]: (1, *tensor["shape"][1:]) for tensor in io["inputs"]}
+    shapes = {
+        tensor["name"]: [
+            size if isinstance(size, int) else sizes[size].get("default", 1) for size in tensor["shape"]
+        ]
+        for tensor in io["inputs"]
+    }
     dtypes = {tensor["name"]: tensor["dtype"] for tensor in io["inputs"]}
     return {
         name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shapes[name], dtypes[name]))
@@ -87,10 +92,10 @@ def answer(folder, picture, question):
     manifest, parameters = (
         json.loads((folder / name).read_bytes()) for name in ("manifest.json", "preprocessor.json")
     )
-    assert (manifest["format_version"], manifest["contract_version"]) == (4, 1), "another format"
+    assert (manifest["format_version"], manifest["contract_version"]) == (5, 1), "another format"
     sizes, spec, prompt = manifest["sizes"], manifest["spec"], parameters["prompt"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    caches = allocate(manifest["contract"]["decode"])
+    caches = allocate(manifest["contract"]["decode"], sizes)
     vision, prefill, decode = (Graph(folder, n, manifest, caches) for n in ("vision", "prefill", "decode"))
 
     visual = sizes["V"]["default"]

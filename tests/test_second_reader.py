@@ -57,6 +57,6 @@ def test_it_answers_as_the_pipeline_does(
 def test_it_refuses_another_format(bundle: Callable[..., Path], tmp_path: Path) -> None:
     for name in ("manifest.json", "preprocessor.json"):
         values = json.loads((bundle("mha") / name).read_bytes())
-        (tmp_path / name).write_text(json.dumps({**values, "format_version": 5}))
+        (tmp_path / name).write_text(json.dumps({**values, "format_version": 6}))
     with pytest.raises(AssertionError, match="another format"):
         read(tmp_path, "What?")

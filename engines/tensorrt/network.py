@@ -1,12 +1,16 @@
 """From a graph file to a TensorRT network that is the same graph, or an error."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+from onnx.reference import ReferenceEvaluator
 
 from star_export.engines.tensorrt.bindings import Bindings
+from star_export.engines.tensorrt.facts import Profile
 from star_export.engines.tensorrt.review import op_counts, review
 from star_export.errors import BundleError, option
 
@@ -23,13 +27,22 @@ LAYER_OF = {
 }
 
 
-def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool, shared_weights: bool) -> Any:
+def parse(
+    bindings: Bindings,
+    builder: Any,
+    path: Path,
+    *,
+    profiles: Mapping[str, Profile],
+    with_plugin: bool,
+    shared_weights: bool,
+) -> Any:
     """A strongly typed network of the graph in ``path``.
 
     Args:
         bindings: TensorRT.
         builder: Its builder.
         path: An ONNX file of the bundle; weights are read from beside it.
+        profiles: Ranges of the inputs; a size that has one value is a number in the network.
         with_plugin: Whether ``TopKGather`` is a registered plugin rather than its function body.
         shared_weights: Whether weights are inputs of the network rather than constants.
 
@@ -41,26 +54,63 @@ def parse(bindings: Bindings, builder: Any, path: Path, *, with_plugin: bool, sh
     counts = op_counts(model, with_plugin=with_plugin)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, bindings.logger)
+    pin_sizes(model, profiles)
     if shared_weights:
-        parsed = parser.parse(with_weights_as_inputs(model).SerializeToString())
-    else:
-        parsed = parser.parse_from_file(str(path))
-    if not parsed:
+        move_weights_to_inputs(model)
+    if not parser.parse(model.SerializeToString(), str(path)):
         raise BundleError(f"{path}: {_refusal(parser, bindings)}")
     _compare_layers(path, counts, network)
     return network
 
 
-def with_weights_as_inputs(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with an input, of the same name, for each tensor that lies in a weights file."""
-    changed = onnx.ModelProto()
-    changed.CopyFrom(model)
-    graph = changed.graph
+def pin_sizes(model: onnx.ModelProto, profiles: Mapping[str, Profile]) -> None:
+    """Put the number in the place of each symbolic size that has one value in the profiles.
+
+    TensorRT demands it of KV caches: it writes in place only where the capacity is static.
+    """
+    graph, pinned = model.graph, {}
+    for tensor in graph.input:
+        if profile := profiles.get(tensor.name):
+            dims = zip(tensor.type.tensor_type.shape.dim, profile.min, profile.max, strict=True)
+            pinned |= {dim.dim_param: low for dim, low, high in dims if dim.dim_param and low == high}
+    for tensor in (*graph.input, *graph.output, *graph.value_info):
+        for dim in tensor.type.tensor_type.shape.dim:
+            if dim.dim_param in pinned:
+                dim.dim_value = pinned[dim.dim_param]
+    _fold(graph)
+
+
+def _fold(graph: onnx.GraphProto) -> None:
+    """Compute what follows from the inputs' numbers alone.
+
+    TensorRT-RTX 1.7.1 makes "uses before defs" of masks whose length it has to compute itself, where several
+    groups of caches have one.
+    """
+    shapes = {tensor.name: tensor.type.tensor_type.shape.dim for tensor in graph.input}
+    inline = (t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL)
+    known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inline}
+    for node in list(graph.node):
+        if node.op_type == "Shape" and node.input[0] in shapes:
+            ends = {attribute.name: attribute.i for attribute in node.attribute}
+            sizes = [dim.dim_value for dim in shapes[node.input[0]]][ends.get("start", 0) : ends.get("end")]
+            values = np.array(sizes) if all(sizes) else None
+        elif node.domain == "" and len(node.output) == 1 and known.keys() >= set(node.input) > set():
+            values = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input})[0]
+        else:
+            values = None
+        if values is not None:
+            known[node.output[0]] = values
+            graph.initializer.append(onnx.numpy_helper.from_array(values, node.output[0]))
+            graph.node.remove(node)
+
+
+def move_weights_to_inputs(model: onnx.ModelProto) -> None:
+    """Let each tensor that lies in a weights file be an input of its name."""
+    graph = model.graph
     stored = [tensor for tensor in graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
     graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stored)
     for tensor in stored:
         graph.initializer.remove(tensor)
-    return changed
 
 
 def _refusal(parser: Any, bindings: Bindings) -> str:

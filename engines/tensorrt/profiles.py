@@ -5,7 +5,7 @@ at every corner (no more scoring rows than text tokens, no more kept tokens than
 there are), so that TensorRT never plans for a request that cannot exist.
 """
 
-from star_export.contract import TensorSpec, contract, drops, size_ranges
+from star_export.contract import TensorSpec, capacity_symbols, contract, drops, size_ranges
 from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
 from star_export.errors import SettingsError, option
@@ -23,9 +23,10 @@ def tuned_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, 
     optima, ranges = _typical_request(spec), {}
     for name, size in size_ranges(spec).items():
         most = max_batch if size.max is None else size.max
+        least = most if name in capacity_symbols(spec) else size.min  # which TensorRT must know
         if name == "D1":  # as many as the bundle's own share drops, and as TopK chooses
             most = min(most, max(spec.max_dropped, MAX_TOPK))
-        ranges[name] = (size.min, size.default or max(size.min, min(optima[name], most)), most)
+        ranges[name] = (least, size.default or max(least, min(optima[name], most)), most)
     return ranges
 
 

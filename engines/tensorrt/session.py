@@ -8,7 +8,7 @@ for it but reading a result: the next token in greedy decoding, else the logits.
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from weakref import WeakSet
@@ -91,10 +91,10 @@ class TensorRTCaches:
         self, session: "TensorRTSession", batch: int, *, whole: "TensorRTCaches | None" = None, start: int = 0
     ) -> None:
         self._session, self.batch = session, batch
-        io = session.contract[DECODE]
+        io, ranges = session.contract[DECODE], session.facts.profiles[DECODE]
         self.specs = io.caches()
         self.shapes = {
-            name: tuple(batch if dim == "B" else int(dim) for dim in spec.shape)
+            name: tuple(batch if dim == "B" else most for dim, most in zip(spec.shape, ranges[name].max, strict=True))
             for name, spec in self.specs.items()
         }
         self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
@@ -190,8 +190,13 @@ class TensorRTSession(Session):
         self._executions = {graph: self._execution(graph) for graph in GRAPHS if graph != DECODE}
         log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
 
-    def allocate_caches(self, batch: int = 1) -> TensorRTCaches:
-        """Zeroed KV caches for ``batch`` sequences, at the bundle's capacities.
+    def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
+        """The engines' own, whatever is needed."""
+        del needed
+        return self.spec.capacities
+
+    def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> TensorRTCaches:
+        """Zeroed KV caches for ``batch`` sequences, of the engines' capacities, which are fixed.
 
         Raises:
             SettingsError: If the engines take fewer sequences.

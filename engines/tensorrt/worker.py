@@ -40,7 +40,12 @@ def build_engine(request: EngineRequest) -> None:
     if errors(bindings):  # the bindings wrap a null pointer then
         raise PlatformError(f"{bindings.backend} cannot start: {first_error(bindings)}")
     network = parse(
-        bindings, builder, path, with_plugin=request.plugins != "none", shared_weights=request.shared_weights
+        bindings,
+        builder,
+        path,
+        profiles=request.profiles,
+        with_plugin=request.plugins != "none",
+        shared_weights=request.shared_weights,
     )
     config = _configure(request, bindings, builder)
     cache = _open_timing_cache(request, config)

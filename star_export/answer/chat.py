@@ -248,8 +248,7 @@ class Chat:
             return None
         tokens = (*held.pending, *behind)
         needed = held.opening.state.lengths + len(tokens) + self._limit
-        capacities = [group.capacity for group in self._requests.spec.groups]
-        return tokens if (needed <= np.array(capacities)).all() else None
+        return tokens if (needed <= self._requests.spec.capacities).all() else None
 
     def _run(
         self,

@@ -129,7 +129,8 @@ def _pieces(
 def answer_request(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     """Pieces of the answer to one request, in the steps' own caches."""
     sampler, clock = Sampler(request.sampling), Clock()
-    with steps.claimed_caches() as caches:
+    claim = steps.claimed_caches(request.tokens, keep=request.keep, new_tokens=request.max_new_tokens)
+    with claim as caches:
         visions = steps.encode_images(request.images, request.keep)
         opening = open_answer(steps, request, visions, caches, sampler, clock)
         return (yield from answer_pieces(steps, opening, sampler, transcript, clock))

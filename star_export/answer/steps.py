@@ -134,22 +134,35 @@ class Steps:
         self.session, self.spec = session, session.spec
         self._lengths_names = names.lengths_names(session.spec)
         self._states: WeakValueDictionary[int, DecodeState] = WeakValueDictionary()  # by id() of their caches
+        self._own: tuple[tuple[int, ...], Caches] | None = None  # and the capacities that were asked for
         self._claim: object | None = None  # of the generation that runs in the own caches
 
-    @cached_property
-    def _caches(self) -> Caches:
-        """KV caches of one sequence, for who has none of its own."""
-        return self.session.allocate_caches()
-
     @contextmanager
-    def claimed_caches(self) -> Iterator[Caches]:
+    def claimed_caches(
+        self, tokens: TokenizedPrompt, *, keep: Keep | None, new_tokens: int
+    ) -> Iterator[Caches]:
         """The own caches for one generation; one that began before loses them."""
         self._claim = claim = object()
         try:
-            yield self._caches
+            yield self._caches(tokens, keep, new_tokens)
         finally:
             if self._claim is claim:
                 self._claim = None
+
+    def _caches(self, tokens: TokenizedPrompt, keep: Keep | None, new_tokens: int | None) -> Caches:
+        """KV caches of one sequence, for who has none of its own; what they held is stale if they are new."""
+        needed = self.spec.capacities
+        if new_tokens is not None:
+            visual = tokens.image_positions.shape[1]
+            lengths = self.spec.lengths(tokens.input_ids.shape[1] - visual, visual, keep)
+            needed = tuple(length + new_tokens for length in lengths)
+        capacities = self.session.capacities(needed)
+        if self._own is None or self._own[0] != capacities:
+            if self._own and (before := self._states.get(id(self._own[1]))):
+                before.stale = True
+            self._own = None  # free before there are others
+            self._own = capacities, self.session.allocate_caches(1, capacities)
+        return self._own[1]
 
     def encode_image(
         self, image: PreparedImage, *, keep: Keep | None = None, stage1_keep: int | None = None
@@ -198,6 +211,7 @@ class Steps:
         *visions: VisionOutput,
         keep: Keep | None = None,
         caches: Caches | None = None,
+        new_tokens: int | None = None,
     ) -> DecodeState:
         """Run the prefill graph; fills the caches from index 0.
 
@@ -209,6 +223,7 @@ class Steps:
             visions: Features of each picture; those of several in host memory.
             keep: Visual tokens after the last stage, or after every one; the bundle's own by default.
             caches: KV caches of one sequence; the own ones by default.
+            new_tokens: How many more the own ones have room for; by default as many as a bundle's may.
 
         Returns:
             The sequence; the one that the caches held before is ``stale``.
@@ -221,7 +236,7 @@ class Steps:
                 raise InputError(
                     f"a generation is running in these KV caches; finish it or close() it, or {_OWN_CACHES}"
                 )
-            caches = self._caches
+            caches = self._caches(tokens, keep, new_tokens)
         if before := self._states.get(id(caches)):
             before.stale = True
         state = self._read(tokens, visions, keep, caches) if visions else self._read_text(tokens, caches)

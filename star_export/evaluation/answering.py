@@ -129,10 +129,10 @@ def respond(
     """Prefill with the visual tokens of each picture, decode greedily to the end token, score."""
     visions = [VisionOutput(found, None, found.shape[1]) for found in features]
     start = time.perf_counter()
-    state = pipeline.steps.prefill(tokens, *visions, keep=keep)
+    limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
+    state = pipeline.steps.prefill(tokens, *visions, keep=keep, new_tokens=limit)
     ids = [state.best_token()]
     prefill_ms = 1000 * (time.perf_counter() - start)
-    limit = min(task.max_new_tokens, pipeline.spec.max_new_tokens)
     while ids[-1] not in pipeline.end_token_ids and len(ids) < limit:
         pipeline.steps.decode(state, ids[-1])
         ids.append(state.best_token())

@@ -37,7 +37,8 @@ class BundleSide(Side):
         visions = self.pipeline.steps.encode_images(images, self.keep)
         self.pipeline.session.synchronize()
         seen = time.perf_counter()
-        state = self.pipeline.steps.prefill(tokens, *visions, keep=self.keep)
+        steps, room = self.pipeline.steps, workload.new_tokens + 1
+        state = steps.prefill(tokens, *visions, keep=self.keep, new_tokens=room)
         token = state.best_token()
         first = time.perf_counter()
         for _ in range(workload.new_tokens):

@@ -49,6 +49,7 @@ class ExportSpec:
         append_tokens: Tokens that one run of decode appends to a sequence, at most.
         dtype: Element type of weights, activations and KV caches.
         fp32_layers: Names and patterns of modules that stay in float32; see :meth:`weight_dtype`.
+        fixed_capacities: Whether KV caches have their groups' capacity in the graphs, as in old bundles.
         proportional: Whether attention counts a kept visual token as often as it stands for a dropped one.
     """
 
@@ -61,6 +62,7 @@ class ExportSpec:
     dtype: DType
     fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
     proportional: bool = False  # absent before there was such a thing
+    fixed_capacities: bool = False  # true before format 5
 
     @property
     def stage1(self) -> Stage | None:
@@ -147,6 +149,11 @@ class ExportSpec:
             for first, end, visual in zip(firsts[:-1], firsts[1:], tokens, strict=True)
         )
 
+    @property
+    def capacities(self) -> tuple[int, ...]:
+        """Tokens of a sequence that each group's caches may have room for, at most."""
+        return tuple(group.capacity for group in self.groups)
+
     def budgets(self, keep: Keep | None = None, *, entering: int | None = None) -> tuple[int, ...]:
         """Visual tokens that each stage inside the decoder keeps.
 
@@ -189,7 +196,7 @@ class ExportSpec:
     @property
     def slot_bytes(self) -> int:
         """Bytes of the KV caches that are allocated for one sequence."""
-        return self.sequence_bytes([group.capacity for group in self.groups])
+        return self.sequence_bytes(self.capacities)
 
     def weight_dtype(self, tensor: str) -> DType:
         """Element type in which the weight called ``tensor`` is stored and used.

@@ -17,10 +17,13 @@ import onnxruntime as ort
 import pytest
 
 from star_export.bundle import open_bundle
+from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
-from star_export.engines.tensorrt.builder import BAKED
-from star_export.engines.tensorrt.network import with_weights_as_inputs
+from star_export.engines.tensorrt.builder import SHARED
+from star_export.engines.tensorrt.network import pin_sizes
+from star_export.engines.tensorrt.profiles import engine_profiles
+from star_export.engines.tensorrt.weights import StoredWeight, stored
 from tests.fake_gpu.device import FakeGpu
 from tests.fake_gpu.memory import POISON
 
@@ -43,16 +46,38 @@ def engine_file(bundle: Path, graph: str, weights: str) -> str:
     return json.dumps({"fake engine": graph, "of": str(bundle), "weights": weights})
 
 
+class _Networks(OnnxRuntimeSession):
+    """A bundle's graphs with the sizes that the parser is given."""
+
+    def _model(self, graph: str) -> bytes:
+        model = onnx.load(self.bundle.graph_path(graph), load_external_data=False)
+        pin_sizes(model, engine_profiles(self.spec, max_batch=2)[graph])
+        return model.SerializeToString()
+
+
 @functools.cache
-def _session(bundle: str, graph: str, weights: str) -> ort.InferenceSession:
-    path = open_bundle(bundle).graph_path(graph)
-    if weights == BAKED:
-        return OnnxRuntimeSession(open_bundle(bundle), threads=1)._sessions[graph]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    model = with_weights_as_inputs(onnx.load(path, load_external_data=False))
-    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+def _sessions(bundle: str) -> dict[str, ort.InferenceSession]:
+    networks = _Networks(open_bundle(bundle), threads=1)
+    return {graph: networks._sessions[graph] for graph in GRAPHS}
+
+
+@functools.cache
+def _weights(folder: str, graph: str) -> "dict[str, FakeWeight]":
+    """What an engine with shared weights takes besides the graph's inputs."""
+    bundle = open_bundle(folder)
+    model = onnx.load(bundle.graph_path(graph), load_external_data=False)
+    names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+    tensors = [tensor for file in bundle.weights for tensor in stored(bundle.path(file.path))]
+    return {t.spec.name: FakeWeight(t) for t in tensors if t.spec.name in names}
+
+
+class FakeWeight:
+    """An input that is a weight: as ONNX Runtime describes inputs, and what must be bound to it."""
+
+    def __init__(self, tensor: StoredWeight) -> None:
+        self.name, self.shape = tensor.spec.name, tensor.spec.shape
+        self.type = f"tensor({tensor.spec.dtype.replace('float32', 'float')})"
+        self.data = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
 
 
 class FakeTensorRT(ModuleType):
@@ -82,8 +107,9 @@ class FakeRuntime:
     def deserialize_cuda_engine(self, content: Any) -> "FakeEngine | None":
         try:
             entry = json.loads(bytes(content))
-            session = _session(entry["of"], entry["fake engine"], entry["weights"])
-            return FakeEngine(self._gpu, self._logger, session)
+            graph, bundle = entry["fake engine"], entry["of"]
+            weights = _weights(bundle, graph) if entry["weights"] == SHARED else {}
+            return FakeEngine(self._gpu, self._logger, _sessions(bundle)[graph], weights)
         except ValueError:
             self._logger.log(tensorrt_rtx.ILogger.ERROR, "not an engine of the fake GPU")
             return None
@@ -95,9 +121,11 @@ class FakeEngine:
     device_memory_size_v2 = SCRATCH
     streamable_weights_size = 0
 
-    def __init__(self, gpu: FakeGpu, logger: Any, session: ort.InferenceSession) -> None:
-        self.gpu, self.logger, self.session = gpu, logger, session
-        self.inputs = {value.name: value for value in session.get_inputs()}
+    def __init__(
+        self, gpu: FakeGpu, logger: Any, session: ort.InferenceSession, weights: dict[str, FakeWeight]
+    ) -> None:
+        self.gpu, self.logger, self.session, self.weights = gpu, logger, session, weights
+        self.inputs = {value.name: value for value in session.get_inputs()} | weights
         self.outputs = {value.name: value for value in session.get_outputs()}
         self.tensors = self.inputs | self.outputs
         self.num_io_tensors = len(self.tensors)
@@ -211,14 +239,25 @@ def _run(
     addresses: dict[str, int],
     scratch: tuple[int, int],
 ) -> None:
-    """Compute with the memory as it is now; the scratch holds nothing of use afterwards."""
+    """Compute with the memory as it is now; the scratch holds nothing of use afterwards.
+
+    With shared weights too, ONNX Runtime computes with constants, whose products round otherwise than
+    those of inputs; where anything else is bound, the results are poison.
+    """
     memory = engine.gpu.memory
     memory.view(*scratch).fill(POISON)
+    bound = {name: memory.view(addresses[name], w.data.size) for name, w in engine.weights.items()}
+    right = all(np.array_equal(bound[name], weight.data) for name, weight in engine.weights.items())
     binding = ort.IOBinding(engine.session)
     for name, value in engine.tensors.items():
+        if name in engine.weights:
+            continue
         dtype = np.dtype(TYPES[value.type][1])
         size, on_host = math.prod(shapes[name]) * dtype.itemsize, engine.get_tensor_location(name) == HOST
         data = memory.view(addresses[name], size, on_host=on_host)
         bind = binding.bind_input if name in engine.inputs else binding.bind_output
         bind(name, "cpu", 0, dtype, shapes[name], data.ctypes.data)
-    engine.session.run_with_iobinding(binding)
+        if name in engine.outputs and not right:
+            data.fill(POISON)
+    if right:
+        engine.session.run_with_iobinding(binding)

@@ -144,8 +144,8 @@ PAST, PRESENT = "past_key_values.3.key", "present.3.key"
         (in_tensor("prefill", "input_ids", shape=[1, "V"]), r"expected int64\[1, S\], found int64\[1, V\]"),
         (in_tensor("prefill", "stage2_slots", role=None), "of which only the length is read, found int64"),
         (in_tensor("prefill", "input_ids", role="length"), "found .*, of which only the length is read"),
-        (in_tensor("decode", PAST, shape=["B", 4, 678, 16]), r"expected float32\[B, 4, 448, 16\], found"),
-        (in_tensor("prefill", PRESENT, shape=[1, 4, 448, 8]), r"expected float32\[1, 4, 448, 16\], found"),
+        (in_tensor("decode", PAST, shape=["B", 4, 448, 16]), r"expected float32\[B, 4, L2, 16\], found"),
+        (in_tensor("prefill", PRESENT, shape=[1, 4, "L1", 16]), r"expected float32\[1, 4, L2, 16\], found"),
         (
             lambda m: m["contract"]["decode"].pop("aliases"),
             "aliases: expected 1 present.0.key, found 0",
@@ -190,7 +190,7 @@ def test_sizes_without_room(manifest: dict[str, Any], change: Change, message: s
 
 @pytest.mark.parametrize("manifest", [False], indirect=True)
 def test_sizes_of_an_unpruned_bundle(manifest: dict[str, Any]) -> None:
-    assert set(manifest["sizes"]) == {"B", "C", "S", "V"}
+    assert set(manifest["sizes"]) == {"B", "C", "S", "V", "L1"}
     in_size("S", max=705)(manifest)
     refused(manifest, "sizes.S.max: expected at most 704, found 705")
 

@@ -1,7 +1,7 @@
 """Names, order, dtypes and shapes of the three graphs' borders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,9 @@ def rows(tensors: tuple[TensorSpec, ...]) -> list[Row]:
     return [(t.name, t.dtype, t.shape) for t in tensors]
 
 
-def caches(prefix: str, batch: int | str, capacities: list[int], dtype: str = "float32") -> list[Row]:
+def caches(
+    prefix: str, batch: int | str, capacities: Sequence[int | str], dtype: str = "float32"
+) -> list[Row]:
     return [
         (f"{prefix}.{layer}.{part}", dtype, (batch, 2, capacity, 16))
         for layer, capacity in enumerate(capacities)
@@ -79,7 +81,7 @@ def test_vision_unpruned(spec: Callable[..., ExportSpec]) -> None:
 
 def test_prefill_pruned(spec: Callable[..., ExportSpec]) -> None:
     graph = contract(spec(dtype="float16"))[PREFILL]
-    capacities = [EARLY, EARLY, LATE, LATE]
+    capacities = ["L1", "L1", "L2", "L2"]
     assert rows(graph.inputs) == [
         ("input_ids", "int64", (1, "S")),
         ("image_features", "float16", (1, "V", 128)),
@@ -101,20 +103,20 @@ def test_prefill_unpruned(spec: Callable[..., ExportSpec]) -> None:
         ("input_ids", "int64", (1, "S")),
         ("image_features", "float32", (1, "V", 128)),
         ("image_positions", "int64", (1, "V")),
-        *caches("past_key_values", 1, [FULL] * 4),
+        *caches("past_key_values", 1, ["L1"] * 4),
     ]
-    assert rows(graph.outputs) == [("logits", "float32", (1, 512)), *caches("present", 1, [FULL] * 4)]
+    assert rows(graph.outputs) == [("logits", "float32", (1, 512)), *caches("present", 1, ["L1"] * 4)]
 
 
 @pytest.mark.parametrize(
     ("prune", "groups", "capacities"),
     [
-        (True, ["early_lengths", "late_lengths"], [EARLY, EARLY, LATE, LATE]),
-        (False, ["early_lengths"], [FULL] * 4),
+        (True, ["early_lengths", "late_lengths"], ["L1", "L1", "L2", "L2"]),
+        (False, ["early_lengths"], ["L1"] * 4),
     ],
 )
 def test_decode(
-    spec: Callable[..., ExportSpec], prune: bool, groups: list[str], capacities: list[int]
+    spec: Callable[..., ExportSpec], prune: bool, groups: list[str], capacities: list[str]
 ) -> None:
     graph = contract(spec(prune=prune))[DECODE]
     assert rows(graph.inputs) == [
@@ -133,15 +135,16 @@ def test_three_stages(spec: Callable[..., ExportSpec]) -> None:
     ]
     three = replace(spec(), schedule=tuple(stages))
     prefill, decode = contract(three)[PREFILL], contract(three)[DECODE]
-    capacities = [tokens + 128 + 32 for tokens in (576, 200, 100, 50)]
     assert rows(contract(three)[VISION].outputs) == [("image_features", "float32", (1, 576, 128))]
     assert rows(prefill.inputs)[3:] == [
         ("query_positions", "int64", (1, "Q")),
         ("stage2_slots", "int64", ("N2",)),
         ("stage3_slots", "int64", ("N3",)),
         ("stage4_slots", "int64", ("N4",)),
-        *caches("past_key_values", 1, capacities),
+        *caches("past_key_values", 1, ["L1", "L2", "L3", "L4"]),
     ]
+    capacities = [tokens + 128 + 32 for tokens in (576, 200, 100, 50)]
+    assert [size_ranges(three)[f"L{n}"].max for n in (1, 2, 3, 4)] == capacities
     assert rows(prefill.outputs)[1:4] == [
         ("stage2_positions", "int64", (1, "S - V + N2")),
         ("stage3_positions", "int64", (1, "S - V + N3")),
@@ -180,9 +183,20 @@ def test_size_ranges(spec: Callable[..., ExportSpec]) -> None:
         "N1": (1, 518, 518),
         "Q": (1, 128, None),
         "N2": (1, 288, 64),
+        "L1": (1, EARLY, EARLY),
+        "L2": (1, LATE, LATE),
     }
     unpruned = size_ranges(spec(prune=False))
-    assert (unpruned.keys(), unpruned["V"].default) == ({"B", "C", "S", "V"}, 576)
+    assert unpruned.keys() == {"B", "C", "S", "V", "L1"}
+    assert (unpruned["V"].default, unpruned["L1"].default) == (576, FULL)
+
+
+def test_old_bundles_have_numbers_for_capacities(spec: Callable[..., ExportSpec]) -> None:
+    old = replace(spec(), fixed_capacities=True)
+    assert rows(contract(old)[DECODE].inputs)[4:] == caches(
+        "past_key_values", "B", [EARLY, EARLY, LATE, LATE]
+    )
+    assert not size_ranges(old).keys() & {"L1", "L2"}
 
 
 def tiled(model: ModelSpec, *, prune: bool = True, append_tokens: int = 64) -> ExportSpec:
@@ -243,9 +257,11 @@ def test_size_ranges_of_a_picture_in_tiles() -> None:
         "S": (2, 2740, None),
         "Q": (1, 100, None),
         "N2": (1, 320, 320),
+        "L1": (1, 2640 + 150, 2640 + 150),
+        "L2": (1, 320 + 150, 320 + 150),
     }
     unpruned = size_ranges(tiled(NEXT, prune=False))
-    assert unpruned.keys() == {"B", "C", "T", "P", "V", "S"}
+    assert unpruned.keys() == {"B", "C", "T", "P", "V", "S", "L1"}
     assert unpruned["P"] == unpruned["V"] == SizeRange(min=576, max=2928)
 
 

@@ -61,9 +61,10 @@ def test_ranges_come_from_the_capacities_and_agree_at_every_corner(spec: ExportS
     if spec.model.tiling is None:
         assert ranges["V"] == (1 if spec.schedule else spec.image_tokens, *(spec.image_tokens,) * 2)
     if not spec.schedule:
-        assert set(ranges) == {"B", "C", "V", "S"} | (tiles - {"N1", "D1"})
+        assert set(ranges) == {"B", "C", "V", "S", "L1"} | (tiles - {"N1", "D1"})
         return
-    assert set(ranges) == {"B", "C", "V", "S", "Q", "N2"} | tiles
+    assert set(ranges) == {"B", "C", "V", "S", "Q", "N2", "L1", "L2"} | tiles
+    assert [ranges["L1"], ranges["L2"]] == [(capacity,) * 3 for capacity in spec.capacities]
     assert ranges["N2"] == (1, spec.keep, spec.schedule[1].max_tokens)
     if "N1" in tiles:
         assert ranges["N1"] == (1, *(spec.schedule[0].tokens,) * 2)

@@ -8,7 +8,7 @@ import pytest
 
 from star_export.build import BuildOptions, resolve_spec
 from star_export.checkpoint.checkpoint import open_checkpoint
-from star_export.contract import DECODE, PREFILL, VISION, contract
+from star_export.contract import DECODE, PREFILL, VISION, capacity_symbols, contract
 from star_export.dtypes import DTYPES
 from star_export.engines.tensorrt.facts import Profile, Shape
 from star_export.engines.tensorrt.profiles import engine_profiles
@@ -35,6 +35,7 @@ def rules(spec: ExportSpec, graph: str) -> ShapeRules:
 
 
 def shapes(spec: ExportSpec, graph: str, **sizes: int) -> dict[str, Shape]:
+    sizes = dict(zip(capacity_symbols(spec), spec.capacities, strict=True)) | sizes
     return {
         tensor.name: tuple(sizes[d] if isinstance(d, str) else d for d in tensor.shape)
         for tensor in contract(spec)[graph].inputs
@@ -44,7 +45,7 @@ def shapes(spec: ExportSpec, graph: str, **sizes: int) -> dict[str, Shape]:
 def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
     prefill = rules(spec, PREFILL)
     sizes = prefill.check(shapes(spec, PREFILL, S=560, V=VISUAL, Q=9, N2=64))
-    assert sizes == {"S": 560, "V": VISUAL, "Q": 9, "N2": 64}
+    assert sizes == {"S": 560, "V": VISUAL, "Q": 9, "N2": 64, "L1": 678, "L2": 448}
     outputs = prefill.output_shapes(sizes)
     assert outputs["logits"] == (1, spec.model.text.vocab_size)
     assert outputs["kept_positions"] == (1, 560 - VISUAL + 64)
@@ -65,6 +66,7 @@ def test_symbolic_sizes_and_output_shapes(spec: ExportSpec) -> None:
         (PREFILL, {"Q": 0}, r"prefill: query_positions has shape \(1, 0\)"),
         (PREFILL, {"V": 519}, r"prefill: image_features has shape \(1, 519, 64\)"),
         (DECODE, {"B": 5}, r"decode: input_ids has shape \(5, 1\), the engine takes \(1, 1\) to \(4, 64\)"),
+        (DECODE, {"L2": 447}, r"decode: past_key_values.3.key has shape \(2, 4, 447, 16\), the engine"),
         (DECODE, {"C": 65}, r"decode: input_ids has shape \(2, 65\), the engine takes \(1, 1\) to \(4, 64\)"),
     ],
 )
