@@ -36,6 +36,8 @@ def signature(path: Path) -> dict[str, Any]:
     constants = {t.name: repr(numpy_helper.to_array(t)) for t in graph.initializer if not t.external_data}
     own = {t.name for t in (*graph.input, *graph.output)} | {t.name for t in graph.initializer}
     numbers = {name: name for name in own - constants.keys()}
+    # Of which cache a group's capacity is read, differs.
+    caches = {t.name: repr(t.type) for t in graph.input if t.name.startswith("past")}
 
     def number(name: str) -> str:
         return constants.get(name) or numbers.setdefault(name, str(len(numbers)))
@@ -43,7 +45,8 @@ def signature(path: Path) -> dict[str, Any]:
     nodes = [
         (
             node.name.rpartition("/")[0], node.op_type, node.domain,
-            [number(name) for name in node.input], [number(name) for name in node.output],
+            [caches.get(name, number(name)) if node.op_type == "Shape" else number(name) for name in node.input],
+            [number(name) for name in node.output],
             sorted(attribute.SerializeToString() for attribute in node.attribute),
         )
         for node in graph.node

@@ -8,7 +8,7 @@ import onnxruntime as ort
 import pytest
 
 from star_export.answer.steps import batched
-from star_export.contract import DECODE, contract
+from star_export.contract import DECODE, capacity_symbols, contract
 from star_export.specs import ExportSpec
 from tests.graphs.random_graphs import export_random, small, small_spec
 from tests.shapes import NEXT, ONEVISION
@@ -32,8 +32,9 @@ def decode(
 def fresh(spec: ExportSpec) -> dict[str, Any]:
     """Filled caches of two sequences; what is free in them is as full as the rest."""
     random, tensors = np.random.default_rng(0), contract(spec)[DECODE].inputs
+    sizes = {"B": 2} | dict(zip(capacity_symbols(spec), spec.capacities, strict=True))
     return {
-        t.name: random.standard_normal([2 if d == "B" else d for d in t.shape]).astype(np.float32)
+        t.name: random.standard_normal([sizes.get(str(d), d) for d in t.shape]).astype(np.float32)
         for t in tensors
         if t.name.startswith("past")
     }
