@@ -159,9 +159,7 @@ class OnnxRuntimeSession(Session):
         pairs = zip(needed, self.spec.capacities, strict=True)
         return tuple(min(most, -(-tokens // CAPACITY_STEP) * CAPACITY_STEP) for tokens, most in pairs)
 
-    def allocate_caches(
-        self, batch: int = 1, capacities: Sequence[int] | None = None
-    ) -> OnnxRuntimeCaches:
+    def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> OnnxRuntimeCaches:
         """Zeroed KV caches; see :meth:`star_export.engines.session.Session.allocate_caches`."""
         refuse_closed(closed=not self._sessions)
         sizes = dict(zip(capacity_symbols(self.spec), capacities or self.spec.capacities, strict=True))

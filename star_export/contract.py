@@ -6,11 +6,12 @@ languages find them.
 
 Symbolic sizes: ``S`` prompt tokens, ``V`` visual tokens of the prompt, ``Q`` scoring
 rows, ``N{n}`` the budget of stage ``n``, ``B`` sequences, ``C`` tokens appended to each
-at once, ``L{n}`` tokens that the KV caches of layer group ``n`` have room for. Stage 1 is the one before the decoder, those inside it are numbered from 2. Where
-pictures are cut into tiles: ``T`` tiles of a picture, ``P`` its visual tokens before any is
-pruned, ``D1`` those that stage 1 drops where it keeps a share of them. Budgets enter as
-index lists of which only the length is read, so every output size is an expression of
-input sizes and one graph serves every budget.
+at once, ``L{n}`` tokens that the KV caches of layer group ``n`` have room for. Stage 1 is
+the one before the decoder, those inside it are numbered from 2. Where pictures are cut
+into tiles: ``T`` tiles of a picture, ``P`` its visual tokens before any is pruned, ``D1``
+those that stage 1 drops where it keeps a share of them. Budgets enter as index lists of
+which only the length is read, so every output size is an expression of input sizes and
+one graph serves every budget.
 """
 
 from dataclasses import asdict, dataclass, field

@@ -68,7 +68,8 @@ def pin_sizes(model: onnx.ModelProto, profiles: Mapping[str, Profile]) -> None:
 
     TensorRT demands it of KV caches: it writes in place only where the capacity is static.
     """
-    graph, pinned = model.graph, {}
+    graph = model.graph
+    pinned: dict[str, int] = {}
     for tensor in graph.input:
         if profile := profiles.get(tensor.name):
             dims = zip(tensor.type.tensor_type.shape.dim, profile.min, profile.max, strict=True)
@@ -89,13 +90,15 @@ def _fold(graph: onnx.GraphProto) -> None:
     shapes = {tensor.name: tensor.type.tensor_type.shape.dim for tensor in graph.input}
     inline = (t for t in graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL)
     known = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in inline}
+    evaluator: Any
     for node in list(graph.node):
         if node.op_type == "Shape" and node.input[0] in shapes:
             ends = {attribute.name: attribute.i for attribute in node.attribute}
             sizes = [dim.dim_value for dim in shapes[node.input[0]]][ends.get("start", 0) : ends.get("end")]
             values = np.array(sizes) if all(sizes) else None
         elif node.domain == "" and len(node.output) == 1 and known.keys() >= set(node.input) > set():
-            values = ReferenceEvaluator(node).run(None, {name: known[name] for name in node.input})[0]
+            evaluator = ReferenceEvaluator(node)
+            (values,) = evaluator.run(None, {name: known[name] for name in node.input})
         else:
             values = None
         if values is not None:

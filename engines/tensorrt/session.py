@@ -93,9 +93,9 @@ class TensorRTCaches:
         self._session, self.batch = session, batch
         io, ranges = session.contract[DECODE], session.facts.profiles[DECODE]
         self.specs = io.caches()
+        dims = {name: zip(spec.shape, ranges[name].max, strict=True) for name, spec in self.specs.items()}
         self.shapes = {
-            name: tuple(batch if dim == "B" else most for dim, most in zip(spec.shape, ranges[name].max, strict=True))
-            for name, spec in self.specs.items()
+            name: tuple(batch if dim == "B" else most for dim, most in pairs) for name, pairs in dims.items()
         }
         self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
         if whole is None:
@@ -196,13 +196,14 @@ class TensorRTSession(Session):
         return self.spec.capacities
 
     def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> TensorRTCaches:
-        """Zeroed KV caches for ``batch`` sequences, of the engines' capacities, which are fixed.
+        """Zeroed KV caches for ``batch`` sequences, of the engines' capacities.
 
         Raises:
             SettingsError: If the engines take fewer sequences.
             PlatformError: If the GPU has no room.
         """
         self.refuse_closed()
+        assert capacities in (None, self.spec.capacities)
         if not 1 <= batch <= self.facts.max_batch:
             raise SettingsError(
                 f"the decode engine takes 1 to {self.facts.max_batch} sequences, got {batch}; for more, "

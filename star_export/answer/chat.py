@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 from weakref import ref
 
-import numpy as np
 from PIL.Image import Image
 
 from star_export.answer.generation import (

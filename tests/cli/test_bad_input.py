@@ -237,7 +237,7 @@ def test_missing_file(cli: Any, copy: Path, picture: Path) -> None:
 
 def test_newer_format(cli: Any, copy: Path, picture: Path) -> None:
     edit_manifest(copy, lambda manifest: manifest.update(format_version=99))
-    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 4")
+    refused(ask(cli, copy, picture), "has bundle format 99, this star-export reads 1 to 5")
 
 
 def test_path_that_leaves_the_folder(cli: Any, copy: Path, picture: Path) -> None:

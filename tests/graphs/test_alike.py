@@ -45,7 +45,7 @@ def signature(path: Path) -> dict[str, Any]:
     nodes = [
         (
             node.name.rpartition("/")[0], node.op_type, node.domain,
-            [caches.get(name, number(name)) if node.op_type == "Shape" else number(name) for name in node.input],
+            [caches.get(n, number(n)) if node.op_type == "Shape" else number(n) for n in node.input],
             [number(name) for name in node.output],
             sorted(attribute.SerializeToString() for attribute in node.attribute),
         )
