@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -106,6 +106,12 @@ full-size: $(READY)
 	/usr/bin/time -v $(BIN)/star-export build --model build/full/onevision --keep 320 --dtype float16 --output build/full/onevision-star --overwrite
 	$(BIN)/python -m star_export.testing.checkpoints v1.6-mistral-7b build/full/mistral --zeros
 	/usr/bin/time -v $(BIN)/star-export build --model build/full/mistral --keep 320 --dtype float16 --output build/full/mistral-star --overwrite
+
+# LLaVA-1.5's full size with engines, without a GPU; `make full-size-engines SIZE=13b` needs 27 GB of disk.
+SIZE ?= 7b
+full-size-engines: $(READY)
+	$(BIN)/python -m star_export.testing.checkpoints 1.5-$(SIZE) build/full/$(SIZE) --zeros
+	/usr/bin/time -v $(BIN)/star-export -v build --model build/full/$(SIZE) --keep 64 --backend tensorrt-rtx --output build/full/$(SIZE)-star --overwrite
 
 # The other table of docs/performance.md; after `make bench`.
 bench-session: $(READY)

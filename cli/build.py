@@ -14,7 +14,7 @@ from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
-from star_export.specs import DEFAULT_DROP_RATIO
+from star_export.specs import BLOCKS, DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
@@ -29,11 +29,9 @@ EPILOG = """
 
 `star-export build --model llava-1.5-7b --schedule balanced-64 -o llava-7b-fast`
 
-`star-export build --model ./checkpoint --no-prune --max-images 3 -o baseline`
+`star-export build --model llava-1.5-7b --keep 64 --quantize int4 -o llava-7b-int4`
 
-`star-export build --model llava-1.5-7b -o llava-7b --backend tensorrt-rtx`
-
-`star-export build --from-bundle llava-7b --backend tensorrt --timing-cache timings.bin`
+`star-export build --from-bundle llava-7b --backend tensorrt-rtx`
 """
 
 #: Options that only an export reads; with --from-bundle the graphs are there already.
@@ -59,6 +57,9 @@ _EXPORT_ONLY = (
     "max_new_tokens",
     "dtype",
     "fp32_layers",
+    "quantize",
+    "quantize_block",
+    "quantize_vision",
     "chat_template",
     "end_token",
     "overwrite",
@@ -106,6 +107,9 @@ def build(
     max_batch: opt.MaxBatchOption = 8,
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
+    quantize: opt.QuantizeOption = None,
+    quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
+    quantize_vision: opt.QuantizeVisionOption = False,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
     plugins: opt.PluginsOption = None,
@@ -218,7 +222,7 @@ def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> No
 
 
 def _check(report: "BuildReport", context: typer.Context) -> "ParityReport":
-    from star_export.validation.parity import check_bundle
+    from star_export.validation.check import check_bundle
 
     return run_check(check_bundle, report.folder, probes=2, runtime=_runtime(context))
 

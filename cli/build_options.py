@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from star_export.specs import DEFAULT_KEEP, DEFAULT_TILED_KEEP, STAGE1_SCORES, STAGE2_SCORES, DType
+from star_export.specs import (
+    BLOCKS,
+    DEFAULT_KEEP,
+    DEFAULT_TILED_KEEP,
+    QUANTIZED_TYPES,
+    STAGE1_SCORES,
+    STAGE2_SCORES,
+    DType,
+)
 
 _model = partial(typer.Option, rich_help_panel="Model")
 _pruning = partial(typer.Option, rich_help_panel="Pruning")
@@ -143,9 +151,25 @@ Fp32LayersOption = Annotated[
     _precision(
         "--fp32-layers",
         metavar="NAME",
-        help="Keep this module in float32, such as lm_head or 'language_model.layers.*.mlp'; repeat for "
-        "more. Attention and KV caches keep --dtype.",
+        help="Keep this module in float32, such as lm_head; repeat for more.",
     ),
+]
+
+QuantizeOption = Annotated[
+    str | None,
+    _precision("--quantize", metavar="TYPE", help=f"Weights in {', '.join(QUANTIZED_TYPES)}."),
+]
+QuantizeBlockOption = Annotated[
+    int,
+    _precision(
+        "--quantize-block",
+        metavar="N",
+        help=f"Weights to a scale: {', '.join(map(str, BLOCKS))}.",
+        show_default=False,
+    ),
+]
+QuantizeVisionOption = Annotated[
+    bool, _precision("--quantize-vision", metavar="", help="The vision tower's too.")
 ]
 
 BuildBackendOption = Annotated[

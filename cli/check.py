@@ -84,7 +84,7 @@ def check(
 
         _finish(run_check(compare_runtimes, folder, **options), print_runtimes, json=json, junit=junit)
         return
-    from star_export.validation.parity import check_bundle
+    from star_export.validation.check import check_bundle
 
     options |= {"model": model, "max_new_tokens": max_new_tokens}
     _finish(run_check(check_bundle, folder, **options), print_parity, json=json, junit=junit)

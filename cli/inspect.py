@@ -12,7 +12,7 @@ from star_export.cli.output import megabytes, out, print_json
 
 if TYPE_CHECKING:
     from star_export.bundle import Bundle
-    from star_export.specs import ModelSpec
+    from star_export.specs import ExportSpec, ModelSpec
 
 EPILOG = """
 **Examples**
@@ -55,9 +55,7 @@ def _print_facts(bundle: "Bundle") -> None:
         "pictures": images(spec),
         "decoder": f"{model.text.num_layers} layers, {model.text.num_heads} heads, "
         f"{model.text.num_kv_heads} KV heads, hidden size {model.text.hidden_size}",
-        "dtype": f"{spec.dtype}, float32 in {', '.join(spec.fp32_layers)}"
-        if spec.fp32_layers
-        else spec.dtype,
+        "dtype": _dtype(spec),
         "pruning": pruning(spec),
     }
     groups = [f"{len(group.layers)} layers x {group.capacity} tokens" for group in spec.groups]
@@ -71,6 +69,13 @@ def _print_facts(bundle: "Bundle") -> None:
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)
     out.print(grid)
+
+
+def _dtype(spec: "ExportSpec") -> str:
+    kept = [f"float32 in {', '.join(spec.fp32_layers)}"] if spec.fp32_layers else []
+    if how := spec.quantization:
+        kept.append(f"{'all' if how.vision else 'decoder'} weights {how.type} in blocks of {how.block}")
+    return ", ".join((spec.dtype, *kept))
 
 
 def _tower(model: "ModelSpec") -> str:

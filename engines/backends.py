@@ -34,6 +34,7 @@ class Runtime:
         backend: One of :data:`BACKENDS`.
         threads: CPU threads of ONNX Runtime; all cores by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
+        exact: Multiply quantised weights by activations as they are, not rounded to 8 bits too: slower.
 
     Raises:
         SettingsError: If the backend does not exist, with the nearest name.
@@ -42,6 +43,7 @@ class Runtime:
     backend: str = ONNXRUNTIME
     threads: int | None = None
     plugin_library: Path | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -127,7 +129,7 @@ class OnnxRuntime(Backend):
         from star_export.engines.onnxruntime import OnnxRuntimeSession
 
         self.check_bundle(bundle, runtime)
-        return OnnxRuntimeSession(bundle, device=self.device, threads=runtime.threads)
+        return OnnxRuntimeSession(bundle, device=self.device, threads=runtime.threads, exact=runtime.exact)
 
     def check_bundle(self, bundle: Bundle, runtime: Runtime) -> None:
         """See :class:`Backend`."""
@@ -160,9 +162,9 @@ class OnnxRuntime(Backend):
             return [missing(name, error, "pip install onnxruntime" if self.device == "cpu" else "")]
         import onnxruntime as ort
 
-        from star_export.engines.onnxruntime import PROVIDERS
+        from star_export.engines.onnxruntime import PROVIDERS, version_here
 
-        new = tuple(int(number) for number in ort.__version__.split(".")[:2]) >= OLDEST_ONNXRUNTIME
+        new = version_here() >= OLDEST_ONNXRUNTIME
         oldest = "{}.{}".format(*OLDEST_ONNXRUNTIME)
         remedy = "" if new else f"pip install 'onnxruntime>={oldest}'"
         return [Part(name, new, f"{ort.__version__}: {PROVIDERS[self.device][0]}", remedy)]

@@ -4,6 +4,7 @@ KV caches lie at addresses that are bound as input and as output of the same run
 which makes ``TensorScatter`` write in place instead of copying the cache.
 """
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,16 @@ PREPACKED = (DECODE,)
 
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
+
+#: The first ONNX Runtime that makes a product of few bits of 8 bits too, not only of 4.
+FIRST_QUICK_8_BITS = (1, 25)
+
+log = logging.getLogger("star_export.onnxruntime")
+
+
+def version_here() -> tuple[int, ...]:
+    """Major and minor number of the installed ONNX Runtime."""
+    return tuple(int(number) for number in ort.__version__.split(".")[:2])
 
 
 @dataclass(frozen=True)
@@ -126,6 +137,7 @@ class OnnxRuntimeSession(Session):
         prepacked: Graphs whose weights are packed at load.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
+        exact: See :class:`star_export.engines.backends.Runtime`.
 
     Raises:
         BundleError: If ONNX Runtime cannot load a graph.
@@ -140,16 +152,25 @@ class OnnxRuntimeSession(Session):
         threads: int | None = None,
         prepacked: Collection[str] = PREPACKED,
         spinning: bool = False,
+        exact: bool = False,
     ) -> None:
         check_device(device)
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.device = device
         self.max_batch: int | None = None
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
+        self._exact = exact
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.plain_outputs] for graph, io in self.contract.items()
         }
         self._caches: WeakSet[OnnxRuntimeCaches] = WeakSet()
+        if self.spec.quantization and version_here() < FIRST_QUICK_8_BITS:
+            quick = "{}.{}".format(*FIRST_QUICK_8_BITS)
+            log.warning(
+                "ONNX Runtime %s is slow with weights of 8 bits; run: pip install 'onnxruntime>=%s'",
+                ort.__version__,
+                quick,
+            )
         self._sessions = {graph: self._load(graph) for graph in GRAPHS}
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
@@ -211,7 +232,9 @@ class OnnxRuntimeSession(Session):
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
         if not self._spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
-        if graph not in self._prepacked:
+        level = "1" if self._exact else "4"  # 4: activations are rounded to 8 bits, block by block
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
+        if graph not in self._prepacked and self.spec.quantization is None:  # unpacked, those are slow
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads

@@ -35,6 +35,7 @@ from star_export.contract import (
 )
 from star_export.graphs.alike import RepeatLayers, leave_out, without_caches
 from star_export.graphs.decoder import DecodeGraph, PrefillGraph
+from star_export.graphs.layers import Linear
 from star_export.graphs.ops import OPSET
 from star_export.graphs.passes import (
     AttachWeights,
@@ -46,6 +47,7 @@ from star_export.graphs.passes import (
     NameNodes,
     Optimize,
 )
+from star_export.graphs.quantize import QuantizeWeights
 from star_export.graphs.vision import TiledVisionGraph, VisionGraph
 from star_export.graphs.weights import WeightsFile, torch_dtype
 from star_export.specs import ExportSpec
@@ -78,6 +80,13 @@ def layer_names(spec: ExportSpec) -> list[str]:
     return [name.rpartition(".")[0] for module in modules for name, _ in module.named_parameters()]
 
 
+def linear_inputs(spec: ExportSpec) -> dict[str, int]:
+    """Inputs of every linear layer of the three graphs, by its name."""
+    modules = [fake_module(graph, spec) for graph in (VISION, DECODE)]
+    layers = [item for module in modules for item in module.named_modules()]
+    return {name: layer.weight.shape[0] for name, layer in layers if isinstance(layer, Linear)}
+
+
 def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path) -> None:
     """Export one graph and save it beside its weights file.
 
@@ -93,6 +102,7 @@ def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path)
         DetachWeights(),
         Optimize(),
         RepeatLayers(STACKS[graph], gaps, borders),
+        QuantizeWeights(spec),
         DetachLengths(),
         AttachWeights(weights),
         DeclareBorders(borders),

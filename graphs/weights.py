@@ -21,7 +21,8 @@ from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError, option
 from star_export.graphs.layers import Linear
-from star_export.specs import ExportSpec
+from star_export.graphs.quantize import SCALE, ZERO_POINT, packed, quantize
+from star_export.specs import ExportSpec, QuantizedType
 
 _ALIGNMENT = 4096  # a page, so that runtimes can map the data
 
@@ -41,9 +42,9 @@ class StoredTensor:
 
     Attributes:
         name: In the file and among the graph's initializers.
-        shape: In the file.
-        dtype: In the file, a key of :data:`star_export.dtypes.DTYPES`.
-        load: Gives its values, in any element type.
+        shape: In the graphs; in the file too, unless several elements share a byte.
+        dtype: A key of :data:`star_export.dtypes.DTYPES`.
+        load: Gives its values, in any element type; where several share a byte, those bytes.
     """
 
     name: str
@@ -54,7 +55,7 @@ class StoredTensor:
     @property
     def nbytes(self) -> int:
         """Size of its data in the file."""
-        return torch.Size(self.shape).numel() * DTYPES[self.dtype].itemsize
+        return DTYPES[self.dtype].nbytes(torch.Size(self.shape).numel())
 
 
 @dataclass(frozen=True)
@@ -106,12 +107,14 @@ def plan_weights(graph: nn.Module, checkpoint: Checkpoint, spec: ExportSpec) -> 
     Raises:
         CheckpointError: If a tensor is missing or has another shape.
     """
-    tensors: list[StoredTensor] = []
+    stored: list[tuple[StoredTensor, ...]] = []
     for name, parameter in graph.state_dict().items():
         owner = graph.get_submodule(name.rpartition(".")[0])
-        tensors += store(Weight(name=name, shape=tuple(parameter.shape), owner=owner), checkpoint, spec)
-    # Wide ones first: whatever the sizes, each tensor lies at a multiple of its element's size.
-    return sorted(tensors, key=lambda tensor: -DTYPES[tensor.dtype].itemsize)
+        stored.append(store(Weight(name=name, shape=tuple(parameter.shape), owner=owner), checkpoint, spec))
+    # Wide ones first: whatever the sizes, each tensor lies at a multiple of its element's size. Those of one
+    # quantised weight stay together, and each has a multiple of 16 bytes but perhaps the last.
+    stored.sort(key=lambda tensors: -max(DTYPES[tensor.dtype].itemsize for tensor in tensors))
+    return [tensor for tensors in stored for tensor in tensors]
 
 
 def store(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[StoredTensor, ...]:
@@ -127,6 +130,8 @@ def store(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[Sto
         return rotary(weight, spec)
     dtype = spec.weight_dtype(weight.name)
     if isinstance(weight.owner, Linear) and weight.name.endswith(".weight"):
+        if (kind := spec.quantized(weight.name, weight.shape[0])) and spec.quantization:
+            return quantized(weight, checkpoint, kind, spec.quantization.block, dtype)
         return transposed(weight, checkpoint, dtype)
     return plain(weight, checkpoint, dtype)
 
@@ -141,6 +146,35 @@ def transposed(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[St
     """``[in, out]``, of which the checkpoint has ``[out, in]``."""
     load = _source(weight.name, weight.shape[::-1], checkpoint)
     return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=lambda: load().T),)
+
+
+def quantized(
+    weight: Weight, checkpoint: Checkpoint, kind: QuantizedType, block: int, dtype: DType
+) -> tuple[StoredTensor, ...]:
+    """Scales, integers and, where these are unsigned, zero points: read in turn, and computed once."""
+    source = _source(weight.name, weight.shape[::-1], checkpoint)
+    rows, columns = weight.shape
+    names = (f"{weight.name}{SCALE}", weight.name, f"{weight.name}{ZERO_POINT}")
+    shapes = ((rows // block, columns), weight.shape, (rows // block, columns))
+    computed: list[Tensor] = []
+
+    def load(part: int, last: bool) -> Tensor:
+        if not computed:
+            integers, scale, *zero = quantize(source().T, kind, block, torch_dtype(dtype))
+            computed.extend([scale, packed(integers, kind), *(packed(z, kind) for z in zero)])
+        value = computed[part]
+        if last:
+            computed.clear()
+        return value
+
+    count = 3 if kind.startswith("u") else 2
+    return tuple(
+        StoredTensor(
+            name=names[part], shape=shapes[part], dtype=kind if part else dtype,
+            load=partial(load, part, part + 1 == count),
+        )
+        for part in range(count)
+    )  # fmt: skip
 
 
 def rotary(weight: Weight, spec: ExportSpec) -> tuple[StoredTensor, ...]:
@@ -242,7 +276,7 @@ def _layout(tensors: list[StoredTensor]) -> tuple[dict[str, Slice], bytes]:
         slices[tensor.name] = Slice(begin, tensor.nbytes, tensor.shape, tensor.dtype)
         entries[tensor.name] = {
             "dtype": DTYPES[tensor.dtype].safetensors,
-            "shape": list(tensor.shape),
+            "shape": list(tensor.shape) if DTYPES[tensor.dtype].packed == 1 else [tensor.nbytes],
             "data_offsets": [begin, begin + tensor.nbytes],
         }
         begin += tensor.nbytes
@@ -256,8 +290,11 @@ def _layout(tensors: list[StoredTensor]) -> tuple[dict[str, Slice], bytes]:
 def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[bytes]:
     """The tensor's bytes, converted ``rows`` rows at a time."""
     values = tensor.load()
+    dtype = values.dtype if DTYPES[tensor.dtype].packed > 1 else torch_dtype(tensor.dtype)
+    if values.ndim == 1:  # of which a row is an element
+        rows = len(values)
     for begin in range(0, len(values), rows):
-        block = values[begin : begin + rows].to(torch_dtype(tensor.dtype)).contiguous()
+        block = values[begin : begin + rows].to(dtype).contiguous()
         if tensor.dtype != "float32" and not torch.isfinite(block).all():
             raise CheckpointError(
                 f"{tensor.name} has values that {tensor.dtype} cannot hold; "

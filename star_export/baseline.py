@@ -53,6 +53,8 @@ def build_baseline(bundle: Bundle, folder: Path, *, source: str, runtime: Runtim
 def baseline_options(bundle: Bundle, folder: Path, *, source: str, runtime: Runtime) -> BuildOptions:
     """What makes ``source`` an unpruned bundle that takes the pictures and prompts that ``bundle`` does."""
     spec, facts = bundle.spec, runtime.entry.facts(bundle)
+    how = spec.quantization
+    bits = {"quantize": how.type, "quantize_block": how.block, "quantize_vision": how.vision} if how else {}
     prompt = read_preprocessing(bundle.path(PREPROCESSOR), spec.model).prompt
     return BuildOptions(
         model=source,
@@ -68,6 +70,7 @@ def baseline_options(bundle: Bundle, folder: Path, *, source: str, runtime: Runt
         fp32_layers=spec.fp32_layers,
         chat_template=prompt.chat_template if prompt.given_template else None,
         end_tokens=prompt.end_tokens,
+        **bits,  # type: ignore[arg-type]
     )
 
 

@@ -26,6 +26,7 @@ from star_export.files import clear_scratch, staging_folder, staging_name, write
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress
 from star_export.specs import (
+    BLOCKS,
     DEFAULT_DROP_RATIO,
     STAR_PRESET,
     DType,
@@ -33,10 +34,12 @@ from star_export.specs import (
     ImageLimits,
     ModelSpec,
     Schedule,
+    check_blocks,
     check_capacities,
     check_fp32_layers,
     check_proportional,
     resolve_images,
+    resolve_quantization,
     resolve_schedule,
     resolve_star,
     with_mass,
@@ -109,6 +112,9 @@ class BuildOptions(SpecOptions):
     keep_mass: float | None = None
     proportional: bool = False
     fp32_layers: tuple[str, ...] = ()
+    quantize: str | None = None
+    quantize_block: int = BLOCKS[0]
+    quantize_vision: bool = False
     engines: EngineOptions | None = None
     chat_template: str | None = None
     end_tokens: tuple[str, ...] = ()
@@ -125,8 +131,21 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
     spec = resolve_sizes(options, model)
     schedule = with_mass(spec.schedule, options.keep_mass)
-    spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
+    quantization = resolve_quantization(
+        options.quantize, block=options.quantize_block, vision=options.quantize_vision
+    )
+    spec = replace(
+        spec,
+        schedule=schedule,
+        fp32_layers=names,
+        quantization=quantization,
+        proportional=options.proportional,
+    )
     check_proportional(spec)
+    if quantization:
+        from star_export.graphs.export import linear_inputs
+
+        check_blocks(quantization, linear_inputs(spec))
     if names:
         from star_export.graphs.export import layer_names
 

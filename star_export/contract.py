@@ -67,7 +67,7 @@ class TensorSpec:
     """
 
     name: str
-    dtype: Annotated[str, Meta(pattern=f"^({'|'.join(DTYPES)})$")]
+    dtype: Annotated[str, Meta(pattern=f"^({'|'.join(n for n, row in DTYPES.items() if row.packed == 1)})$")]
     shape: tuple[Dim, ...]
     role: Literal["length"] | None = None
 

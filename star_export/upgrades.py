@@ -168,12 +168,12 @@ def _model_to_4(model: Any) -> Any:
 
 
 def _to_5(manifest: Json) -> Json:
-    """Before format 5, graphs had KV caches of one capacity."""
+    """Before format 5, graphs had KV caches of one capacity, and weights no few bits."""
     return _replaced({**manifest, "format_version": 5}, "spec", "spec", _spec_to_5)
 
 
 def _spec_to_5(spec: Any) -> Any:
-    return {**spec, "fixed_capacities": True} if isinstance(spec, dict) else spec
+    return {"quantization": None, **spec, "fixed_capacities": True} if isinstance(spec, dict) else spec
 
 
 #: The upgrade of each older format.

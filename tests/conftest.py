@@ -70,10 +70,11 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         schedule: str | None = None,
         stage1: str | None = None,
         stage2: str | None = None,
+        quantize: str | None = None,
     ) -> Path:
         kind = (schedule or "star").replace("%", "p") if prune else "full"
         several = [f"{max_images}-images"] if max_images > 1 else []
-        scores = [score for score in (stage1, stage2) if score]
+        scores = [score for score in (stage1, stage2, quantize) if score]
         folder = shared / "-".join(
             (preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several, *scores)
         )
@@ -89,6 +90,8 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
             schedule=schedule,
             stage1=stage1,
             stage2=stage2,
+            quantize=quantize,
+            quantize_vision=quantize is not None,
             prune=prune,
             max_text_tokens=128,
             max_new_tokens=max_new_tokens,

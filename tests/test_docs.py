@@ -18,7 +18,7 @@ from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.checkpoint.decoders import DECODERS
 from star_export.errors import CheckpointError
 from star_export.testing.checkpoints import PRESETS, make_checkpoint
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 
 ROOT = Path(__file__).parents[1]

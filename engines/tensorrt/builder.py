@@ -143,6 +143,12 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
             "TensorRT has no float32 attention kernel, and this bundle is float32; "
             f"build it with {option('dtype', 'float16')}"
         )
+    if spec.quantization and spec.quantization.type.startswith("u"):
+        signed = spec.quantization.type.removeprefix("u")
+        raise SettingsError(
+            f"TensorRT takes no zero points, which {spec.quantization.type} has; "
+            f"build the bundle with {option('quantize', signed)}"
+        )
     if targets := PRODUCTS[options.backend].targets:
         _check_rtx_options(options, targets)
         _check_rtx_stages(spec)

@@ -11,6 +11,7 @@ from star_export.engines.tensorrt.bindings import Bindings
 from star_export.engines.tensorrt.engine import LoadedEngine, create_runtime, describe, deserialize
 from star_export.engines.tensorrt.facts import EngineFacts, rebuild_command
 from star_export.engines.tensorrt.shapes import ShapeRules, check_engine
+from star_export.engines.tensorrt.weights import as_taken
 
 log = logging.getLogger("star_export.tensorrt")
 
@@ -47,7 +48,7 @@ def load_engines(
         path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
         engine = deserialize(bindings, runtime, path, command=command)
         tensors = describe(engine, trt)
-        taken = {name: spec for name, spec in weights.items() if name in tensors}
+        taken = {n: as_taken(spec, tensors[n]) for n, spec in weights.items() if n in tensors}
         check_engine(tensors, io, weights=taken, engine=str(path), command=command)
         rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
         loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules, tuple(taken))

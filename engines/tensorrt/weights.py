@@ -21,6 +21,7 @@ from star_export.contract import TensorSpec
 from star_export.dtypes import DTYPES
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.facts import EngineFacts
+from star_export.engines.tensorrt.shapes import EngineTensor
 from star_export.errors import BundleError, PlatformError
 
 log = logging.getLogger("star_export.tensorrt")
@@ -28,7 +29,7 @@ log = logging.getLogger("star_export.tensorrt")
 #: Pinned memory, twice: one piece is read from the disk while the other goes to the GPU.
 PIECE_BYTES = 32 << 20
 
-_NAMES = {row.safetensors: name for name, row in DTYPES.items()}
+_NAMES = {row.safetensors: name for name, row in DTYPES.items() if row.packed == 1}
 
 #: Those in use, by the hashes of their files: sessions of one process share them.
 LOADED: "WeakValueDictionary[frozenset[str], SharedWeights]" = WeakValueDictionary()
@@ -120,6 +121,14 @@ def stored(path: Path) -> list[StoredWeight]:
     sizes = [math.prod(map(int, spec.shape)) * DTYPES[spec.dtype].itemsize for spec in specs]
     offsets = itertools.accumulate(sizes, initial=path.stat().st_size - sum(sizes))  # there are no gaps
     return [StoredWeight(s, path, offset, n) for s, offset, n in zip(specs, offsets, sizes, strict=False)]
+
+
+def as_taken(stored: TensorSpec, by_engine: EngineTensor) -> TensorSpec:
+    """A weight as an engine takes it: where two integers share a byte, the file has the bytes."""
+    elements = math.prod(by_engine.shape)
+    if by_engine.dtype != DTYPES["int4"].tensorrt or stored.shape != (DTYPES["int4"].nbytes(elements),):
+        return stored
+    return TensorSpec(stored.name, "int4", by_engine.shape)
 
 
 def _aligned(tensor: StoredWeight) -> int:

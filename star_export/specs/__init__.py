@@ -36,6 +36,14 @@ from star_export.specs.pruning import (
     stage1_count,
     with_mass,
 )
+from star_export.specs.quantization import (
+    BLOCKS,
+    QUANTIZED_TYPES,
+    Quantization,
+    QuantizedType,
+    check_blocks,
+    resolve_quantization,
+)
 from star_export.specs.schedules import (
     BALANCED_PRESET,
     FAST_PRESET,
@@ -49,10 +57,12 @@ from star_export.specs.values import Side, TokenId
 
 __all__ = [
     "BALANCED_PRESET",
+    "BLOCKS",
     "DEFAULT_DROP_RATIO",
     "DEFAULT_KEEP",
     "DEFAULT_TILED_KEEP",
     "FAST_PRESET",
+    "QUANTIZED_TYPES",
     "RECEIVED",
     "STAGE1_SCORES",
     "STAGE2_SCORES",
@@ -66,6 +76,8 @@ __all__ = [
     "Keep",
     "LayerGroup",
     "ModelSpec",
+    "Quantization",
+    "QuantizedType",
     "Schedule",
     "Side",
     "Stage",
@@ -73,6 +85,7 @@ __all__ = [
     "Tiling",
     "TokenId",
     "VisionSpec",
+    "check_blocks",
     "check_capacities",
     "check_fp32_layers",
     "check_images",
@@ -86,6 +99,7 @@ __all__ = [
     "picture_grid",
     "picture_tokens",
     "resolve_images",
+    "resolve_quantization",
     "resolve_schedule",
     "resolve_star",
     "smallest_image",

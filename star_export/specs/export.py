@@ -13,6 +13,7 @@ from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
 from star_export.specs.pruning import Keep, Schedule, Stage, entering_tokens, share_of
+from star_export.specs.quantization import Quantization, QuantizedType
 from star_export.specs.values import Count
 
 
@@ -49,6 +50,7 @@ class ExportSpec:
         append_tokens: Tokens that one run of decode appends to a sequence, at most.
         dtype: Element type of weights, activations and KV caches.
         fp32_layers: Names and patterns of modules that stay in float32; see :meth:`weight_dtype`.
+        quantization: Which weights are stored in few bits; none without it.
         fixed_capacities: Whether KV caches have their groups' capacity in the graphs, as in old bundles.
         proportional: Whether attention counts a kept visual token as often as it stands for a dropped one.
     """
@@ -62,6 +64,7 @@ class ExportSpec:
     dtype: DType
     fp32_layers: tuple[str, ...] = ()  # absent before there was bfloat16
     proportional: bool = False  # absent before there was such a thing
+    quantization: Quantization | None = None  # absent before weights could be quantised
     fixed_capacities: bool = False  # true before format 5
 
     @property
@@ -206,6 +209,13 @@ class ExportSpec:
         """
         module, _, _ = tensor.rpartition(".")
         return "float32" if _named(module, self.fp32_layers) else self.dtype
+
+    def quantized(self, tensor: str, inputs: int) -> QuantizedType | None:
+        """Integers of the linear layer's weight called ``tensor``; None if it is stored whole."""
+        module, _, _ = tensor.rpartition(".")
+        if self.quantization is None or _named(module, self.fp32_layers):
+            return None
+        return self.quantization.of(module, inputs)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :func:`star_export.typed.convert` reads them back."""

@@ -175,6 +175,17 @@ PRESETS = {
         decoder="qwen2", grids=_SIX, tokenizer="qwen2", chat_template=CHATML, rope_parameters=_theta(1e6),
         tied=True, vocab=151936, max_positions=32768, dtype=torch.float16, shard_size="1GB",
     ),
+    # LLaVA-1.5-7B's and 13B's own shapes; to be written with zeros.
+    "1.5-7b": Preset(
+        image_size=336, patch_size=14, vision_hidden=1024, vision_layers=24, vision_heads=16,
+        hidden=4096, intermediate=11008, layers=32, heads=32, kv_heads=32, tokenizer="llama2",
+        vocab=32064, max_positions=4096, dtype=torch.float16,
+    ),
+    "1.5-13b": Preset(
+        image_size=336, patch_size=14, vision_hidden=1024, vision_layers=24, vision_heads=16,
+        hidden=5120, intermediate=13824, layers=40, heads=40, kv_heads=40, tokenizer="llama2",
+        vocab=32064, max_positions=4096, dtype=torch.float16,
+    ),
     # LLaVA-v1.6-Mistral-7B's own shape: 7.6 B parameters; to be written with zeros.
     "v1.6-mistral-7b": Preset(
         image_size=336, patch_size=14, vision_hidden=1024, vision_layers=24, vision_heads=16,

@@ -6,30 +6,20 @@ caches of both groups, teacher-forced decode logits, logits of a question
 appended to the caches, greedy tokens.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState, VisionOutput
-from star_export.bundle import Bundle, open_bundle
-from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from star_export.checkpoint.hub import with_revision
 from star_export.contract import group_names, past_names
-from star_export.engines import Runtime, open_session
 from star_export.engines.session import on_host
-from star_export.errors import CheckpointError, NonFiniteError, SettingsError, option
+from star_export.errors import NonFiniteError
 from star_export.preprocessing import TokenizedPrompt
-from star_export.preprocessing.processor import read_processor
-from star_export.progress import CaseProgress
-from star_export.reports import check_summary, store_report
 from star_export.specs import Keep
-from star_export.validation.batches import compare_batches
 from star_export.validation.counts import cached_biases, count_stages, picture_counts
 from star_export.validation.expected import (
     ExpectedInput,
@@ -38,16 +28,17 @@ from star_export.validation.expected import (
     expected_input,
     stacked,
 )
-from star_export.validation.nonfinite import WatchedSession
-from star_export.validation.probes import Probe, budgets_of, choose_probes
+from star_export.validation.probes import Probe
 from star_export.validation.reference import STAYS, PrefillReference, Reference, VisionReference
-from star_export.validation.report import CaseReport, ParityReport, StageResult
+from star_export.validation.report import CaseReport, StageResult
 from star_export.validation.verdicts import (
     Array,
     Tolerances,
     compare_arrays,
+    compare_distributions,
     compare_sets,
     compare_tokens,
+    divergence,
     fewest_of_mass,
     of_pictures,
     positions_fault,
@@ -56,6 +47,18 @@ from star_export.validation.verdicts import (
 
 #: What is asked after the answer, on the same caches.
 FOLLOW_UP = " And what is to the right of it? Describe it in detail."
+
+
+class Original(NamedTuple):
+    """What a bundle gives against the checkpoint's own weights in float32.
+
+    Attributes:
+        agreement: Share of kept tokens that the reference keeps too, by stage.
+        divergences: See :func:`divergence`, for each token that was fed.
+    """
+
+    agreement: dict[str, float]
+    divergences: tuple[float, ...]
 
 
 class ParityCheck:
@@ -74,28 +77,31 @@ class ParityCheck:
         self.pipeline, self.reference, self.processor = pipeline, reference, processor
         self.max_new_tokens = min(max_new_tokens, pipeline.spec.max_new_tokens)
         self.tolerances = Tolerances.load(pipeline.spec.dtype)
+        self._divergences: list[float] = []
 
-    def run(
-        self, probe: Probe, keep: Keep | None, agreement: Mapping[str, float] | None = None
-    ) -> CaseReport:
+    def run(self, probe: Probe, keep: Keep | None, original: "Original | None" = None) -> CaseReport:
         """All stages of one probe at one budget (None for an unpruned bundle).
 
-        ``agreement`` is what :meth:`agreement` gave before the reference's weights were rounded.
+        ``original`` is what :meth:`against_original` gave before the reference's weights were rounded.
         """
         stages = tuple(self._stages(probe, keep))
-        if agreement is not None:
-            stages = tuple(replace(s, agreement=agreement.get(s.stage)) for s in stages)
+        if original is not None:
+            stages = tuple(replace(s, agreement=original.agreement.get(s.stage)) for s in stages)
+            if how := self.pipeline.spec.quantization:
+                stages += (compare_distributions(original.divergences, how.type),)
         return CaseReport(probe.name, probe.text, keep, stages)
 
-    def agreement(self, probe: Probe, keep: Keep | None) -> dict[str, float]:
-        """Share of kept tokens that the reference keeps too, by stage; stage 2 given the same stage 1."""
+    def against_original(self, probe: Probe, keep: Keep | None) -> "Original":
+        """How far the checkpoint's own weights are; stage 2 given the same stage 1."""
         shares: dict[str, float] = {}
+        self._divergences.clear()
+        last = "decode_logits" if self.pipeline.spec.quantization else "prefill_logits"
         for stage in self._stages(probe, keep):
             if stage.agreement is not None:
                 shares[stage.stage] = stage.agreement
-            if stage.stage == "prefill_logits":
-                break  # what follows is not about kept tokens
-        return shares
+            if stage.stage == last:
+                break  # what follows says nothing more
+        return Original(shares, tuple(self._divergences))
 
     def _stages(self, probe: Probe, keep: Keep | None) -> Iterator[StageResult]:
         spec, prompt_spec = self.pipeline.spec, self.pipeline.prompt_spec
@@ -245,9 +251,9 @@ class ParityCheck:
         results = []
         for token, wanted in zip(teacher, logits[1:], strict=True):
             self.pipeline.steps.decode(state, token)
-            results.append(
-                compare_arrays("decode_logits", state.logits, wanted, self.tolerances.decode_logits)
-            )
+            found = state.logits
+            self._divergences.append(divergence(found, wanted))
+            results.append(compare_arrays("decode_logits", found, wanted, self.tolerances.decode_logits))
         return worst(results)
 
     def _append_stage(
@@ -299,99 +305,3 @@ class ParityCheck:
             tokens.append(forced[len(tokens)] if forced else int(logits[-1].argmax()))
             logits.append(self.reference.decode(expected, tokens[-1]).numpy())
         return tokens, logits
-
-
-def check_bundle(
-    folder: Path,
-    *,
-    model: str | None = None,
-    runtime: Runtime | None = None,
-    keep: Sequence[Keep] = (),
-    probes: Sequence[Probe] | int,
-    max_new_tokens: int = 8,
-    progress: CaseProgress = lambda _done, _total: None,
-) -> ParityReport:
-    """Check a bundle against the checkpoint it was made from, and store the report in it.
-
-    Args:
-        folder: The bundle; every file is hashed first.
-        model: Where the checkpoint is now; by default where the manifest says it was.
-        runtime: What runs the graphs.
-        keep: Budgets to check; the bundle's own by default.
-        probes: Pictures and prompts to check with, or how many of the built-in ones.
-        max_new_tokens: Tokens to decode.
-        progress: Called with cases done and cases in all.
-
-    Raises:
-        BundleError, CheckpointError, SettingsError: If it cannot run.
-    """
-    bundle, runtime = open_bundle(folder, verify=True), runtime or Runtime()
-    if not bundle.spec.schedule and keep:
-        raise SettingsError(
-            f"this bundle was built with {option('prune', False)}; {option('keep')} has no meaning for it"
-        )
-    with WatchedSession(open_session(bundle, runtime), bundle) as session:
-        pipeline = Pipeline(bundle, session)
-        chosen = choose_probes(probes, pipeline)
-        wanted = [(probe, budget) for probe in chosen for budget in budgets_of(probe, pipeline, keep)]
-        checkpoint = _source_checkpoint(bundle, model)
-        reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
-        check = ParityCheck(pipeline, reference, processor, max_new_tokens=max_new_tokens)
-        cases = _run(check, wanted, progress)
-        batches = compare_batches(pipeline, chosen)
-    versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
-    if (facts := runtime.entry.facts(bundle)) is not None:
-        versions[facts.backend] = facts.version
-    report = ParityReport(
-        bundle=str(folder),
-        backend=runtime.backend,
-        reference=str(checkpoint.folder),
-        dtype=bundle.spec.dtype,
-        cases=cases,
-        batches=batches,
-        versions=versions,
-        nonfinite=session.found,
-    )
-    store_report(
-        bundle,
-        what="check",
-        backend=runtime.backend,
-        passed=report.passed,
-        summary=check_summary(passed=report.passed, cases=len(cases)),
-        versions=versions,
-        settings={"keep": list(keep), "probes": [p.name for p in chosen], "max_new_tokens": max_new_tokens},
-        result=report.to_dict(),
-    )
-    return report
-
-
-def _run(
-    check: ParityCheck, wanted: Sequence[tuple[Probe, Keep | None]], progress: CaseProgress
-) -> tuple[CaseReport, ...]:
-    """Every probe at every budget; agreement is measured before the reference's weights are rounded."""
-    spec = check.pipeline.spec
-    agreements: list[dict[str, float] | None] = [None] * len(wanted)
-    if spec.dtype != "float32":
-        if spec.schedule:
-            agreements = [check.agreement(*case) for case in wanted]
-        check.reference.round_weights(spec.weight_dtype)
-    cases: list[CaseReport] = []
-    for case, agreement in zip(wanted, agreements, strict=True):
-        progress(len(cases), len(wanted))
-        cases.append(check.run(*case, agreement))
-    return tuple(cases)
-
-
-def _source_checkpoint(bundle: Bundle, model: str | None) -> Checkpoint:
-    """The checkpoint to compare with; must have the shape the bundle was made from."""
-    made_from = bundle.manifest["source"]
-    source = model or with_revision(made_from["model"], made_from["revision"])
-    try:
-        checkpoint = open_checkpoint(source)
-    except CheckpointError as error:
-        raise CheckpointError(
-            f"{error.marked} (check needs the source checkpoint; give it with {option('model')})"
-        ) from error
-    if checkpoint.model != bundle.spec.model:
-        raise CheckpointError(f"{source} has another architecture than the model this bundle was made from")
-    return checkpoint

@@ -24,7 +24,9 @@ from star_export.checkpoint.folder import INDEX, find_shards
 from star_export.checkpoint.tensors import canonical_name
 from star_export.errors import CheckpointError
 from star_export.files import write_json
-from star_export.specs import RECEIVED, TEXT
+from star_export.graphs.quantize import dequantize, quantize
+from star_export.graphs.weights import torch_dtype
+from star_export.specs import RECEIVED, TEXT, ExportSpec
 from star_export.validation.reference_scores import (
     LAYER_SCORES,
     PATCH_SCORES,
@@ -159,6 +161,18 @@ class Reference:
                 # A new parameter: tied weights are two in a bundle, and may be rounded differently.
                 rounded = torch.nn.Parameter(weight.to(dtype).float(), requires_grad=False)
                 setattr(self.model.get_submodule(module), leaf, rounded)
+
+    @torch.no_grad()
+    def quantize_weights(self, spec: ExportSpec) -> None:
+        """Put what a bundle of ``spec`` computes with in the place of each weight that it quantises."""
+        for name, module in self.model.named_modules():
+            if not isinstance(module, torch.nn.Linear) or spec.quantization is None:
+                continue
+            stored = canonical_name(f"{name}.weight", spec.model.model_type)
+            if kind := spec.quantized(stored, module.in_features):
+                scales = torch_dtype(spec.weight_dtype(stored))
+                parts = quantize(module.weight.T, kind, spec.quantization.block, scales)
+                module.weight = torch.nn.Parameter(dequantize(*parts).T.contiguous(), requires_grad=False)
 
     @torch.no_grad()
     def encode_images(

@@ -62,6 +62,21 @@ def compare_arrays(stage: str, found: Array, expected: Array, tolerance: float) 
     return StageResult(stage, status, error, tolerance, f"max |difference| / rms, worst at {where}")
 
 
+def divergence(found: Array, expected: Array) -> float:
+    """KL(expected || found), in nats, of the next token's distributions that logits ``[vocab]`` give."""
+    wide = [logits.astype(np.float64) for logits in (found, expected)]
+    mine, wanted = (logits - np.logaddexp.reduce(logits) for logits in wide)
+    return float(np.sum(np.exp(wanted) * (wanted - mine)))
+
+
+def compare_distributions(divergences: Sequence[float], kind: str) -> StageResult:
+    """The mean divergence from the checkpoint's own weights; ``kind`` of integers says how much passes."""
+    text = resources.files(__package__).joinpath("tolerances/quantized.toml").read_text()
+    limit, mean = float(tomllib.loads(text)[kind]), float(np.mean(divergences))
+    detail = f"mean KL of {len(divergences)} next tokens, in nats, as users run it"
+    return StageResult("divergence", "pass" if mean <= limit else "fail", mean, limit, detail)
+
+
 def worst(results: list[StageResult]) -> StageResult:
     """The failed result if there is one, else that with the largest error; all of one stage."""
     return max(results, key=lambda result: (result.status == "fail", result.error))

@@ -257,7 +257,7 @@ def test_a_revision(hub: Hub, get: Get) -> None:
 SOURCE = """
 import sys
 from star_export.bundle import open_bundle
-from star_export.validation.parity import _source_checkpoint
+from star_export.validation.check import _source_checkpoint
 checkpoint = _source_checkpoint(open_bundle(sys.argv[1]), None)
 print(checkpoint.source, checkpoint.revision, len(checkpoint.tensors))
 """

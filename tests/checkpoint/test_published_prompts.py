@@ -21,8 +21,8 @@ from star_export.errors import CheckpointError, SettingsError
 from star_export.preprocessing import PromptSpec, render, tokenize
 from star_export.preprocessing.convert import fit_content, prompt_spec
 from star_export.preprocessing.processor import read_processor
+from star_export.validation.check import check_bundle
 from star_export.validation.expected import compare_tokenized, expected_input
-from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 
 QUESTION = "What is on the sign?"

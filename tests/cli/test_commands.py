@@ -166,6 +166,8 @@ def test_a_bfloat16_bundle_on_the_cpu(cli: Any, bundle: BundleOf, picture: Path,
 def test_inspect_names_layers_in_float32(cli: Any, bundle: BundleOf) -> None:
     outcome = cli("inspect", bundle("mha", dtype="float16", fp32_layers=WIDE))
     assert f"float16, float32 in {', '.join(WIDE)}" in " ".join(outcome.out.split())
+    quantised = cli("inspect", bundle("mha", quantize="int4")).out
+    assert "float32, all weights int4 in blocks of 32" in quantised
 
 
 def test_check_shows_the_agreement(cli: Any, bundle: BundleOf) -> None:

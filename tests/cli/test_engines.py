@@ -140,7 +140,7 @@ def test_the_check_after_a_build_gets_its_options(
     spec = open_bundle(engines).spec
     monkeypatch.setattr("star_export.build.add_engines", lambda *_: BuildReport(engines, spec, ()))
     monkeypatch.setattr("star_export.engines.backends.require_device", lambda: None)
-    monkeypatch.setattr("star_export.validation.parity.check_bundle", check_bundle)
+    monkeypatch.setattr("star_export.validation.check.check_bundle", check_bundle)
     request = ("build", "--from-bundle", engines, "--backend", "tensorrt", "--plugins", "library", "--check")
     outcome = cli(*request, "--plugin-library", library, "--json")
     assert outcome.code == 1  # nothing was compared, which is no pass

@@ -13,7 +13,7 @@ from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState
 from star_export.bundle import open_bundle
 from star_export.engines import Runtime, open_session
-from star_export.engines.onnxruntime import OnnxRuntimeArray
+from star_export.engines.onnxruntime import OnnxRuntimeArray, OnnxRuntimeSession
 from star_export.errors import BundleError, PlatformError, SettingsError
 
 BundleOf = Callable[..., Path]
@@ -156,3 +156,16 @@ def test_a_graph_that_fails_when_it_runs(bundle: BundleOf) -> None:
     feeds = {names.PIXEL_VALUES: np.zeros((1, 3, 8, 8), np.float32), names.STAGE1_SLOTS: np.arange(4)}
     with pytest.raises(BundleError, match=r"ONNX Runtime .* cannot run .*vision.onnx: .*invalid dimensions"):
         session.run(names.VISION, feeds)
+
+
+def test_an_old_runtime_is_slow_with_8_bits(
+    bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = bundle("mha", quantize="int4")  # of which lm_head has 8
+    caplog.clear()  # of the build
+    OnnxRuntimeSession(open_bundle(folder), threads=1).close()
+    assert not caplog.messages
+    monkeypatch.setattr("onnxruntime.__version__", "1.24.4")
+    OnnxRuntimeSession(open_bundle(folder), threads=1).close()
+    [message] = caplog.messages
+    assert message.endswith("of 8 bits; run: pip install 'onnxruntime>=1.25'")

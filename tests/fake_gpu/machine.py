@@ -93,10 +93,12 @@ def fake_engine_bundle(
         prune: bool = True,
         dtype: str = "float16",
         weights: str = "shared",
+        quantize: str | None = None,
     ) -> Bundle:
-        folder = root / f"{backend}-{preset}-{prune}-{dtype}-{weights}-{target}"
+        folder = root / f"{backend}-{preset}-{prune}-{dtype}-{weights}-{quantize}-{target}"
         if not folder.exists():
-            fake_engines(bundle(preset, prune=prune, dtype=dtype), folder, backend, target, weights=weights)
+            source = bundle(preset, prune=prune, dtype=dtype, quantize=quantize)
+            fake_engines(source, folder, backend, target, weights=weights)
         return open_bundle(folder)
 
     return get

@@ -18,6 +18,7 @@ import pytest
 
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
+from star_export.dtypes import DTYPES
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
 from star_export.engines.tensorrt.builder import SHARED
@@ -38,6 +39,8 @@ TYPES = {
     "tensor(float)": ("FLOAT", np.float32),
     "tensor(float16)": ("HALF", np.float16),
     "tensor(int64)": ("INT64", np.int64),
+    "tensor(int8)": ("INT8", np.int8),
+    "tensor(int4)": ("INT4", np.uint8),
 }
 
 
@@ -66,17 +69,20 @@ def _weights(folder: str, graph: str) -> "dict[str, FakeWeight]":
     """What an engine with shared weights takes besides the graph's inputs."""
     bundle = open_bundle(folder)
     model = onnx.load(bundle.graph_path(graph), load_external_data=False)
-    names = {tensor.name for tensor in model.graph.initializer if tensor.external_data}
+    external = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
     tensors = [tensor for file in bundle.weights for tensor in stored(bundle.path(file.path))]
-    return {t.spec.name: FakeWeight(t) for t in tensors if t.spec.name in names}
+    return {t.spec.name: FakeWeight(t, external[t.spec.name]) for t in tensors if t.spec.name in external}
 
 
 class FakeWeight:
     """An input that is a weight: as ONNX Runtime describes inputs, and what must be bound to it."""
 
-    def __init__(self, tensor: StoredWeight) -> None:
-        self.name, self.shape = tensor.spec.name, tensor.spec.shape
-        self.type = f"tensor({tensor.spec.dtype.replace('float32', 'float')})"
+    def __init__(self, tensor: StoredWeight, of: onnx.TensorProto) -> None:
+        self.name, self.shape = tensor.spec.name, tuple(of.dims)
+        kind = next(
+            name for name, row in DTYPES.items() if row.onnx == onnx.TensorProto.DataType.Name(of.data_type)
+        )
+        self.type = f"tensor({kind.replace('float32', 'float')})"
         self.data = np.fromfile(tensor.path, np.uint8, tensor.nbytes, offset=tensor.offset)
 
 

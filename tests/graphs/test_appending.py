@@ -92,3 +92,15 @@ def test_sixty_four_at_a_time() -> None:
     assert list(batched(values[:64], 64)) == [values[:64]]
     assert list(batched((), 64)) == []
     assert list(batched((5, 6), 1)) == [(5,), (6,)]
+
+
+def test_caches_of_any_size_give_the_same(decode: tuple[ExportSpec, ort.InferenceSession]) -> None:
+    """With room for what is there and two tokens more, and for as many as the bundle allows."""
+    spec, tokens, roomy = decode[0], TOKENS[:, :2], fresh(decode[0])
+    most = {symbol: max(given) + 2 for symbol, given in zip(("L1", "L2"), LENGTHS.values(), strict=True)}
+    room = {tensor.name: most[str(tensor.shape[2])] for tensor in contract(spec)[DECODE].caches().values()}
+    tight = {name: np.ascontiguousarray(cache[:, :, : room[name]]) for name, cache in roomy.items()}
+    expected, _ = run(decode, roomy, tokens, 0)
+    found, caches = run(decode, tight, tokens, 0)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert {name: cache.shape[2] for name, cache in caches.items()} == room

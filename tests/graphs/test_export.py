@@ -323,31 +323,6 @@ def test_decoding_together_is_decoding_alone(exported: Exported) -> None:
     assert np.abs(logits[0] - logits[2]).max() > 0.1  # the same token, other caches
 
 
-def test_caches_of_any_size_give_the_same(exported: Exported) -> None:
-    session = ort.InferenceSession(exported.path(DECODE))
-    random, spec = np.random.default_rng(0), exported.spec
-    small = [100 - 10 * number for number in range(len(spec.groups))]
-    feeds = zeros(exported, DECODE, {"B": 1, "C": 2} | dict(zip(capacity_symbols(spec), small, strict=True)))
-    for name, value in feeds.items():
-        if name.startswith("past"):
-            value[:] = random.standard_normal(value.shape)
-        elif name.endswith("_lengths"):
-            value[:] = 41 if name.startswith("early") else 30
-    feeds["input_ids"][:], feeds["position_ids"][:] = [[5, 300]], [[41, 42]]
-    names = [t.name for t in contract(spec)[DECODE].outputs]
-    exact = dict(zip(names, session.run(None, feeds), strict=True))
-    wide = zeros(exported, DECODE, {"B": 1, "C": 2})
-    for name, value in feeds.items():
-        if name.startswith("past"):
-            wide[name][:, :, : value.shape[2]] = value
-        else:
-            wide[name] = value
-    roomy = dict(zip(names, session.run(None, wide), strict=True))
-    for name, value in exact.items():
-        found = roomy[name][:, :, : value.shape[2]] if name.startswith("present") else roomy[name]
-        np.testing.assert_allclose(found.astype(np.float32), value.astype(np.float32), rtol=2e-3, atol=2e-3)
-
-
 def test_decoding_writes_one_slot_and_reads_no_free_one(exported: Exported) -> None:
     session = ort.InferenceSession(exported.path(DECODE))
     names = [t.name for t in contract(exported.spec)[DECODE].outputs]

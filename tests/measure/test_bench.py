@@ -15,7 +15,7 @@ from star_export.errors import BundleError, SettingsError
 from star_export.flops import Layout, prefill_flops, vision_flops
 from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
 from star_export.measure.sides import Memory, Sample, side_device
-from star_export.specs import ImageLimits
+from star_export.specs import ImageLimits, Quantization
 
 SIDES = ("pruned", "unpruned", "hf-sdpa")
 PROMPT = "What is in the picture?"
@@ -161,6 +161,14 @@ def test_the_baseline_takes_the_bundles_pictures(bundle: Callable[..., Path]) ->
     own = replace(own, spec=replace(own.spec, images=limits))
     options = baseline_options(own, Path("unpruned"), source="anywhere", runtime=Runtime())
     assert (options.max_images, options.max_tiles, options.max_image_tokens) == (2, 4, 60)
+
+
+def test_the_baseline_of_quantised_weights_has_them_too(bundle: Callable[..., Path]) -> None:
+    own = open_bundle(bundle("mha"))
+    how = Quantization(type="uint4", block=64, vision=True)
+    own = replace(own, spec=replace(own.spec, quantization=how))
+    options = baseline_options(own, Path("unpruned"), source="anywhere", runtime=Runtime())
+    assert (options.quantize, options.quantize_block, options.quantize_vision) == ("uint4", 64, True)
 
 
 def test_flops(report: BenchReport) -> None:

@@ -18,7 +18,21 @@ RANDOM = np.random.default_rng(0)
 ODD = [0.0, -0.0, np.inf, -np.inf, 3.4028235e38, 1.17549435e-38, 1e-45, 1.0 + 2.0**-8, 1.0 + 3 * 2.0**-8]
 
 
-@pytest.mark.parametrize("name", DTYPES)
+WHOLE = [name for name, row in DTYPES.items() if row.packed == 1]
+
+
+@pytest.mark.parametrize("name", [name for name in DTYPES if name not in WHOLE])
+def test_two_of_four_bits_share_a_byte(name: str) -> None:
+    row, dtype = DTYPES[name], ir.DataType[DTYPES[name].onnx]
+    assert [row.nbytes(count) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]
+    assert (dtype.bitwidth, row.packed, row.host, row.safetensors) == (4, 2, "uint8", "U8")
+    assert dtype.name.lower() == name
+    for library in ("tensorrt_rtx", "tensorrt_lean"):
+        known = pytest.importorskip(library).DataType.__members__
+        assert (row.tensorrt in known) == (dtype.name in known) == (name == "int4")
+
+
+@pytest.mark.parametrize("name", WHOLE)
 def test_a_row_names_one_type(name: str) -> None:
     row, dtype = DTYPES[name], getattr(torch, name)
     assert row.itemsize == dtype.itemsize
@@ -30,7 +44,7 @@ def test_a_row_names_one_type(name: str) -> None:
     assert header["t"]["dtype"] == row.safetensors
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("library", ["tensorrt_rtx", "tensorrt_lean"])
 def test_tensorrt_has_the_row(library: str, name: str) -> None:
     tensorrt = pytest.importorskip(library)

@@ -12,7 +12,7 @@ import pytest
 
 from star_export import load
 from star_export.bundle import open_bundle
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from star_export.contract import ALWAYS_KEPT
 from star_export.errors import SettingsError
 from star_export.graphs.decoder import fewest
 from star_export.serving.scheduler import Scheduler
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 from star_export.validation.verdicts import fewest_of_mass
 

@@ -8,7 +8,7 @@ import pytest
 
 from star_export.answer.pipeline import load
 from star_export.errors import InputError, SettingsError
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import SIZES, budgets_of, choose_probes, make_probes
 from star_export.validation.report import ParityReport
 from star_export.validation.runtimes import compare_runtimes

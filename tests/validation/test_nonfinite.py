@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle
 from star_export.checkpoint.tensors import canonical_name
+from star_export.validation.check import check_bundle
 from star_export.validation.nonfinite import first_nonfinite
-from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 from star_export.validation.report import ParityReport
 

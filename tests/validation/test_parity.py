@@ -13,7 +13,7 @@ from star_export.bundle import open_bundle
 from star_export.errors import BundleError, CheckpointError, SettingsError
 from star_export.reports import read_reports
 from star_export.testing.checkpoints import make_checkpoint
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 from star_export.validation.report import ParityReport
 from tests.shapes import WIDE

@@ -6,7 +6,7 @@ from pathlib import Path
 from star_export.bundle import open_bundle
 from star_export.engines import Runtime
 from star_export.reports import read_reports
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 from tests.fake_gpu.machine import LATE, Machine
 

@@ -16,8 +16,8 @@ from star_export.engines.session import on_host
 from star_export.errors import SettingsError
 from star_export.preprocessing import TokenizedPrompt
 from star_export.serving.scheduler import Scheduler
+from star_export.validation.check import check_bundle
 from star_export.validation.counts import compare_counts
-from star_export.validation.parity import check_bundle
 from star_export.validation.probes import make_probes
 from tests.validation.lab import Lab, make_lab
 

@@ -19,7 +19,8 @@ from star_export.engines import Runtime, open_session
 from star_export.preprocessing.processor import read_processor
 from star_export.serving.scheduler import Scheduler
 from star_export.specs import RECEIVED, TEXT, Schedule, Stage
-from star_export.validation.parity import ParityCheck, check_bundle
+from star_export.validation.check import check_bundle
+from star_export.validation.parity import ParityCheck
 from star_export.validation.probes import make_probes
 from star_export.validation.reference import Reference
 

@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from star_export import build as building
 from star_export.specs import STAGE1_SCORES, STAGE2_SCORES, ExportSpec, Keep
-from star_export.validation.parity import check_bundle
+from star_export.validation.check import check_bundle
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,18 @@ def test_every_engine_builds(
     assert any("builder peak" in record.getMessage() for record in caplog.records)
 
 
+@pytest.mark.parametrize(("quantize", "weights"), [("int4", "shared"), ("int4", "baked"), ("int8", "shared")])
+def test_quantised_weights_build(copy: Callable[..., Path], quantize: str, weights: str) -> None:
+    folder = copy("mha", quantize=quantize)
+    add_engines(folder, replace(RTX, targets=("sm89",), weights=weights))
+    assert open_bundle(folder, verify=True).spec.quantization is not None
+
+
+def test_zero_points_are_refused(copy: Callable[..., Path]) -> None:
+    with pytest.raises(SettingsError, match=r"no zero points, which uint4 has; build .* quantize=int4"):
+        add_engines(copy("mha", quantize="uint4"), RTX)
+
+
 def test_shared_weights_are_in_no_engine(copy: Callable[..., Path]) -> None:
     """60 MB of weights: in prefill and in decode, or in neither."""
     folder, sizes = copy("serving"), {}

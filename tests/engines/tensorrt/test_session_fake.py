@@ -89,6 +89,13 @@ def test_weights_inside_each_engine(
     assert not weights.LOADED
 
 
+@pytest.mark.parametrize("quantize", ["int4", "int8"])
+@pytest.mark.usefixtures("lazy_gpu")
+def test_quantised_weights(fake_engine_bundle: Callable[..., Bundle], quantize: str, picture: Path) -> None:
+    bundle = fake_engine_bundle(RTX, "mha", "sm89", quantize=quantize)
+    assert answer(bundle, RTX, picture) == answer(bundle, "onnxruntime", picture)
+
+
 def test_weights_in_pieces(
     engines: Callable[[str], Bundle], picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

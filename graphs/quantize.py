@@ -1,0 +1,122 @@
+"""Weights of linear layers in 4 or 8 bits.
+
+The graphs hold them as ``DequantizeLinear`` in front of the product: standard ONNX, of which ONNX Runtime
+makes its own product of few bits when it loads, and TensorRT a weight-only quantised one.
+"""
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
+from torch import Tensor
+
+from star_export.dtypes import DTYPES
+from star_export.specs import ExportSpec, QuantizedType
+
+#: What is put behind a weight's name for its scales, and for its zero points.
+SCALE, ZERO_POINT = "_scale", "_zero_point"
+
+
+def quantize(weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The nearest integers, block by block.
+
+    Args:
+        weight: ``[in, out]``.
+        kind: ``int4``: ``w = q * scale``; ``uint4``: ``w = (q - zero_point) * scale``; 8 bits likewise.
+        block: Inputs that share a scale.
+        dtype: Element type of the scales.
+
+    Returns:
+        Integers int16 ``[in, out]``, scales ``[in / block, out]`` and, where unsigned, zero points
+        int16 ``[in / block, out]``.
+    """
+    blocks = weight.float().reshape(-1, block, weight.shape[1])  # [in / block, block, out]
+    levels = 1 << int(kind[-1])
+    low, high = blocks.amin(1).clamp(max=0), blocks.amax(1).clamp(min=0)
+    if kind.startswith("u"):
+        scale = _usable((high - low) / (levels - 1), dtype)
+        zero = (-low / scale.float()).round().clamp(0, levels - 1)
+        integers = (blocks / scale.float()[:, None] + zero[:, None]).round().clamp(0, levels - 1)
+        return integers.flatten(0, 1).short(), scale, zero.short()
+    # The lowest integer has no counterpart: a block whose value farthest from zero is negative uses it.
+    # Turning the others' signs would use it always, but TensorRT takes no negative scale.
+    scale = _usable(torch.maximum(high / (levels // 2 - 1), -low / (levels // 2)), dtype)
+    integers = (blocks / scale.float()[:, None]).round().clamp(-levels // 2, levels // 2 - 1)
+    return integers.flatten(0, 1).short(), scale
+
+
+def dequantize(integers: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
+    """float32 ``[in, out]`` of what :func:`quantize` gives."""
+    blocks = integers.float().reshape(scale.shape[0], -1, scale.shape[1])
+    if zero is not None:
+        blocks = blocks - zero.float()[:, None]
+    return (blocks * scale.float()[:, None]).flatten(0, 1)
+
+
+def packed(integers: Tensor, kind: str) -> Tensor:
+    """Integers as they are stored: of 4 bits two in a byte, the first in the lower half."""
+    if not kind.endswith("4"):
+        return integers.to(torch.int8 if kind == "int8" else torch.uint8)
+    flat = (integers.flatten() & 0xF).to(torch.uint8)
+    if len(flat) % 2:
+        flat = torch.cat([flat, flat.new_zeros(1)])
+    return flat[::2] | flat[1::2] << 4
+
+
+def _usable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scales as they are stored; 1 where there is nothing to scale."""
+    scale = scale.to(dtype)
+    return torch.where(scale == 0, 1.0, scale).to(dtype)
+
+
+class QuantizeWeights(InPlacePass):
+    """Put ``DequantizeLinear`` between each quantised weight and its product.
+
+    Needs weights without values, of which those to be quantised are used by products alone. Leaves
+    integers in their place, and scales and zero points beside them.
+
+    Args:
+        spec: Which weights.
+    """
+
+    def __init__(self, spec: ExportSpec) -> None:
+        self.spec = spec
+
+    def call(self, model: ir.Model) -> PassResult:
+        graph, done = model.graph, False
+        for weight in list(graph.initializers.values()):
+            uses = [(use.node.op_type, use.idx) for use in weight.uses()]
+            if weight.const_value is not None or weight.shape is None or ("MatMul", 1) not in uses:
+                continue
+            if (kind := self.spec.quantized(str(weight.name), weight.shape.numpy()[0])) is None:
+                continue
+            if uses != [("MatMul", 1)]:
+                raise PreconditionError(f"{weight.name} is used by {uses}, not by one product alone")
+            self._quantize(graph, weight, kind)
+            done = True
+        return PassResult(model, modified=done)
+
+    def _quantize(self, graph: ir.Graph, weight: ir.Value, kind: QuantizedType) -> None:
+        assert self.spec.quantization is not None
+        block, ((product, index),) = self.spec.quantization.block, weight.uses()
+        assert weight.shape is not None
+        rows, columns = weight.shape.numpy()
+        integers = ir.TensorType(ir.DataType[DTYPES[kind].onnx])
+        shape = ir.Shape([rows // block, columns])
+        inputs = [weight, ir.Value(name=f"{weight.name}{SCALE}", shape=shape, type=weight.type)]
+        if kind.startswith("u"):
+            inputs.append(ir.Value(name=f"{weight.name}{ZERO_POINT}", shape=shape, type=integers))
+        for value in inputs[1:]:
+            graph.initializers.add(value)
+        wide = ir.Value(name=f"{weight.name}_dequantized", shape=weight.shape, type=weight.type)
+        node = ir.Node(
+            "",
+            "DequantizeLinear",
+            inputs,
+            [ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block)],
+            outputs=[wide],
+            name=f"{product.name}_weight",
+            metadata_props=dict(product.metadata_props),
+        )
+        weight.type = integers
+        graph.insert_before(product, node)
+        product.replace_input_with(index, wide)

@@ -1,0 +1,81 @@
+"""How the weights of linear layers are stored: in few bits, with a scale for each block of them."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from star_export.errors import SettingsError, option
+from star_export.specs.values import Count
+
+#: Integers of a weight. Signed ones have no zero point, unsigned ones one for each block.
+QuantizedType = Literal["int4", "uint4", "int8", "uint8"]
+
+QUANTIZED_TYPES: tuple[QuantizedType, ...] = get_args(QuantizedType)
+
+#: Weights of one column that share a scale.
+BLOCKS = (32, 64, 128)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """Which weights are stored in few bits, and how.
+
+    Scores, norms, embeddings, biases and convolutions are not, nor is a layer that no block divides
+    (4304 inputs in SigLIP). The last layer before the logits has 8 bits: it decides between tokens, and
+    nothing behind it makes up for an error.
+
+    Attributes:
+        type: The decoder's integers.
+        block: Weights of one column that share a scale.
+        vision: Whether the tower's and the projector's layers are stored in 8 bits.
+    """
+
+    type: QuantizedType
+    block: Count
+    vision: bool = False
+
+    def of(self, module: str, inputs: int) -> QuantizedType | None:
+        """The integers of a linear layer's weight, by the layer's name and inputs; None if it has none."""
+        if all(inputs % block for block in BLOCKS):
+            return None
+        wide: QuantizedType = "uint8" if self.type.startswith("u") else "int8"
+        if module == "lm_head":
+            return wide
+        if module.startswith("language_model."):
+            return self.type
+        return wide if self.vision else None
+
+
+def resolve_quantization(kind: str | None, *, block: int, vision: bool) -> Quantization | None:
+    """Checked settings; None without any.
+
+    Raises:
+        SettingsError: If one is unknown, or has no meaning without another.
+    """
+    if kind is None:
+        if vision:
+            raise SettingsError(f"{option('quantize_vision', True)} needs {option('quantize', 'int4')}")
+        return None
+    if kind not in QUANTIZED_TYPES:
+        raise SettingsError(f"{option('quantize')} must be {', '.join(QUANTIZED_TYPES)}, got {kind}")
+    if block not in BLOCKS:
+        raise SettingsError(f"{option('quantize_block')} must be {', '.join(map(str, BLOCKS))}, got {block}")
+    return Quantization(type=kind, block=block, vision=vision)
+
+
+def check_blocks(how: Quantization, inputs: dict[str, int]) -> None:
+    """Refuse blocks that do not divide a layer.
+
+    Args:
+        how: The settings.
+        inputs: How many inputs each linear layer has, by its name.
+
+    Raises:
+        SettingsError: With the layer, and what would divide it.
+    """
+    for name, count in inputs.items():
+        if how.of(name, count) and count % how.block:
+            fitting = max(block for block in BLOCKS if count % block == 0)
+            raise SettingsError(
+                f"{name} has {count} inputs, which blocks of {how.block} do not divide; "
+                f"give {option('quantize_block', fitting)}"
+            )
