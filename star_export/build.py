@@ -134,13 +134,8 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     quantization = resolve_quantization(
         options.quantize, block=options.quantize_block, vision=options.quantize_vision
     )
-    spec = replace(
-        spec,
-        schedule=schedule,
-        fp32_layers=names,
-        quantization=quantization,
-        proportional=options.proportional,
-    )
+    spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
+    spec = replace(spec, quantization=quantization)
     check_proportional(spec)
     if quantization:
         from star_export.graphs.export import linear_inputs
