@@ -36,6 +36,7 @@ PROVIDERS = {
 #: multiplies one row by every weight and gains much from it; vision and prefill have
 #: hundreds of rows, gain little, and instead map the file: less memory and a quicker
 #: load (docs/performance.md, `make bench-session`).
+#: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
 PREPACKED = (DECODE,)
 
 
