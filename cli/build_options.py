@@ -164,7 +164,7 @@ QuantizeBlockOption = Annotated[
     _precision(
         "--quantize-block",
         metavar="N",
-        help=f"Weights to a scale, by default {BLOCKS[0]}; or 64, 128.",
+        help=f"Weights to a scale: {BLOCKS[0]}, or 64, 128.",
         show_default=False,
     ),
 ]
