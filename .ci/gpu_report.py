@@ -28,6 +28,12 @@ ROOT = Path(__file__).parents[1]
 #: Longest a step may take, in seconds.
 STEP_SECONDS = 1800
 
+#: Room for text and answer of the smaller caches; tokens to generate with which a request takes each size.
+SMALL, NEW_TOKENS = 128, {"128": 16, "all": 200}
+
+#: Types of weights that are built and measured beside whole ones.
+QUANTIZED = ("int4", "int8")
+
 _CLI = (sys.executable, "-m", "star_export.cli")
 
 
@@ -97,6 +103,9 @@ def run_steps(folder: Path, checkpoint: Path) -> list[Step]:
         run_step("baseline", "build", "--model", checkpoint, *common, "--no-prune", "-o", baseline),
         run_step("mini", "build", "--model", "models/mini", *common, "--keep", 64, "-o", mini),
     ]
+    for kind in QUANTIZED:
+        options = ("--model", checkpoint, *common, "--keep", 64, "--quantize", kind, "-o", folder / kind)
+        steps.append(run_step(kind, "build", *options))
     for backend in (name for name, entry in BACKENDS.items() if entry.device == "cuda"):
         steps += _backend_steps(backend, bundle, baseline, mini)
     return steps
@@ -125,6 +134,11 @@ def _backend_steps(backend: str, bundle: Path, baseline: Path, mini: Path) -> li
         ),
         run_step(f"{backend} accuracy", "eval", mini, "--backend", backend, *gate),
         *_baked_steps(backend, bundle, picture),
+        *(
+            step
+            for kind in ("bundle", *QUANTIZED)
+            for step in _sized_steps(backend, bundle.parent / kind, picture)
+        ),
     ]
 
 
@@ -138,6 +152,28 @@ def _baked_steps(backend: str, bundle: Path, picture: Path) -> list[Step]:
         return [built]
     options = ("--image", picture, "--backend", backend, "--side", "pruned", "--json")
     return [built, run_step(f"{backend} bench, weights baked", "bench", bundle, *options)]
+
+
+def _sized_steps(backend: str, bundle: Path, picture: Path) -> list[Step]:
+    """Engines for caches of two sizes: built, checked, and measured with a request that takes each."""
+    if not BACKENDS[backend].builds_engines:
+        return []
+    name, options = (
+        f"{backend} {bundle.name}",
+        ("--backend", backend, *_target(backend), "--capacities", SMALL),
+    )
+    built = run_step(f"{name}, engines of two sizes", "build", "--from-bundle", bundle, *options, "--json")
+    if built.code:
+        return [built]
+    options = ("--image", picture, "--backend", backend, "--side", "pruned", "--json")
+    return [
+        built,
+        run_step(f"{name}, check of both sizes", "check", bundle, "--backend", backend, "--json"),
+        *(
+            run_step(f"{name}, bench, room for {room}", "bench", bundle, *options, "--max-new-tokens", tokens)
+            for room, tokens in NEW_TOKENS.items()
+        ),
+    ]
 
 
 def _target(backend: str) -> tuple[str, ...]:

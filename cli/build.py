@@ -69,6 +69,7 @@ _EXPORT_ONLY = (
 _ENGINE_ONLY = (
     "target",
     "max_batch",
+    "capacities",
     "plugins",
     "plugin_library",
     "weights",
@@ -105,6 +106,7 @@ def build(
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     max_batch: opt.MaxBatchOption = 8,
+    capacities: opt.CapacitiesOption = None,
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
     quantize: opt.QuantizeOption = None,
@@ -164,7 +166,8 @@ def _engine_options(context: typer.Context) -> "EngineOptions | None":
     if not _runtime(context).entry.builds_engines:
         refuse(context, _ENGINE_ONLY, "needs --backend tensorrt or tensorrt-rtx")
         return None
-    return EngineOptions(**_fields(context, EngineOptions), targets=tuple(context.params["target"] or ()))
+    given = _fields(context, EngineOptions) | {"targets": tuple(context.params["target"] or ())}
+    return EngineOptions(**given | {"capacities": given["capacities"] or ()})
 
 
 def _runtime(context: typer.Context) -> "Runtime":
@@ -232,7 +235,7 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
 
     for step in report.steps:
         size = megabytes(step.bytes) if step.bytes else ""
-        err.print(f"  {step.step:<28}{step.seconds:>8.1f} s  {size:>12}")
+        err.print(f"  {step.step:<33}{step.seconds:>8.1f} s  {size:>12}")
     spec = report.spec
     total = megabytes(sum(step.bytes for step in report.steps))
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {images(spec)}, {pruning(spec)}")

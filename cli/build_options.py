@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,6 +24,15 @@ _told = partial(_sizes, show_default=False)
 _precision = partial(typer.Option, rich_help_panel="Precision")
 _engines = partial(typer.Option, rich_help_panel="Engines")
 _output = partial(typer.Option, rich_help_panel="Output")
+
+
+def parse_capacities(text: str) -> tuple[int, ...]:
+    """``1024,2048``: tokens of text and answer."""
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of numbers of tokens such as 1024,2048") from error
+
 
 ModelOption = Annotated[
     str | None,
@@ -138,6 +147,11 @@ MaxTextTokensOption = Annotated[
 MaxNewTokensOption = Annotated[int, _told("--max-new-tokens", help="Tokens to generate.  [default: 512]")]
 MaxBatchOption = Annotated[int, _told("--max-batch", help="Sequences of a decode step.  [default: 8]")]
 
+CapacitiesOption = Annotated[
+    Any,  # tuple[int, ...] | None, which typer does not know
+    _sizes("--capacities", parser=parse_capacities, help="Engines also for less text and answer: 256,512."),
+]
+
 DTypeOption = Annotated[
     DType | None,
     _precision(
@@ -213,7 +227,7 @@ TimingCacheOption = Annotated[
     _engines(
         "--timing-cache",
         metavar="FILE",
-        help="tensorrt: keep kernel timings here; the next build takes minutes less.",
+        help="tensorrt: keep kernel timings here.",
     ),
 ]
 HardwareCompatibleOption = Annotated[

@@ -64,7 +64,11 @@ def _print_facts(bundle: "Bundle") -> None:
     for backend in bundle.manifest.get("engines", {}):
         engines = read_facts(bundle, backend)
         weights = "shared" if engines.weights_files else "baked in"
-        facts[backend] = f"{engines.version} engines for {', '.join(engines.targets)}, weights {weights}"
+        rooms = ", ".join(f"{room:,}" for room in (*(each.room for each in engines.smaller), spec.room))
+        facts[backend] = (
+            f"{engines.version} engines for {', '.join(engines.targets)}, weights {weights}, "
+            f"room for {rooms} tokens of text and answer"
+        )
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts.items():
         grid.add_row(f"[bold]{name}[/bold]", fact)

@@ -115,13 +115,14 @@ def write_engines(bundle: Bundle, backend: str, facts: dict[str, Any] | None) ->
     Args:
         bundle: Whose manifest is written.
         backend: Whose engines.
-        facts: What to say of them, with their ``files``; None says that there are none.
+        facts: What to say of them, with the ``files`` of all, of ``smaller`` ones too; None: there are none.
 
     Raises:
         OSError: If the disk is full.
     """
     own = PurePosixPath("engines", backend)  # whatever a damaged entry calls its files
-    new = facts["files"].values() if facts else ()
+    parts = (facts, *facts.get("smaller", ())) if facts else ()
+    new = [name for part in parts for name in part["files"].values()]
     kept = [e for e in bundle.manifest["files"] if not PurePosixPath(e["path"]).is_relative_to(own)]
     entries = [*kept, *(_listed(bundle.folder, name) for name in new)]
     engines = {name: e for name, e in bundle.manifest.get("engines", {}).items() if name != backend}

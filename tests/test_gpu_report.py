@@ -6,6 +6,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from typer.main import get_command
+
+from star_export.cli.commands import app
 
 SCRIPT = Path(__file__).parents[1] / ".ci" / "gpu_report.py"
 
@@ -31,6 +34,33 @@ def test_a_step_that_fails_leaves_its_exact_reason(report: ModuleType, tmp_path:
     assert "| GPU | no | none |" in text
     assert f"| check | {step.reason} |" in text
     assert "half" in text
+
+
+def test_every_option_of_a_step_is_one(report: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is run: a fake notes what would be."""
+    asked: list[tuple[str, tuple[str, ...]]] = []
+
+    def note(title: str, *words: object, cli: bool = True) -> object:
+        if cli:
+            asked.append((title, tuple(map(str, words))))
+        return report.Step(title, "", 0.0, 0, "", "")
+
+    monkeypatch.setattr(report, "run_step", note)
+    report.run_steps(Path("folder"), Path("checkpoint"))
+    commands = get_command(app).commands
+    for title, (command, *words) in asked:
+        parameters = commands[command].params
+        known = {name for each in parameters for name in (*each.opts, *each.secondary_opts)}
+        assert {word for word in words if word.startswith("--")} <= known, title
+    titles = [title for title, _ in asked]
+    for kind in ("bundle", "int4", "int8"):
+        for what in (
+            "engines of two sizes",
+            "check of both sizes",
+            "bench, room for 128",
+            "bench, room for all",
+        ):
+            assert f"tensorrt-rtx {kind}, {what}" in titles
 
 
 def test_results_become_tables(report: ModuleType) -> None:

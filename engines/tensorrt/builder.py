@@ -9,11 +9,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from star_export.contract import GRAPHS, is_slots
+from star_export.contract import DECODE, GRAPHS, PREFILL, is_slots
 from star_export.engines.plugins import PLUGIN_CHOICES
 from star_export.engines.tensorrt.bindings import (
     PRODUCTS,
@@ -24,8 +24,8 @@ from star_export.engines.tensorrt.bindings import (
     log,
 )
 from star_export.engines.tensorrt.cuda import require_device
-from star_export.engines.tensorrt.facts import AMPERE_PLUS, EngineFacts, engine_path
-from star_export.engines.tensorrt.profiles import check_topk, engine_profiles
+from star_export.engines.tensorrt.facts import AMPERE_PLUS, EngineFacts, SmallerEngines, engine_path
+from star_export.engines.tensorrt.profiles import check_rooms, check_topk, engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
 from star_export.errors import BundleError, PlatformError, SettingsError, option
 from star_export.specs import ExportSpec
@@ -49,6 +49,7 @@ class EngineOptions:
     plugins: str | None = None
     plugin_library: Path | None = None
     weights: str | None = None
+    capacities: tuple[int, ...] = ()
     timing_cache: Path | None = None
     hardware_compatible: bool = False
     version_compatible: bool = False
@@ -67,6 +68,7 @@ def options_like(facts: EngineFacts) -> EngineOptions:
         version_compatible=facts.version_compatible,
         weight_streaming=facts.weight_streaming,
         weights=SHARED if facts.weights_files else BAKED,
+        capacities=tuple(engines.room for engines in facts.smaller),
     )
 
 
@@ -86,7 +88,7 @@ def build_engines(
         spec: What was exported.
         options: For which backend, GPUs and sizes.
         weights: SHA-256 in hex of the weights files, by their paths in ``folder``.
-        output: Folder that gets the three ``*.engine`` files.
+        output: Folder that gets the ``*.engine`` files.
         step: Called with each engine's step name; what it returns is entered while it is built.
 
     Raises:
@@ -96,29 +98,33 @@ def build_engines(
     """
     check_options(options, spec)
     bindings = load_builder(options.backend)
-    profiles = engine_profiles(spec, max_batch=options.max_batch)
-    files = {graph: engine_path(options.backend, graph) for graph in GRAPHS}
-    shared = weights if weights_of(options) == SHARED else {}
-    facts = _facts(bindings, options, files=files, profiles=profiles, weights=shared)
-    for graph in GRAPHS:
-        request = EngineRequest(
-            backend=options.backend,
-            graph=str(folder / "graphs" / f"{graph}.onnx"),
-            output=str(output / Path(files[graph]).name),
-            profiles=profiles[graph],
-            targets=facts.targets if PRODUCTS[options.backend].targets else (),
-            plugins=facts.plugins,
-            plugin_library=str(options.plugin_library) if options.plugin_library else None,
-            timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
-            hardware_compatible=options.hardware_compatible,
-            version_compatible=options.version_compatible,
-            weight_streaming=options.weight_streaming,
-            shared_weights=bool(shared),
-            workspace=options.workspace << 20 if options.workspace else None,
-        )
-        with step(f"{options.backend} {graph} engine"):
-            build_apart(request, graph)
+    facts = _facts(bindings, options, spec, weights=weights if weights_of(options) == SHARED else {})
+    for engines in facts.by_capacities(spec).values():
+        for graph, file in engines.files.items():
+            path = output / Path(file).name
+            request = _request(options, facts, folder / "graphs" / f"{graph}.onnx", path)
+            with step(f"{options.backend} {path.stem} engine"):
+                build_apart(replace(request, profiles=engines.profiles[graph]), path.stem)
     return facts
+
+
+def _request(options: EngineOptions, facts: EngineFacts, graph: Path, output: Path) -> EngineRequest:
+    """What builds ``graph``, but for its profiles."""
+    return EngineRequest(
+        backend=options.backend,
+        graph=str(graph),
+        output=str(output),
+        profiles={},
+        targets=facts.targets if PRODUCTS[options.backend].targets else (),
+        plugins=facts.plugins,
+        plugin_library=str(options.plugin_library) if options.plugin_library else None,
+        timing_cache=str(options.timing_cache.resolve()) if options.timing_cache else None,
+        hardware_compatible=options.hardware_compatible,
+        version_compatible=options.version_compatible,
+        weight_streaming=options.weight_streaming,
+        shared_weights=bool(facts.weights_files),
+        workspace=options.workspace << 20 if options.workspace else None,
+    )
 
 
 def load_builder(backend: str) -> Bindings:
@@ -177,6 +183,12 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
             f"{option('weight_streaming', True)} streams weights that are inside an engine; "
             f"leave it out, or give {option('weights', BAKED)}"
         )
+    if options.capacities and weights_of(options) == BAKED:
+        raise SettingsError(
+            f"{option('capacities')} would put the decoder's weights into every engine once more; "
+            f"leave it out, or share them: {option('weights', SHARED)}"
+        )
+    check_rooms(spec, options.capacities)
     if plugins_of(options) == "none":
         check_topk(spec)
 
@@ -220,12 +232,7 @@ def weights_of(options: EngineOptions) -> str:
 
 
 def _facts(
-    bindings: Bindings,
-    options: EngineOptions,
-    *,
-    files: dict[str, str],
-    profiles: Any,
-    weights: Mapping[str, str],
+    bindings: Bindings, options: EngineOptions, spec: ExportSpec, *, weights: Mapping[str, str]
 ) -> EngineFacts:
     driver, targets = None, options.targets or PRODUCTS[options.backend].targets
     if not targets:
@@ -240,9 +247,20 @@ def _facts(
         version_compatible=options.version_compatible,
         weight_streaming=options.weight_streaming,
         driver=driver,
-        profiles=profiles,
-        files=files,
+        profiles=engine_profiles(spec, max_batch=options.max_batch),
+        files={graph: engine_path(options.backend, graph) for graph in GRAPHS},
         weights_files=dict(weights),
+        smaller=tuple(smaller_engines(options, spec, n) for n in options.capacities if n < spec.room),
+    )
+
+
+def smaller_engines(options: EngineOptions, spec: ExportSpec, room: int) -> SmallerEngines:
+    """What the manifest says of engines with less room for text and answer than the bundle has."""
+    profiles = engine_profiles(spec, max_batch=options.max_batch, room=room)
+    return SmallerEngines(
+        room=room,
+        profiles={graph: profiles[graph] for graph in (PREFILL, DECODE)},
+        files={graph: engine_path(options.backend, graph, room) for graph in (PREFILL, DECODE)},
     )
 
 

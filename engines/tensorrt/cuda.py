@@ -8,7 +8,7 @@ import ctypes
 import functools
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,30 @@ class DeviceBuffer:
         check((error,), f"allocating {what}")
         self.pointer = int(pointer)
         self.close = weakref.finalize(self, cudart.cudaFree, self.pointer)
+
+
+class Tensors:
+    """Named tensors in one allocation of device memory, each where TensorRT takes it.
+
+    Args:
+        sizes: Bytes of each.
+        what: What they are; see :class:`DeviceBuffer`.
+
+    Raises:
+        PlatformError: If there is no room.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], what: str) -> None:
+        self.offsets: dict[str, int] = {}
+        total = 0
+        for name, size in sizes.items():
+            self.offsets[name] = total
+            total += max(1, -(-size // ALIGNMENT)) * ALIGNMENT
+        self.buffer = DeviceBuffer(total, what)
+
+    def address(self, name: str) -> int:
+        """Where one lies."""
+        return self.buffer.pointer + self.offsets[name]
 
 
 class PinnedBuffer:

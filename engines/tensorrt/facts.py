@@ -5,6 +5,7 @@ are compared here, before anything is deserialised, so that the error can name
 both sides and the command that mends it.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,11 @@ from typing import Annotated, Any
 from msgspec import Meta
 
 from star_export.bundle import Bundle
-from star_export.contract import GRAPHS, Dim
+from star_export.contract import DECODE, GRAPHS, PREFILL, Dim, GraphSpec, capacity_symbols
 from star_export.engines.tensorrt.bindings import PRODUCTS, TENSORRT
 from star_export.errors import BundleError, SettingsError, option
+from star_export.specs import ExportSpec
+from star_export.specs.values import Count
 from star_export.typed import convert
 
 #: A target of full TensorRT's ``--hardware-compatible`` engines: sm80 and everything newer.
@@ -33,6 +36,21 @@ class Profile:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SmallerEngines:
+    """Prefill and decode for KV caches with less room than the bundle's.
+
+    Attributes:
+        room: Tokens of text and answer that the caches have room for, besides as many visual ones as ever.
+        profiles: Per graph and dynamic input, the shapes it accepts.
+        files: Per graph, the engine's path inside the bundle.
+    """
+
+    room: Count
+    profiles: dict[str, dict[str, Profile]]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineFacts:
     """One backend's engines as the manifest lists them.
 
@@ -48,6 +66,7 @@ class EngineFacts:
         files: Per graph, the engine's path inside the bundle.
         weights_files: SHA-256 in hex of the weights files whose tensors are inputs of the engines, by their
             paths inside the bundle; none where weights are constants inside each engine.
+        smaller: Further engines for requests of less text and answer, by ascending room.
     """
 
     backend: str
@@ -60,11 +79,20 @@ class EngineFacts:
     profiles: dict[str, dict[str, Profile]]
     files: dict[str, str]
     weights_files: dict[str, str] = field(default_factory=dict)  # absent before engines could share them
+    smaller: tuple[SmallerEngines, ...] = ()  # absent before there were any
 
     @property
     def max_batch(self) -> int:
         """Sequences that one decode step may have."""
         return max(profile.max[0] for profile in self.profiles["decode"].values())
+
+    def by_capacities(self, spec: ExportSpec) -> "dict[tuple[int, ...], SmallerEngines | EngineFacts]":
+        """Its engines by the capacities of the KV caches that they take, the smallest first.
+
+        Those of the bundle's own capacities, which come last, are the ones with the vision graph.
+        """
+        smaller = {spec.capacities_with(engines.room): engines for engines in self.smaller}
+        return {**smaller, spec.capacities: self}
 
     def check_library(self, library: Path | None) -> None:
         """Refuse to go without the plugin library that they call; compiled-in kernels need none.
@@ -91,9 +119,9 @@ def engine_folder(backend: str) -> str:
     return f"{ENGINES}/{backend}"
 
 
-def engine_path(backend: str, graph: str) -> str:
-    """Where a bundle keeps one engine, relative to its folder."""
-    return f"{engine_folder(backend)}/{graph}.engine"
+def engine_path(backend: str, graph: str, room: int | None = None) -> str:
+    """Where a bundle keeps one engine, relative to its folder; ``room`` is that of a smaller one."""
+    return f"{engine_folder(backend)}/{graph}{'' if room is None else f'-{room}'}.engine"
 
 
 def rebuild_command(folder: Path, backend: str) -> str:
@@ -113,11 +141,7 @@ def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
         raise BundleError(f"{bundle.folder} has no {backend} engines; make them: {command}")
     try:
         facts = convert(entry, EngineFacts)
-        listed = {file.path for file in bundle.files}
-        if facts.backend != backend or any(facts.files.get(graph) not in listed for graph in GRAPHS):
-            raise ValueError("its files are not those of the bundle")
-        if not _profiles_fit(facts, bundle):
-            raise ValueError("its profiles are not those of the bundle's graphs")
+        _check_engines(facts, bundle, backend)
     except ValueError as error:
         raise BundleError(
             f"{bundle.folder}: the manifest's {backend} entry is damaged ({error}); run: {command}"
@@ -131,22 +155,52 @@ def read_facts(bundle: Bundle, backend: str) -> EngineFacts:
     return facts
 
 
-def _profiles_fit(facts: EngineFacts, bundle: Bundle) -> bool:
-    """Whether every dynamic input, and no other, has a range of its rank."""
-    ranks = {
-        graph: {tensor.name: len(tensor.shape) for tensor in io.inputs if not all(map(_fixed, tensor.shape))}
-        for graph, io in bundle.contract.items()
-    }
-    found = {
-        graph: {name: len(profile.min) for name, profile in inputs.items()}
-        for graph, inputs in facts.profiles.items()
-    }
-    return found == ranks and all(_in_order(p) for inputs in facts.profiles.values() for p in inputs.values())
+def _check_engines(facts: EngineFacts, bundle: Bundle, backend: str) -> None:
+    """Refuse engines that are not there, or not of the bundle's graphs.
+
+    Raises:
+        ValueError: With what is wrong.
+    """
+    spec, listed = bundle.spec, {file.path for file in bundle.files}
+    rooms = [engines.room for engines in facts.smaller]
+    if rooms != sorted(set(rooms)) or max(rooms, default=0) >= spec.room:
+        raise ValueError("its smaller engines are not in order")
+    for capacities, engines in facts.by_capacities(spec).items():
+        graphs = GRAPHS if engines is facts else (PREFILL, DECODE)
+        paths = [engines.files.get(graph) for graph in graphs]
+        if facts.backend != backend or len(engines.files) != len(paths) or not listed.issuperset(paths):
+            raise ValueError("its files are not those of the bundle")
+        wanted = {graph: bundle.contract[graph] for graph in graphs}
+        sizes = dict(zip(capacity_symbols(spec), capacities, strict=True))
+        if not _profiles_fit(engines.profiles, wanted, sizes):
+            raise ValueError("its profiles are not those of the bundle's graphs")
 
 
-def _in_order(profile: Profile) -> bool:
+def _profiles_fit(
+    found: Mapping[str, Mapping[str, Profile]], contract: Mapping[str, GraphSpec], sizes: Mapping[str, int]
+) -> bool:
+    """Whether every dynamic input, and no other, has a range of its rank and of the sizes that are known."""
+    shapes = {
+        graph: {tensor.name: tensor.shape for tensor in io.inputs if not all(map(_fixed, tensor.shape))}
+        for graph, io in contract.items()
+    }
+    names = {graph: {*inputs} for graph, inputs in shapes.items()}
+    return names == {graph: {*inputs} for graph, inputs in found.items()} and all(
+        _fits(profile, shapes[graph][name], sizes)
+        for graph, inputs in found.items()
+        for name, profile in inputs.items()
+    )
+
+
+def _fits(profile: Profile, shape: Sequence[Dim], sizes: Mapping[str, int]) -> bool:
     corners = profile.min, profile.opt, profile.max
-    return len({*map(len, corners)}) == 1 and all(sorted(c) == [*c] for c in zip(*corners, strict=True))
+    if {*map(len, corners)} != {len(shape)}:
+        return False
+    ranges = zip(shape, *corners, strict=True)
+    return all(
+        low <= typical <= high and (str(dim) not in sizes or low == high == sizes[str(dim)])
+        for dim, low, typical, high in ranges
+    )
 
 
 def _fixed(size: Dim) -> bool:

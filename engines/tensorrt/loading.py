@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from star_export.bundle import Bundle
 from star_export.contract import GRAPHS, TensorSpec
@@ -12,6 +13,9 @@ from star_export.engines.tensorrt.engine import LoadedEngine, create_runtime, de
 from star_export.engines.tensorrt.facts import EngineFacts, rebuild_command
 from star_export.engines.tensorrt.shapes import ShapeRules, check_engine
 from star_export.engines.tensorrt.weights import as_taken
+
+#: Engines of one graph by the capacities of the KV caches that they take, the smallest first.
+BySize = dict[tuple[int, ...], LoadedEngine]
 
 log = logging.getLogger("star_export.tensorrt")
 
@@ -39,22 +43,32 @@ def load_plugins(bindings: Bindings, facts: EngineFacts, library: Path | None) -
 
 def load_engines(
     bundle: Bundle, facts: EngineFacts, bindings: Bindings, weights: Mapping[str, TensorSpec]
-) -> dict[str, LoadedEngine]:
-    """Deserialise every engine and compare it with the contract; ``weights`` are what it may also take."""
-    trt, command = bindings.trt, rebuild_command(bundle.folder, facts.backend)
-    runtime = create_runtime(bindings, facts.version)
-    loaded = {}
-    for graph, io in bundle.contract.items():
-        path, before = bundle.path(facts.files[graph]), cuda.memory()[0]
-        engine = deserialize(bindings, runtime, path, command=command)
-        tensors = describe(engine, trt)
-        taken = {n: as_taken(spec, tensors[n]) for n, spec in weights.items() if n in tensors}
-        check_engine(tensors, io, weights=taken, engine=str(path), command=command)
-        rules = ShapeRules(graph, io, facts.profiles.get(graph, {}), command)
-        loaded[graph] = LoadedEngine(bindings, runtime, engine, tensors, rules, tuple(taken))
-        after = cuda.memory()[0]
-        log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
+) -> dict[str, BySize]:
+    """Deserialise every engine and compare it with the contract; ``weights`` are what it may also take.
+
+    All of them, at once: what shares one scratch has to know the largest need, and a damaged engine
+    shows before there are requests.
+    """
+    runtime, loaded = create_runtime(bindings, facts.version), dict[str, BySize]()
+    for capacities, engines in facts.by_capacities(bundle.spec).items():
+        for graph, file in engines.files.items():
+            path, before = bundle.path(file), cuda.memory()[0]
+            command = rebuild_command(bundle.folder, facts.backend)
+            rules = ShapeRules(graph, bundle.contract[graph], engines.profiles[graph], command)
+            loaded.setdefault(graph, {})[capacities] = _load(bindings, runtime, path, rules, weights)
+            after = cuda.memory()[0]
+            log.info("%s: %.2f GB of GPU memory free before, %.2f after", path, before / 1e9, after / 1e9)
     return loaded
+
+
+def _load(
+    bindings: Bindings, runtime: Any, path: Path, rules: ShapeRules, weights: Mapping[str, TensorSpec]
+) -> LoadedEngine:
+    engine = deserialize(bindings, runtime, path, command=rules.command)
+    tensors = describe(engine, bindings.trt)
+    taken = {n: as_taken(spec, tensors[n]) for n, spec in weights.items() if n in tensors}
+    check_engine(tensors, rules.io, weights=taken, engine=str(path), command=rules.command)
+    return LoadedEngine(bindings, runtime, engine, tensors, rules, tuple(taken))
 
 
 def set_weight_budgets(engines: Mapping[str, LoadedEngine], total: int | None, *, reserve: int) -> None:

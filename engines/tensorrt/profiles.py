@@ -5,6 +5,8 @@ at every corner (no more scoring rows than text tokens, no more kept tokens than
 there are), so that TensorRT never plans for a request that cannot exist.
 """
 
+from collections.abc import Sequence
+
 from star_export.contract import TensorSpec, capacity_symbols, contract, drops, size_ranges
 from star_export.engines.tensorrt.bindings import TENSORRT
 from star_export.engines.tensorrt.facts import Profile
@@ -18,15 +20,52 @@ TYPICAL_TEXT_TOKENS = 64
 MAX_TOPK = 3840
 
 
-def tuned_ranges(spec: ExportSpec, max_batch: int) -> dict[str, tuple[int, int, int]]:
-    """Minimum, optimum and maximum of every symbolic size of the contract."""
+def check_rooms(spec: ExportSpec, rooms: Sequence[int]) -> None:
+    """Refuse rooms for text and answer for which there can be no engines, or twice the same.
+
+    Raises:
+        SettingsError: If they don't ascend, or one is below what decode appends or above what the bundle has.
+    """
+    shown = option("capacities", ",".join(map(str, rooms)))
+    if rooms and spec.fixed_capacities:
+        raise SettingsError(f"{shown}: these graphs are older and have one capacity; build the bundle again")
+    if list(rooms) != sorted(set(rooms)):
+        raise SettingsError(f"{shown} must ascend, each number once")
+    if rooms and rooms[0] < spec.append_tokens:
+        raise SettingsError(
+            f"{shown}: {rooms[0]} is too small, decode appends up to {spec.append_tokens} tokens at once; "
+            f"give at least {spec.append_tokens}"
+        )
+    if rooms and rooms[-1] > spec.room:
+        raise SettingsError(
+            f"{shown}: {rooms[-1]} is too large, this bundle has {spec.max_text_tokens} text + "
+            f"{spec.max_new_tokens} new tokens; give at most {spec.room}, or build it with a larger "
+            f"{option('max_text_tokens')} or {option('max_new_tokens')}"
+        )
+
+
+def tuned_ranges(
+    spec: ExportSpec, max_batch: int, room: int | None = None
+) -> dict[str, tuple[int, int, int]]:
+    """Minimum, optimum and maximum of every symbolic size of the contract.
+
+    Args:
+        spec: What was exported.
+        max_batch: Sequences of a decode step.
+        room: Tokens of text and answer that KV caches have room for; as many as may be by default.
+    """
     optima, ranges = _typical_request(spec), {}
+    capacities = spec.capacities if room is None else spec.capacities_with(room)
+    pinned = dict(zip(capacity_symbols(spec), capacities, strict=True))  # which TensorRT must know
     for name, size in size_ranges(spec).items():
         most = max_batch if size.max is None else size.max
-        least = most if name in capacity_symbols(spec) else size.min  # which TensorRT must know
         if name == "D1":  # as many as the bundle's own share drops, and as TopK chooses
             most = min(most, max(spec.max_dropped, MAX_TOPK))
-        ranges[name] = (least, size.default or max(least, min(optima[name], most)), most)
+        if name == "S":
+            most = min(most, capacities[0])
+        ranges[name] = (size.min, size.default or max(size.min, min(optima[name], most)), most)
+        if name in pinned:
+            ranges[name] = (pinned[name],) * 3
     return ranges
 
 
@@ -50,15 +89,17 @@ def _typical_picture(spec: ExportSpec, tiling: Tiling) -> dict[str, int]:
     return {"T": tiles, "P": tokens, "D1": tokens - entering, "N1": entering, "V": entering}
 
 
-def engine_profiles(spec: ExportSpec, *, max_batch: int) -> dict[str, dict[str, Profile]]:
-    """Per graph, the profile of every input with a dynamic size.
+def engine_profiles(
+    spec: ExportSpec, *, max_batch: int, room: int | None = None
+) -> dict[str, dict[str, Profile]]:
+    """Per graph, the profile of every input with a dynamic size; see :func:`tuned_ranges`.
 
     Raises:
         SettingsError: If ``max_batch`` is below 1.
     """
     if max_batch < 1:
         raise SettingsError(f"{option('max_batch')} must be at least 1, got {max_batch}")
-    ranges = tuned_ranges(spec, max_batch)
+    ranges = tuned_ranges(spec, max_batch, room)
     return {
         graph: {tensor.name: _profile(tensor, ranges) for tensor in io.inputs if _is_dynamic(tensor)}
         for graph, io in contract(spec).items()

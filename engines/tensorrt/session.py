@@ -1,9 +1,9 @@
 """The TensorRT and TensorRT-RTX backend: a bundle's engines on one GPU.
 
-Everything is allocated at load: inputs and outputs at the largest shapes of the
-engines' profiles, one scratch that all engines share. Addresses never change, so the
-CUDA graph of a decode step stays valid. Work is queued on one stream and nothing waits
-for it but reading a result: the next token in greedy decoding, else the logits.
+Everything but KV caches is allocated at load: inputs and outputs at the largest shapes of
+the engines' profiles, one scratch, for the engines of every size of caches alike. Addresses
+never change, so the CUDA graph of a decode step stays valid. Work is queued on one stream and
+nothing waits for it but reading a result: the next token in greedy decoding, else the logits.
 """
 
 import logging
@@ -11,22 +11,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import numpy as np
 import numpy.typing as npt
 
 from star_export.arrays import to_float32
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, TensorSpec
+from star_export.contract import DECODE, GRAPHS, TensorSpec, capacity_symbols
 from star_export.dtypes import DTYPES
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, refuse_closed
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
-from star_export.engines.tensorrt.engine import Execution, LoadedEngine
+from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
-from star_export.engines.tensorrt.loading import load_engines, load_plugins, set_weight_budgets
+from star_export.engines.tensorrt.loading import BySize, load_engines, load_plugins, set_weight_budgets
+from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
 from star_export.engines.tensorrt.weights import shared_weights
 from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
 
@@ -83,23 +84,31 @@ class TensorRTCaches:
     Args:
         session: Whose engines use them.
         batch: Sequences that they are the caches of.
+        capacities: Tokens of a sequence that they have room for, per layer group.
         whole: Caches in whose memory these lie; None allocates.
         start: First of their sequences, in ``whole``.
     """
 
     def __init__(
-        self, session: "TensorRTSession", batch: int, *, whole: "TensorRTCaches | None" = None, start: int = 0
+        self,
+        session: "TensorRTSession",
+        batch: int,
+        capacities: tuple[int, ...],
+        *,
+        whole: "TensorRTCaches | None" = None,
+        start: int = 0,
     ) -> None:
-        self._session, self.batch = session, batch
-        io, ranges = session.contract[DECODE], session.facts.profiles[DECODE]
+        self._session, self.batch, self.capacities = session, batch, capacities
+        io = session.contract[DECODE]
         self.specs = io.caches()
-        dims = {name: zip(spec.shape, ranges[name].max, strict=True) for name, spec in self.specs.items()}
+        sizes = {"B": batch} | dict(zip(capacity_symbols(session.spec), capacities, strict=True))
         self.shapes = {
-            name: tuple(batch if dim == "B" else most for dim, most in pairs) for name, pairs in dims.items()
+            name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
+            for name, spec in self.specs.items()
         }
         self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
         if whole is None:
-            self._memory = _Tensors(self._sizes, f"the KV caches of {batch} sequences")
+            self._memory = cuda.Tensors(self._sizes, f"the KV caches of {batch} sequences")
             self._places = {name: self._memory.address(name) for name in self._sizes}
             self.zero()
         else:
@@ -113,7 +122,7 @@ class TensorRTCaches:
     @cached_property
     def execution(self) -> Execution:
         """What runs decode steps on these caches."""
-        return self._session.decode_execution()
+        return self._session.decode_execution(self)
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
@@ -132,7 +141,7 @@ class TensorRTCaches:
                     "TensorRT cannot use each alone; "
                     f"build with another {option('max_new_tokens')}, or serve one slot"
                 )
-        return TensorRTCaches(self._session, stop - start, whole=self, start=start)
+        return TensorRTCaches(self._session, stop - start, self.capacities, whole=self, start=start)
 
     def zero(self) -> None:
         """Overwrite with zeros."""
@@ -142,7 +151,7 @@ class TensorRTCaches:
 
 
 class TensorRTSession(Session):
-    """The three engines of a bundle on the first visible GPU.
+    """The engines of a bundle on the first visible GPU.
 
     Args:
         bundle: An opened bundle with engines of this backend.
@@ -180,36 +189,46 @@ class TensorRTSession(Session):
         specs = self._weights.specs if self._weights else {}
         engines = load_engines(bundle, self.facts, bindings, specs)  # while the weights are on their way
         if self.facts.weight_streaming:
-            set_weight_budgets(engines, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
-        scratch_bytes = max(loaded.scratch_bytes for loaded in engines.values())
+            streamed = {graph: by_size[self.spec.capacities] for graph, by_size in engines.items()}
+            set_weight_budgets(streamed, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
+        scratch_bytes = max(loaded.scratch_bytes for sizes in engines.values() for loaded in sizes.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
         self._cuda_graph, self._closed = cuda_graph, False
         self._cache_memory: WeakSet[cuda.DeviceBuffer] = WeakSet()
-        self._decoding: WeakSet[Execution] = WeakSet()
-        self._graphs = {graph: _Graph(self, loaded) for graph, loaded in engines.items()}
-        self._executions = {graph: self._execution(graph) for graph in GRAPHS if graph != DECODE}
+        self._graphs = {graph: _Graph(self, by_size) for graph, by_size in engines.items()}
+        self._executions: list[Execution] = []
+        self._idle: dict[tuple[int, ...], list[Execution]] = {size: [] for size in engines[DECODE]}
+        self._shared = {
+            (graph, size): self._execution(graph, size)
+            for graph in GRAPHS
+            if graph != DECODE
+            for size in engines[graph]
+        }
         log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
-        """The engines' own, whatever is needed."""
-        del needed
-        return self.spec.capacities
+        """The smallest that there are engines for."""
+        fitting = (
+            size for size in self._idle if all(n <= most for n, most in zip(needed, size, strict=True))
+        )
+        return next(fitting, self.spec.capacities)
 
     def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> TensorRTCaches:
-        """Zeroed KV caches for ``batch`` sequences, of the engines' capacities.
+        """Zeroed KV caches for ``batch`` sequences; see :meth:`star_export.engines.session.Session`.
 
         Raises:
             SettingsError: If the engines take fewer sequences.
             PlatformError: If the GPU has no room.
         """
         self.refuse_closed()
-        assert capacities in (None, self.spec.capacities)
+        size = self.spec.capacities if capacities is None else tuple(capacities)
+        assert size in self._idle
         if not 1 <= batch <= self.facts.max_batch:
             raise SettingsError(
                 f"the decode engine takes 1 to {self.facts.max_batch} sequences, got {batch}; for more, "
                 f"build the engines again: {rebuild_command(self.bundle.folder, self.facts.backend)}"
             )
-        caches = TensorRTCaches(self, batch)
+        caches = TensorRTCaches(self, batch, size)
         self._cache_memory.add(caches._memory.buffer)
         return caches
 
@@ -225,17 +244,18 @@ class TensorRTSession(Session):
         """
         self.refuse_closed()
         assert caches is None or isinstance(caches, TensorRTCaches)
-        own = self._graphs[graph]
+        own, size = self._graphs[graph], self.spec.capacities if caches is None else caches.capacities
+        loaded = own.engines[size]
         local = {name: self._localise(tensor) for name, tensor in feeds.items()}
         shapes: dict[str, Shape] = {name: tensor.shape for name, tensor in local.items()}
         addresses = {name: own.outputs.address(name) for name in own.outputs.offsets}
         if caches is not None:
             shapes |= caches.shapes
             addresses |= caches.addresses
-        outputs = own.output_shapes(shapes)
-        addresses |= own.feed(local)
+        outputs = own.output_shapes(shapes, loaded.rules)
+        addresses |= own.feed(local, loaded.tensors)
         own.runs += 1  # from here on, results of earlier runs are gone
-        execution = self._executions[graph] if caches is None or graph != DECODE else caches.execution
+        execution = self._shared[graph, size] if caches is None or graph != DECODE else caches.execution
         execution.run(shapes, outputs, addresses)
         return {spec.name: TensorRTArray(own, spec, outputs[spec.name]) for spec in own.plain_outputs}
 
@@ -253,7 +273,7 @@ class TensorRTSession(Session):
             self.stream.synchronize()  # the GPU may still be using what is freed
         except (DeviceError, PlatformError) as error:  # of work whose result nobody has read
             log.warning("closing a session: %s", error)
-        for execution in (*self._executions.values(), *self._decoding):
+        for execution in self._executions:
             execution.close()
         frees: list[Callable[[], object]] = [part.close for part in self._graphs.values()]
         frees += [memory.close for memory in self._cache_memory]
@@ -282,10 +302,14 @@ class TensorRTSession(Session):
         host = raw.view(DTYPES[dtype].host).reshape(shape)
         return to_float32(host, dtype) if dtype == "bfloat16" else host
 
-    def decode_execution(self) -> Execution:
-        """A new context for decode steps."""
-        execution = self._execution(DECODE)
-        self._decoding.add(execution)
+    def decode_execution(self, caches: TensorRTCaches) -> Execution:
+        """A context for decode steps on some caches, and on others of their size when these are gone.
+
+        To make one takes TensorRT long, and TensorRT-RTX compiles kernels for it.
+        """
+        idle = self._idle[caches.capacities]
+        execution = idle.pop() if idle else self._execution(DECODE, caches.capacities)
+        finalize(caches, idle.append, execution).atexit = False
         return execution
 
     def _localise(self, tensor: Tensor) -> "HostArray | TensorRTArray":
@@ -294,55 +318,61 @@ class TensorRTSession(Session):
             return tensor
         return tensor.numpy()
 
-    def _execution(self, graph: str) -> Execution:
+    def _execution(self, graph: str, capacities: tuple[int, ...]) -> Execution:
         capture = self._cuda_graph and graph == DECODE  # prefill's length differs from run to run
         weights = self._weights.addresses() if self._weights else {}
-        loaded = self._graphs[graph].loaded
-        return Execution(loaded, self.stream, self._scratch, weights=weights, capture=capture)
+        loaded = self._graphs[graph].engines[capacities]
+        execution = Execution(loaded, self.stream, self._scratch, weights=weights, capture=capture)
+        self._executions.append(execution)
+        return execution
 
 
 class _Graph:
-    """One engine with the memory of its inputs and outputs, the caches aside."""
+    """The engines of one graph with the memory of their inputs and outputs, the caches aside."""
 
-    def __init__(self, session: TensorRTSession, loaded: LoadedEngine) -> None:
-        self.session, self.loaded, self.rules = session, loaded, loaded.rules
-        self.name = loaded.rules.graph
+    def __init__(self, session: TensorRTSession, engines: BySize) -> None:
+        self.session, self.engines = session, engines
+        rules = engines[session.spec.capacities].rules  # no other takes or gives more
+        self.name, io = rules.graph, rules.io
         self.runs = 0
-        io, rules = loaded.rules.io, loaded.rules
         self.plain_outputs = io.plain_outputs
         self._specs = {tensor.name: tensor for tensor in io.plain_inputs}
         inputs = {name: rules.largest(tensor) for name, tensor in self._specs.items()}
         outputs = {tensor.name: rules.largest(tensor) for tensor in self.plain_outputs}
-        self.outputs = _Tensors(outputs, f"the outputs of {self.name}")
-        self._inputs = _Tensors(inputs, f"the inputs of {self.name}")
+        self.outputs = cuda.Tensors(outputs, f"the outputs of {self.name}")
+        self._inputs = cuda.Tensors(inputs, f"the inputs of {self.name}")
         self._staging = cuda.PinnedBuffer(self._inputs.buffer.size)
         self._copied = cuda.Event()
-        self._on_host = {name for name in inputs if loaded.tensors[name].on_host}
         self._checked: tuple[dict[str, Shape], dict[str, Shape]] = ({}, {})
 
     def close(self) -> None:
-        """Free its memory and let go of the engine."""
+        """Free its memory and let go of the engines."""
         for part in (self.outputs.buffer, self._inputs.buffer, self._staging, self._copied):
             part.close()
-        del self.loaded
+        self.engines.clear()
 
-    def output_shapes(self, shapes: dict[str, Shape]) -> dict[str, Shape]:
+    def output_shapes(self, shapes: dict[str, Shape], rules: ShapeRules) -> dict[str, Shape]:
         """Shape of every output; refuses input shapes outside the profile.
 
         Checking a hundred caches takes long next to a decode step, whose shapes stay as they are.
         """
         if shapes != self._checked[0]:
-            self._checked = (shapes, self.rules.output_shapes(self.rules.check(shapes)))
+            self._checked = (shapes, rules.output_shapes(rules.check(shapes)))
         return self._checked[1]
 
-    def feed(self, feeds: Mapping[str, "HostArray | TensorRTArray"]) -> dict[str, int]:
+    def feed(
+        self, feeds: Mapping[str, "HostArray | TensorRTArray"], tensors: Mapping[str, EngineTensor]
+    ) -> dict[str, int]:
         """Bring every input to the GPU, without waiting; where each one lies."""
         self._copied.synchronize()  # the run before may still be reading the staging memory
-        addresses = {name: self._place(self._specs[name], tensor) for name, tensor in feeds.items()}
+        addresses = {
+            name: self._place(self._specs[name], tensor, on_host=tensors[name].on_host)
+            for name, tensor in feeds.items()
+        }
         self.session.stream.record(self._copied)
         return addresses
 
-    def _place(self, spec: TensorSpec, tensor: "HostArray | TensorRTArray") -> int:
+    def _place(self, spec: TensorSpec, tensor: "HostArray | TensorRTArray", *, on_host: bool) -> int:
         if tensor.dtype != (spec.dtype if isinstance(tensor, TensorRTArray) else DTYPES[spec.dtype].host):
             raise TypeError(f"{self.name}: {spec.name} must be {spec.dtype}, got {tensor.dtype}")
         if isinstance(tensor, TensorRTArray):
@@ -350,26 +380,11 @@ class _Graph:
         offset = self._inputs.offsets[spec.name]
         staged = self._staging.array[offset : offset + tensor.nbytes]
         staged.view(tensor.dtype).reshape(tensor.shape)[...] = tensor
-        if spec.name in self._on_host:
+        if on_host:
             return self._staging.pointer + offset
         address = self._inputs.address(spec.name)
         self.session.stream.upload(address, self._staging.pointer + offset, tensor.nbytes)
         return address
-
-
-class _Tensors:
-    """Named tensors in one allocation."""
-
-    def __init__(self, sizes: Mapping[str, int], what: str) -> None:
-        self.offsets: dict[str, int] = {}
-        total = 0
-        for name, size in sizes.items():
-            self.offsets[name] = total
-            total += max(1, -(-size // cuda.ALIGNMENT)) * cuda.ALIGNMENT
-        self.buffer = cuda.DeviceBuffer(total, what)
-
-    def address(self, name: str) -> int:
-        return self.buffer.pointer + self.offsets[name]
 
 
 def _bytes(dtype: str, shape: Shape) -> int:

@@ -141,14 +141,18 @@ class ExportSpec:
         """Visual tokens of a request in the last layers, unless asked otherwise; of the largest request."""
         return self.schedule[-1].tokens if self.schedule else self.max_visual_tokens
 
+    @property
+    def room(self) -> int:
+        """Tokens of text and answer that KV caches may have room for, besides the visual ones."""
+        return self.max_text_tokens + self.max_new_tokens
+
     @cached_property
     def groups(self) -> tuple[LayerGroup, ...]:
         """The decoder's layers: one group, and one more for each stage inside the decoder."""
         firsts = [0, *(stage.after_layer for stage in self.decoder_stages), self.model.text.num_layers]
         tokens = [self.max_visual_tokens, *(stage.max_tokens for stage in self.decoder_stages)]
-        room = self.max_text_tokens + self.max_new_tokens
         return tuple(
-            LayerGroup(first=first, last=end - 1, capacity=visual + room)
+            LayerGroup(first=first, last=end - 1, capacity=visual + self.room)
             for first, end, visual in zip(firsts[:-1], firsts[1:], tokens, strict=True)
         )
 
@@ -156,6 +160,10 @@ class ExportSpec:
     def capacities(self) -> tuple[int, ...]:
         """Tokens of a sequence that each group's caches may have room for, at most."""
         return tuple(group.capacity for group in self.groups)
+
+    def capacities_with(self, room: int) -> tuple[int, ...]:
+        """The same of caches with room for ``room`` tokens of text and answer."""
+        return tuple(capacity - self.room + room for capacity in self.capacities)
 
     def budgets(self, keep: Keep | None = None, *, entering: int | None = None) -> tuple[int, ...]:
         """Visual tokens that each stage inside the decoder keeps.

@@ -22,6 +22,7 @@ from star_export.progress import CaseProgress
 from star_export.reports import check_summary, store_report
 from star_export.specs import Keep
 from star_export.validation.batches import compare_batches
+from star_export.validation.capacities import compare_capacities
 from star_export.validation.nonfinite import WatchedSession
 from star_export.validation.parity import Original, ParityCheck
 from star_export.validation.probes import Probe, budgets_of, choose_probes
@@ -73,9 +74,11 @@ def check_bundle(
             for each in (pipeline, users)
         )
         cases = _run(check, as_users, wanted, progress)
-        batches = compare_batches(pipeline, chosen)
+        facts = runtime.entry.facts(bundle)
+        rooms = [engines.room for engines in facts.smaller] if facts else []
+        batches = compare_batches(pipeline, chosen) + compare_capacities(pipeline, chosen, rooms)
     versions = {name: version(name) for name in ("torch", "transformers", "onnxruntime")}
-    if (facts := runtime.entry.facts(bundle)) is not None:
+    if facts is not None:
         versions[facts.backend] = facts.version
     report = ParityReport(
         bundle=str(folder),

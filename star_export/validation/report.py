@@ -154,7 +154,8 @@ class ParityReport:
         versions: Versions of both sides.
         nonfinite: Where inf or NaN first came up; None when every value was finite. A hidden
             one is a warning: it does not fail the check.
-        batches: Sequences decoded together, against the same ones alone; a stage for each batch size.
+        batches: Sequences decoded together, against the same ones alone; a stage for each batch size. Then
+            one for each smaller size of KV caches that there are engines for, against the largest.
     """
 
     bundle: str

@@ -44,12 +44,17 @@ def test_checkpoint_to_engines(cli: Any, checkpoint: Callable[[str], Path], tmp_
     facts = read_facts(open_bundle(folder, verify=True), "tensorrt-rtx")
     assert (facts.targets, facts.max_batch) == (("sm89", "sm120"), 4)
 
-    again = cli("build", "--from-bundle", folder, "--backend", "tensorrt-rtx")
+    again = cli("build", "--from-bundle", folder, "--backend", "tensorrt-rtx", "--capacities", "64,512")
     assert again.code == 0, again.err
     assert "next: star-export run" in again.err
-    assert len(read_facts(open_bundle(folder, verify=True), "tensorrt-rtx").targets) == 5
-    shown = cli("inspect", folder)
-    assert "sm80, sm86, sm89, sm120, sm121" in " ".join(shown.out.split())
+    assert "tensorrt-rtx prefill-512 engine" in again.err
+    facts = read_facts(open_bundle(folder, verify=True), "tensorrt-rtx")
+    assert len(facts.targets) == 5
+    assert [engines.room for engines in facts.smaller] == [64, 512]
+    shown = " ".join(cli("inspect", folder).out.split())
+    assert "sm80, sm86, sm89, sm120, sm121" in shown
+    assert "room for 64, 512, 1,024 tokens of text and answer" in shown
+    assert "engines/tensorrt-rtx/decode-64.engine" in shown
 
 
 @pytest.mark.parametrize(
@@ -57,6 +62,11 @@ def test_checkpoint_to_engines(cli: Any, checkpoint: Callable[[str], Path], tmp_
     [
         ((), "--from-bundle adds engines; give --backend tensorrt or tensorrt-rtx"),
         (("--target", "sm89"), "--target needs --backend tensorrt or tensorrt-rtx"),
+        (("--capacities", "64"), "--capacities needs --backend tensorrt or tensorrt-rtx"),
+        (
+            ("--backend", "tensorrt-rtx", "--capacities", "64,200"),
+            "--capacities 64,200: 200 is too large, this bundle has 128 text + 32 new tokens; give at most",
+        ),
         (("--backend", "tensorrt-rtx", "--keep", 29), "--keep belongs to --model"),
         (("--backend", "tensorrt-rtx", "--target", "sm98"), "unknown target sm98; did you mean sm89?"),
         (("--backend", "tensorrt-rtx", "--max-batch", 0), "--max-batch must be at least 1, got 0"),
@@ -75,6 +85,12 @@ def test_bad_options(cli: Any, engines: Path, options: tuple[object, ...], messa
     assert (engines / "manifest.json").read_bytes() == before
     open_bundle(engines, verify=True)
     assert not list((engines / "engines").glob(".*"))
+
+
+def test_capacities_are_numbers(cli: Any) -> None:
+    outcome = cli("build", "--from-bundle", "b", "--backend", "tensorrt-rtx", "--capacities", "64 96")
+    assert outcome.code == 2
+    assert "'64 96' is no list of numbers of tokens" in outcome.err
 
 
 def test_neither_model_nor_bundle(cli: Any) -> None:

@@ -15,8 +15,8 @@ from star_export.bundle import Bundle, open_bundle, write_engines
 from star_export.contract import GRAPHS
 from star_export.engines.tensorrt import argmax, bindings, cuda
 from star_export.engines.tensorrt import weights as shared
-from star_export.engines.tensorrt.builder import SHARED
-from star_export.engines.tensorrt.facts import EngineFacts, engine_path
+from star_export.engines.tensorrt.builder import SHARED, EngineOptions, smaller_engines
+from star_export.engines.tensorrt.facts import EngineFacts, engine_folder, engine_path
 from star_export.engines.tensorrt.profiles import engine_profiles
 from tests.fake_gpu.bindings import FakeDriver, FakeRuntime
 from tests.fake_gpu.device import FakeGpu
@@ -39,14 +39,26 @@ def installed(gpu: FakeGpu) -> Iterator[FakeGpu]:
 
 
 def fake_engines(
-    source: Path, folder: Path, backend: str, target: str, *, max_batch: int = 4, weights: str = SHARED
+    source: Path,
+    folder: Path,
+    backend: str,
+    target: str,
+    *,
+    max_batch: int = 4,
+    weights: str = SHARED,
+    capacities: tuple[int, ...] = (),
 ) -> Bundle:
     """A copy of a bundle with engines for the fake GPU."""
     shutil.copytree(source, folder)
     bundle, files = open_bundle(folder), {graph: engine_path(backend, graph) for graph in GRAPHS}
+    bundle.path(engine_folder(backend)).mkdir(parents=True)
     for graph, name in files.items():
-        bundle.path(name).parent.mkdir(parents=True, exist_ok=True)
         bundle.path(name).write_text(engine_file(source, graph, weights))
+    options = EngineOptions(backend=backend, max_batch=max_batch)
+    smaller = tuple(smaller_engines(options, bundle.spec, room) for room in capacities)
+    for engines in smaller:
+        for graph, name in engines.files.items():
+            bundle.path(name).write_text(engine_file(source, graph, weights, engines.room))
     facts = EngineFacts(
         backend=backend,
         version=VERSIONS[backend],
@@ -58,6 +70,7 @@ def fake_engines(
         profiles=engine_profiles(bundle.spec, max_batch=max_batch),
         files=files,
         weights_files={file.path: file.sha256 for file in bundle.weights} if weights == SHARED else {},
+        smaller=smaller,
     )
     write_engines(bundle, backend, facts.to_dict())
     return open_bundle(folder)

@@ -62,15 +62,18 @@ def engine_bundle(
     """
     root = tmp_path_factory.mktemp("engines")
 
-    def get(backend: str, preset: str, target: str, *, prune: bool = True) -> Bundle:
+    def get(
+        backend: str, preset: str, target: str, *, prune: bool = True, capacities: tuple[int, ...] = ()
+    ) -> Bundle:
         from star_export.build import add_engines
         from star_export.engines.tensorrt.builder import EngineOptions
 
-        folder = root / f"{backend}-{preset}-{prune}-{target}"
+        folder = root / "-".join(map(str, (backend, preset, prune, target, *capacities)))
         if not folder.exists():
             shutil.copytree(bundle(preset, prune=prune, dtype="float16"), folder)
             targets = (target,) if backend == "tensorrt-rtx" else ()
-            add_engines(folder, EngineOptions(backend=backend, targets=targets, max_batch=4))
+            options = EngineOptions(backend=backend, targets=targets, max_batch=4, capacities=capacities)
+            add_engines(folder, options)
         return open_bundle(folder)
 
     return get
@@ -94,11 +97,13 @@ def fake_engine_bundle(
         dtype: str = "float16",
         weights: str = "shared",
         quantize: str | None = None,
+        capacities: tuple[int, ...] = (),
     ) -> Bundle:
-        folder = root / f"{backend}-{preset}-{prune}-{dtype}-{weights}-{quantize}-{target}"
+        kind = (backend, preset, prune, dtype, weights, quantize, target, *capacities)
+        folder = root / "-".join(map(str, kind))
         if not folder.exists():
             source = bundle(preset, prune=prune, dtype=dtype, quantize=quantize)
-            fake_engines(source, folder, backend, target, weights=weights)
+            fake_engines(source, folder, backend, target, weights=weights, capacities=capacities)
         return open_bundle(folder)
 
     return get

@@ -16,7 +16,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from star_export.bundle import open_bundle
+from star_export.bundle import Bundle, open_bundle
 from star_export.contract import GRAPHS
 from star_export.dtypes import DTYPES
 from star_export.engines.onnxruntime import OnnxRuntimeSession
@@ -44,23 +44,27 @@ TYPES = {
 }
 
 
-def engine_file(bundle: Path, graph: str, weights: str) -> str:
+def engine_file(bundle: Path, graph: str, weights: str, room: int | None = None) -> str:
     """Content of an engine file that stands for a graph of ``bundle``; its weights are shared or baked."""
-    return json.dumps({"fake engine": graph, "of": str(bundle), "weights": weights})
+    return json.dumps({"fake engine": graph, "of": str(bundle), "weights": weights, "room": room})
 
 
 class _Networks(OnnxRuntimeSession):
     """A bundle's graphs with the sizes that the parser is given."""
 
+    def __init__(self, bundle: Bundle, room: int | None) -> None:
+        self.room = room
+        super().__init__(bundle, threads=1)
+
     def _model(self, graph: str) -> bytes:
         model = onnx.load(self.bundle.graph_path(graph), load_external_data=False)
-        pin_sizes(model, engine_profiles(self.spec, max_batch=2)[graph])
+        pin_sizes(model, engine_profiles(self.spec, max_batch=2, room=self.room)[graph])
         return model.SerializeToString()
 
 
 @functools.cache
-def _sessions(bundle: str) -> dict[str, ort.InferenceSession]:
-    networks = _Networks(open_bundle(bundle), threads=1)
+def _sessions(bundle: str, room: int | None) -> dict[str, ort.InferenceSession]:
+    networks = _Networks(open_bundle(bundle), room)
     return {graph: networks._sessions[graph] for graph in GRAPHS}
 
 
@@ -115,7 +119,7 @@ class FakeRuntime:
             entry = json.loads(bytes(content))
             graph, bundle = entry["fake engine"], entry["of"]
             weights = _weights(bundle, graph) if entry["weights"] == SHARED else {}
-            return FakeEngine(self._gpu, self._logger, _sessions(bundle)[graph], weights)
+            return FakeEngine(self._gpu, self._logger, _sessions(bundle, entry["room"])[graph], weights)
         except ValueError:
             self._logger.log(tensorrt_rtx.ILogger.ERROR, "not an engine of the fake GPU")
             return None

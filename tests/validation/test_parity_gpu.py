@@ -13,14 +13,17 @@ from tests.fake_gpu.machine import LATE, Machine
 
 @LATE
 def test_engines_pass(machine: Machine, backend: str, tmp_path: Path) -> None:
-    folder = shutil.copytree(machine.engines(backend, "mha").folder, tmp_path / "bundle")
+    engines = machine.engines(backend, "mha", capacities=(64,))
+    folder = shutil.copytree(engines.folder, tmp_path / "bundle")
     run = lambda name: check_bundle(  # noqa: E731
         folder, runtime=Runtime(backend=name), keep=(29,), probes=make_probes(1), max_new_tokens=4
     )
     report = run(backend)
     assert report.passed
     stored = {found.report.backend: found for found in read_reports(open_bundle(folder)) if found.report}
-    assert f"engines/{backend}/decode.engine" in stored[backend].report.subject
+    assert "decode_room_64" in {stage.stage for stage in report.batches}
+    names = {f"engines/{backend}/{name}.engine" for name in ("prefill", "decode", "prefill-64", "decode-64")}
+    assert names <= stored[backend].report.subject.keys()
     assert stored[backend].report.versions[backend]
     assert stored[backend].state == "current"
     if machine.fake is not None:

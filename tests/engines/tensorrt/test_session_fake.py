@@ -53,7 +53,7 @@ def test_streamed_weights_are_shared_out(
     for budget, shares in ((3 << 20, [0, size // 2, size]), (None, [1000, size, size])):
         with installed(FakeGpu(lazy=True, total=total)):
             session = TensorRTSession(bundle, "tensorrt", weight_budget=budget)
-            loaded = [session._graphs[graph].loaded.engine for graph in GRAPHS]
+            loaded = [session._graphs[graph].engines[bundle.spec.capacities].engine for graph in GRAPHS]
         assert [engine.weight_streaming_budget_v2 for engine in loaded] == shares
 
 
