@@ -15,12 +15,12 @@ from typing import Any
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines.onnxruntime import OnnxRuntimeSession
+from star_export.engines.onnxruntime import PREPACKED_FOR_BATCHES, OnnxRuntimeSession
 
 DEFAULT = "default"
 VARIANTS: dict[str, dict[str, Any]] = {
     DEFAULT: {},
-    "nothing prepacked": {"prepacked": ()},
+    "for batches": {"prepacked": PREPACKED_FOR_BATCHES},
     "all prepacked": {"prepacked": GRAPHS},
     "spinning": {"spinning": True},
 }

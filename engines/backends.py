@@ -35,6 +35,7 @@ class Runtime:
         threads: CPU threads of ONNX Runtime; all cores by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
         exact: Multiply quantised weights by activations as they are, not rounded to 8 bits too: slower.
+        batches: Several sequences are decoded at once: ONNX Runtime copies decode's weights for that.
 
     Raises:
         SettingsError: If the backend does not exist, with the nearest name.
@@ -44,6 +45,7 @@ class Runtime:
     threads: int | None = None
     plugin_library: Path | None = None
     exact: bool = False
+    batches: bool = False
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -126,10 +128,16 @@ class OnnxRuntime(Backend):
 
     def open(self, bundle: Bundle, runtime: Runtime) -> Session:
         """See :class:`Backend`."""
-        from star_export.engines.onnxruntime import OnnxRuntimeSession
+        from star_export.engines.onnxruntime import PREPACKED_FOR_BATCHES, OnnxRuntimeSession
 
         self.check_bundle(bundle, runtime)
-        return OnnxRuntimeSession(bundle, device=self.device, threads=runtime.threads, exact=runtime.exact)
+        return OnnxRuntimeSession(
+            bundle,
+            device=self.device,
+            threads=runtime.threads,
+            prepacked=PREPACKED_FOR_BATCHES if runtime.batches else (),
+            exact=runtime.exact,
+        )
 
     def check_bundle(self, bundle: Bundle, runtime: Runtime) -> None:
         """See :class:`Backend`."""

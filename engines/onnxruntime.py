@@ -15,6 +15,7 @@ import onnxruntime as ort
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, capacity_symbols
+from star_export.engines.mapped import mapped_tensors
 from star_export.engines.session import (
     Caches,
     DeviceArray,
@@ -32,13 +33,11 @@ PROVIDERS = {
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
 }
 
-#: Graphs whose weights are copied into ONNX Runtime's packed layout at load. Decode
-#: multiplies one row by every weight and gains much from it; vision and prefill have
-#: hundreds of rows, gain little, and instead map the file: less memory and a quicker
-#: load (docs/performance.md, `make bench-session`).
+#: Graphs whose weights are copied into ONNX Runtime's packed layout at load where batches are decoded:
+#: products of a few rows gain much. Else all graphs read the bundle's files, which are in memory once: one
+#: row is multiplied as quickly, hundreds nearly so (docs/performance.md, `make bench-session`).
 #: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
-PREPACKED = (DECODE,)
-
+PREPACKED_FOR_BATCHES = (DECODE,)
 
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
@@ -135,7 +134,7 @@ class OnnxRuntimeSession(Session):
         bundle: An opened bundle.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
-        prepacked: Graphs whose weights are packed at load.
+        prepacked: Graphs whose weights are packed at load: more memory.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
         exact: See :class:`star_export.engines.backends.Runtime`.
@@ -151,7 +150,7 @@ class OnnxRuntimeSession(Session):
         *,
         device: str = "cpu",
         threads: int | None = None,
-        prepacked: Collection[str] = PREPACKED,
+        prepacked: Collection[str] = (),
         spinning: bool = False,
         exact: bool = False,
     ) -> None:
@@ -172,6 +171,11 @@ class OnnxRuntimeSession(Session):
                 ort.__version__,
                 quick,
             )
+        self._weights: dict[str, ort.OrtValue] = {}
+        if device == "cpu":
+            mapped = [mapped_tensors(bundle.folder / file.path) for file in bundle.weights]
+            tensors = {name: tensor for file in mapped for name, tensor in file.items()}
+            self._weights = {name: ort.OrtValue.ortvalue_from_numpy(t) for name, t in tensors.items()}
         self._sessions = {graph: self._load(graph) for graph in GRAPHS}
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
@@ -239,6 +243,8 @@ class OnnxRuntimeSession(Session):
             options.add_session_config_entry("session.disable_prepacking", "1")
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        for name, value in self._weights.items():
+            options.add_initializer(name, value)
         path = self.bundle.graph_path(graph)
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(path.parent)
@@ -249,6 +255,8 @@ class OnnxRuntimeSession(Session):
                 options,
                 providers=PROVIDERS[self.device],
                 enable_fallback=int(self.device != "cpu"),  # to the CPU it would try twice, and print
+                # It would turn each weight into a copy; what comes later lets products read them as they lie.
+                disabled_optimizers=["ConstantFolding"] if self.spec.dtype == "float32" else [],
             )
         except Exception as error:  # ONNX Runtime raises many unrelated types
             raise BundleError(f"ONNX Runtime {ort.__version__} cannot load {path}: {error}") from error

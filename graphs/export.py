@@ -84,7 +84,7 @@ def linear_inputs(spec: ExportSpec) -> dict[str, int]:
     """Inputs of every linear layer of the three graphs, by its name."""
     modules = [fake_module(graph, spec) for graph in (VISION, DECODE)]
     layers = [item for module in modules for item in module.named_modules()]
-    return {name: layer.weight.shape[0] for name, layer in layers if isinstance(layer, Linear)}
+    return {name: layer.weight.shape[1] for name, layer in layers if isinstance(layer, Linear)}
 
 
 def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path) -> None:

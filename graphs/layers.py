@@ -33,19 +33,18 @@ def wider(x: Tensor, y: Tensor) -> torch.dtype:
 
 
 class Linear(nn.Module):
-    """``y = x @ weight + bias`` with ``weight [in, out]``.
+    """``y = x @ weight.T + bias`` with ``weight [out, in]``, as checkpoints have it.
 
-    Checkpoints store ``[out, in]``; the weights file of a bundle stores this
-    layout, so that no runtime has to transpose and copy when it loads.
+    One row times such a weight reads it from front to back, without a copy in a layout of the runtime's own.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(in_features, out_features), requires_grad=False)
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = as_dtype(x, self.weight.dtype) @ self.weight
+        y = as_dtype(x, self.weight.dtype) @ self.weight.t()
         return y if self.bias is None else y + self.bias
 
 

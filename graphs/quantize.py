@@ -69,10 +69,10 @@ def _usable(scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class QuantizeWeights(InPlacePass):
-    """Put ``DequantizeLinear`` between each quantised weight and its product.
+    """Put ``DequantizeLinear`` between each quantised weight and its product, instead of a transposition.
 
-    Needs weights without values, of which those to be quantised are used by products alone. Leaves
-    integers in their place, and scales and zero points beside them.
+    Needs weights without values, of which those to be quantised are used by one product alone, transposed.
+    Leaves integers ``[in, out]`` in their place, and scales and zero points beside them.
 
     Args:
         spec: Which weights.
@@ -84,22 +84,22 @@ class QuantizeWeights(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         graph, done = model.graph, False
         for weight in list(graph.initializers.values()):
-            uses = [(use.node.op_type, use.idx) for use in weight.uses()]
-            if weight.const_value is not None or weight.shape is None or ("MatMul", 1) not in uses:
+            if weight.const_value is not None or weight.shape is None or not _is_multiplied(weight):
                 continue
-            if (kind := self.spec.quantized(str(weight.name), weight.shape.numpy()[0])) is None:
+            if (kind := self.spec.quantized(str(weight.name), weight.shape.numpy()[-1])) is None:
                 continue
-            if uses != [("MatMul", 1)]:
-                raise PreconditionError(f"{weight.name} is used by {uses}, not by one product alone")
+            if len(weight.uses()) != 1:
+                raise PreconditionError(f"{weight.name} is used by more than one product")
             self._quantize(graph, weight, kind)
             done = True
         return PassResult(model, modified=done)
 
     def _quantize(self, graph: ir.Graph, weight: ir.Value, kind: QuantizedType) -> None:
         assert self.spec.quantization is not None
-        block, ((product, index),) = self.spec.quantization.block, weight.uses()
+        block, ((transpose, _),) = self.spec.quantization.block, weight.uses()
+        ((product, index),) = transpose.outputs[0].uses()
         assert weight.shape is not None
-        rows, columns = weight.shape.numpy()
+        columns, rows = weight.shape.numpy()
         integers = ir.TensorType(ir.DataType[DTYPES[kind].onnx])
         shape = ir.Shape([rows // block, columns])
         inputs = [weight, ir.Value(name=f"{weight.name}{SCALE}", shape=shape, type=weight.type)]
@@ -107,7 +107,7 @@ class QuantizeWeights(InPlacePass):
             inputs.append(ir.Value(name=f"{weight.name}{ZERO_POINT}", shape=shape, type=integers))
         for value in inputs[1:]:
             graph.initializers.add(value)
-        wide = ir.Value(name=f"{weight.name}_dequantized", shape=weight.shape, type=weight.type)
+        wide = ir.Value(name=f"{weight.name}_dequantized", shape=ir.Shape([rows, columns]), type=weight.type)
         node = ir.Node(
             "",
             "DequantizeLinear",
@@ -117,6 +117,13 @@ class QuantizeWeights(InPlacePass):
             name=f"{product.name}_weight",
             metadata_props=dict(product.metadata_props),
         )
-        weight.type = integers
+        weight.type, weight.shape = integers, ir.Shape([rows, columns])
         graph.insert_before(product, node)
         product.replace_input_with(index, wide)
+        graph.remove(transpose, safe=True)
+
+
+def _is_multiplied(weight: ir.Value) -> bool:
+    """Whether something is multiplied by it, transposed."""
+    turned = [value for use in weight.uses() if use.node.op_type == "Transpose" for value in use.node.outputs]
+    return any((use.node.op_type, use.idx) == ("MatMul", 1) for value in turned for use in value.uses())

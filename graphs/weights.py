@@ -130,9 +130,9 @@ def store(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[Sto
         return rotary(weight, spec)
     dtype = spec.weight_dtype(weight.name)
     if isinstance(weight.owner, Linear) and weight.name.endswith(".weight"):
-        if (kind := spec.quantized(weight.name, weight.shape[0])) and spec.quantization:
+        kind = spec.quantized(weight.name, weight.shape[1])
+        if kind and spec.quantization:
             return quantized(weight, checkpoint, kind, spec.quantization.block, dtype)
-        return transposed(weight, checkpoint, dtype)
     return plain(weight, checkpoint, dtype)
 
 
@@ -142,20 +142,17 @@ def plain(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredT
     return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=load),)
 
 
-def transposed(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredTensor, ...]:
-    """``[in, out]``, of which the checkpoint has ``[out, in]``."""
-    load = _source(weight.name, weight.shape[::-1], checkpoint)
-    return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=lambda: load().T),)
-
-
 def quantized(
     weight: Weight, checkpoint: Checkpoint, kind: QuantizedType, block: int, dtype: DType
 ) -> tuple[StoredTensor, ...]:
-    """Scales, integers and, where these are unsigned, zero points: read in turn, and computed once."""
-    source = _source(weight.name, weight.shape[::-1], checkpoint)
-    rows, columns = weight.shape
+    """Scales, integers and, where these are unsigned, zero points: read in turn, and computed once.
+
+    They are transposed, ``[in, out]``: what the runtimes' products of few bits are made of.
+    """
+    source = _source(weight.name, weight.shape, checkpoint)
+    columns, rows = weight.shape
     names = (f"{weight.name}{SCALE}", weight.name, f"{weight.name}{ZERO_POINT}")
-    shapes = ((rows // block, columns), weight.shape, (rows // block, columns))
+    shapes = ((rows // block, columns), (rows, columns), (rows // block, columns))
     computed: list[Tensor] = []
 
     def load(part: int, last: bool) -> Tensor:
@@ -287,7 +284,7 @@ def _layout(tensors: list[StoredTensor]) -> tuple[dict[str, Slice], bytes]:
     return placed, len(text).to_bytes(8, "little") + text
 
 
-def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[bytes]:
+def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[memoryview]:
     """The tensor's bytes, converted ``rows`` rows at a time."""
     values = tensor.load()
     dtype = values.dtype if DTYPES[tensor.dtype].packed > 1 else torch_dtype(tensor.dtype)
@@ -295,9 +292,14 @@ def _blocks(tensor: StoredTensor, rows: int = 1024) -> Iterator[bytes]:
         rows = len(values)
     for begin in range(0, len(values), rows):
         block = values[begin : begin + rows].to(dtype).contiguous()
-        if tensor.dtype != "float32" and not torch.isfinite(block).all():
+        if tensor.dtype != "float32" and not _finite(block):
             raise CheckpointError(
                 f"{tensor.name} has values that {tensor.dtype} cannot hold; "
                 f"give {option('fp32_layers', tensor.name.rpartition('.')[0])}, or another {option('dtype')}"
             )
-        yield block.view(torch.uint8).numpy().tobytes()  # numpy has no bfloat16
+        yield block.view(torch.uint8).numpy().data  # numpy has no bfloat16
+
+
+def _finite(block: Tensor) -> bool:
+    """Whether no value is NaN or infinite; ten times as quick as to ask that of every value."""
+    return all(bool(torch.isfinite(end)) for end in block.aminmax())

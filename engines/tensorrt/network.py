@@ -60,6 +60,7 @@ def parse(
     if not parser.parse(model.SerializeToString(), str(path)):
         raise BundleError(f"{path}: {_refusal(parser, bindings)}")
     _compare_layers(path, counts, network)
+    multiply_by_turned(trt, network)
     return network
 
 
@@ -114,6 +115,39 @@ def move_weights_to_inputs(model: onnx.ModelProto) -> None:
     graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in stored)
     for tensor in stored:
         graph.initializer.remove(tensor)
+
+
+def multiply_by_turned(trt: Any, network: Any) -> None:
+    """Let each product read a weight ``[out, in]`` as it lies, where a layer before it would turn a copy.
+
+    A copy of every weight at every step would take longer than the products; nothing says that TensorRT
+    always makes one layer of the two.
+    """
+    layers = [network.get_layer(number) for number in range(network.num_layers)]
+    shuffles: dict[str, Any] = {}
+    for layer in layers:
+        if layer.type == trt.LayerType.SHUFFLE:
+            layer.__class__ = trt.IShuffleLayer
+            shuffles[layer.get_output(0).name] = layer
+    for layer in layers:
+        if layer.type != trt.LayerType.MATRIX_MULTIPLY:
+            continue
+        *widening, turn = _chain(layer.get_input(1).name, shuffles) or [None]
+        if turn and len(turn.get_input(0).shape) == 2 and tuple(turn.first_transpose)[:2] == (1, 0):
+            turn.first_transpose = trt.Permutation(range(len(turn.first_transpose)))
+            for shuffle in widening:
+                shuffle.reshape_dims = (1, *turn.get_input(0).shape)
+            layer.__class__ = trt.IMatrixMultiplyLayer
+            layer.op1 = trt.MatrixOperation.TRANSPOSE
+
+
+def _chain(name: str, shuffles: Mapping[str, Any]) -> list[Any]:
+    """The shuffles behind which a tensor comes, the last first."""
+    found = []
+    while shuffle := shuffles.get(name):
+        found.append(shuffle)
+        name = shuffle.get_input(0).name
+    return found
 
 
 def _refusal(parser: Any, bindings: Bindings) -> str:

@@ -322,7 +322,8 @@ def _open(
     folder: Path, options: EvalOptions, stack: ExitStack
 ) -> tuple[Pipeline, Callable[[Keep | None], Variant]]:
     """A bundle, and what answers at a budget."""
-    pipeline = stack.enter_context(open_pipeline(folder, options.runtime))
+    runtime = replace(options.runtime, batches=options.batch > 1)
+    pipeline = stack.enter_context(open_pipeline(folder, runtime))
     if options.batch == 1:
         return pipeline, partial(Bundled, Looker(pipeline))
     most = pipeline.session.max_batch

@@ -11,9 +11,10 @@ from typing import Any
 from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 
-from star_export.answer.pipeline import load
+from star_export.answer.pipeline import open_pipeline
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
+from star_export.engines import Runtime
 from star_export.errors import SettingsError
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.ticket import Ticket
@@ -57,7 +58,8 @@ class StarExport(lmms):  # type: ignore[misc]  # of a package without types
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
             raise SettingsError(f"batch_size must be a number from 1, got {batch_size}")
         self.keep, self.slots = keep, int(batch_size)
-        self.pipeline = load(str(bundle), backend=backend, threads=threads)
+        runtime = Runtime(backend=backend, threads=threads, batches=self.slots > 1)
+        self.pipeline = open_pipeline(bundle, runtime)
         self.scheduler = Scheduler(self.pipeline, slots=self.slots)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:

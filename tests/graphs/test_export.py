@@ -14,7 +14,6 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
-from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from star_export.bundle import open_bundle
@@ -235,7 +234,7 @@ def test_files_name_no_folder_of_this_machine(exported: Exported, graph: str) ->
 
 
 def hugging_face(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors by the names and in the layout of a bundle."""
+    """The checkpoint's tensors by the names of a bundle."""
     names = ("vision_tower", "multi_modal_projector", "language_model")
     parts = {name: getattr(model.model, name) for name in names} | {"lm_head": model.lm_head}
     tensors = {}
@@ -243,8 +242,7 @@ def hugging_face(model: LlavaForConditionalGeneration) -> dict[str, torch.Tensor
         for name, module in part.named_modules():
             for leaf, value in module.named_parameters(recurse=False):
                 key = ".".join(filter(None, (prefix, name, leaf)))
-                transposed = isinstance(module, nn.Linear) and leaf == "weight"
-                tensors[key] = value.T if transposed else value
+                tensors[key] = value
     return tensors
 
 

@@ -47,7 +47,7 @@ def parts(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 
 
 def quantised(weight: Weight, checkpoint: Checkpoint) -> tuple[StoredTensor, ...]:
-    shapes = {"packed": weight.shape, "scales": weight.shape[1:], "zero_points": weight.shape[1:]}
+    shapes = {"packed": weight.shape[::-1], "scales": weight.shape[:1], "zero_points": weight.shape[:1]}
     return tuple(
         StoredTensor(
             name=f"{weight.name}.{part}",

@@ -46,7 +46,8 @@ class TritonPythonModel:
         threads = int(settings["threads"]) or None
         library = home / settings["plugin_library"] if settings["plugin_library"] else None
         folder = home / settings["bundle"]
-        runtime = Runtime(backend=settings["backend"], threads=threads, plugin_library=library)
+        backend = settings["backend"]
+        runtime = Runtime(backend=backend, threads=threads, plugin_library=library, batches=True)
         self._service = Service(open_pipeline(folder, runtime), _options(settings), on_lost=_end_server)
         self._metrics = Metrics(self._service.stats, args["model_name"])
 

@@ -65,7 +65,7 @@ def parameters(options: ServeOptions) -> dict[str, Any]:
     """The parameters of the model's configuration; empty or 0 for what is not given."""
     own = asdict(options)
     runtime: dict[str, Any] = own.pop("runtime")
-    del runtime["exact"]  # which only a check asks for
+    del runtime["exact"], runtime["batches"]  # a server never asks for the one, always for the other
     runtime |= {"bundle": BUNDLE, "threads": runtime["threads"] or 0}
     runtime["plugin_library"] = PLUGIN_LIBRARY if runtime["plugin_library"] is not None else ""
     return own | runtime
