@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-slots bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -116,6 +116,10 @@ full-size-engines: $(READY)
 # The other table of docs/performance.md; after `make bench`.
 bench-session: $(READY)
 	$(BIN)/python docs/session_options.py build/bench/bundle docs/shapes.png
+
+# How many requests run at once in 1 GiB of KV caches; after `make bench`.
+bench-slots: $(READY)
+	$(BIN)/python docs/kv_slots.py build/bench/bundle docs/shapes.png
 
 # The table of docs/kernels.md, on a GPU.
 bench-kernel: $(READY)

@@ -77,7 +77,7 @@ def make_cases(pipeline: Pipeline, folder: Path, count: int) -> list[Case]:
     """Requests with the answers that the pipeline gives, one at a time."""
     chance, cases = random.Random(0), []
     slots = (int(KV_CACHE_MIB) << 20) // pipeline.spec.slot_bytes
-    title = f"{pipeline.bundle.folder.name}: {slots} slots fit; its own answers"
+    title = f"{pipeline.bundle.folder.name}: {slots} of its longest requests fit; its own answers"
     for number in track(range(count), title, console=Console(stderr=True)):
         image = folder / (f"{number % 12}.png" if number else "photo.jpg")
         if not image.exists():

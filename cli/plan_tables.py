@@ -108,9 +108,9 @@ def _costs(plan: "Plan") -> Table:
     for name, value, shown in _COSTS:
         planned, unpruned = value(plan.planned), value(plan.unpruned)
         table.add_row(name, shown(planned), shown(unpruned), f"{100 * (1 - planned / unpruned):.1f} %")
-    table.add_row(
-        "requests per GB", *(f"{cost.requests_per_gb:.1f}" for cost in (plan.planned, plan.unpruned))
-    )
+    costs = plan.planned, plan.unpruned
+    table.add_row("requests per GB", *(f"{cost.requests_per_gb:.1f}" for cost in costs))
+    table.add_row("the same on ONNX Runtime", *(f"{cost.fitted_requests_per_gb:.1f}" for cost in costs))
     planned_estimate, unpruned_estimate = plan.planned.estimate, plan.unpruned.estimate
     if planned_estimate and unpruned_estimate:
         for name, of in _ESTIMATES:

@@ -84,17 +84,23 @@ def check_device(device: str) -> None:
 
 
 class OnnxRuntimeCaches:
-    """KV caches of some sequences, with one binding per graph that stays valid.
+    """KV caches of some sequences, with one binding per graph that stays valid until they are resized.
 
     Args:
-        values: Caches by past name, ``[B, Hkv, capacity, D]``.
+        values: Caches by past name, ``[B, Hkv, capacity, D]``; shared by all rows of them.
+        bindings: By graph and rows; shared likewise.
         start: First of the sequences that these are the caches of.
         stop: The one after the last.
     """
 
-    def __init__(self, values: dict[str, ort.OrtValue], start: int, stop: int) -> None:
-        self.values, self.start, self.stop = values, start, stop
-        self.bindings: dict[str, ort.IOBinding] = {}
+    def __init__(
+        self,
+        values: dict[str, ort.OrtValue],
+        bindings: dict[tuple[str, int, int], ort.IOBinding],
+        start: int,
+        stop: int,
+    ) -> None:
+        self.values, self.bindings, self.start, self.stop = values, bindings, start, stop
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
@@ -102,7 +108,7 @@ class OnnxRuntimeCaches:
 
     def rows(self, start: int, stop: int) -> "OnnxRuntimeCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
-        return OnnxRuntimeCaches(self.values, self.start + start, self.start + stop)
+        return OnnxRuntimeCaches(self.values, self.bindings, self.start + start, self.start + stop)
 
     def zero(self) -> None:
         """Overwrite with zeros; on a GPU all sequences' caches travel to the host and back."""
@@ -121,10 +127,18 @@ class OnnxRuntimeCaches:
         """Let a graph read and write one cache in place."""
         value = self.values[past]
         rows, *inner = value.shape()
+        assert self.stop <= rows  # or these are rows that resizing took away
         address = value.data_ptr() + self.start * (value.tensor_size_in_bytes() // rows)
         place = value.device_name(), 0, value.element_type(), (self.stop - self.start, *inner), address
         binding.bind_input(past, *place)
         binding.bind_output(present, *place)
+
+
+def _copy_rows(old: HostArray, rows: Sequence[int], new: HostArray) -> None:
+    """Copy some sequences of one cache to the first ones of another, as far as both have room."""
+    tokens = min(old.shape[2], new.shape[2])
+    for place, row in enumerate(rows):
+        new[place, :, :tokens] = old[row, :, :tokens]
 
 
 class OnnxRuntimeSession(Session):
@@ -158,6 +172,7 @@ class OnnxRuntimeSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.device = device
         self.max_batch: int | None = None
+        self.resizable = not self.spec.fixed_capacities
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._exact = exact
         self._plain_outputs = {
@@ -188,15 +203,25 @@ class OnnxRuntimeSession(Session):
     def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> OnnxRuntimeCaches:
         """Zeroed KV caches; see :meth:`star_export.engines.session.Session.allocate_caches`."""
         refuse_closed(closed=not self._sessions)
-        sizes = dict(zip(capacity_symbols(self.spec), capacities or self.spec.capacities, strict=True))
-        values = {}
+        caches = OnnxRuntimeCaches({}, {}, 0, batch)
+        self._caches.add(caches)
+        self.resize_caches(caches, batch, capacities or self.spec.capacities)
+        return caches
+
+    def resize_caches(
+        self, caches: Caches, batch: int, capacities: Sequence[int], *, rows: Sequence[int] = ()
+    ) -> None:
+        """See :meth:`star_export.engines.session.Session.resize_caches`; on a GPU by way of the host."""
+        assert isinstance(caches, OnnxRuntimeCaches)
+        caches.bindings.clear()
+        sizes = dict(zip(capacity_symbols(self.spec), capacities, strict=True))
         for name, tensor in self.contract[DECODE].caches().items():
             shape = [sizes.get(size, batch) if isinstance(size, str) else size for size in tensor.shape]
-            host = np.zeros(shape, tensor.dtype)
-            values[name] = ort.OrtValue.ortvalue_from_numpy(host, self.device, 0)
-        caches = OnnxRuntimeCaches(values, 0, batch)
-        self._caches.add(caches)
-        return caches
+            new = np.zeros(shape, tensor.dtype)  # on the CPU, pages that nobody writes take no memory
+            if rows:
+                _copy_rows(caches.values[name].numpy(), rows, new)
+            caches.values[name] = ort.OrtValue.ortvalue_from_numpy(new, self.device, 0)
+        caches.stop = batch
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -284,14 +309,15 @@ class OnnxRuntimeSession(Session):
 
     def _binding(self, graph: str, caches: OnnxRuntimeCaches | None) -> ort.IOBinding:
         """A binding with the caches in place; plain outputs come first, in contract order."""
-        if caches is not None and graph in caches.bindings:
-            return caches.bindings[graph]
+        place = (graph, caches.start, caches.stop) if caches is not None else (graph, 0, 0)
+        if caches is not None and place in caches.bindings:
+            return caches.bindings[place]
         binding = ort.IOBinding(self._sessions[graph])
         for name in self._plain_outputs[graph]:
             binding.bind_output(name, self.device)
         if caches is not None:
             for present, past in self.contract[graph].aliases.items():
                 caches.bind(binding, past, present)
-            caches.bindings[graph] = binding
+            caches.bindings[place] = binding
             self._caches.add(caches)  # these may be rows of others
         return binding

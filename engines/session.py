@@ -40,7 +40,7 @@ def on_host(tensor: Tensor) -> HostArray:
 
 
 class Caches(Protocol):
-    """The KV caches of one or more sequences, allocated once and updated in place."""
+    """The KV caches of one or more sequences, updated in place."""
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
@@ -72,11 +72,13 @@ class Session(Closing, Protocol):
         spec: What was exported.
         contract: Inputs and outputs of each graph.
         max_batch: Sequences that can be decoded at once; None when only memory limits them.
+        resizable: Whether its caches may change their size.
     """
 
     spec: ExportSpec
     contract: dict[str, GraphSpec]
     max_batch: int | None
+    resizable: bool
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a sequence that caches have room for, per layer group, of which ``needed`` are needed."""
@@ -87,6 +89,22 @@ class Session(Closing, Protocol):
         Args:
             batch: How many.
             capacities: What :meth:`capacities` gave; the bundle's own by default.
+        """
+
+    def resize_caches(
+        self, caches: Caches, batch: int, capacities: Sequence[int], *, rows: Sequence[int] = ()
+    ) -> None:
+        """Give caches another size, tensor by tensor, so that at most one tensor is there twice.
+
+        Only where a session's caches are :attr:`resizable`.
+        What :meth:`Caches.rows` gave of them before sees the new memory.
+
+        Args:
+            caches: From :meth:`allocate_caches`. After an error they hold nothing, until they are resized
+                without ``rows``.
+            batch: Sequences that they are then for.
+            capacities: What :meth:`capacities` gave.
+            rows: Sequences that stay, as far as there is room; they become the first, in this order.
         """
 
     def run(
@@ -112,7 +130,7 @@ class Wrapper(Session):
 
     def __init__(self, session: Session) -> None:
         self.session, self.spec, self.contract = session, session.spec, session.contract
-        self.max_batch = session.max_batch
+        self.max_batch, self.resizable = session.max_batch, session.resizable
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Those of the session inside."""
@@ -121,6 +139,12 @@ class Wrapper(Session):
     def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> Caches:
         """Caches of the session inside."""
         return self.session.allocate_caches(batch, capacities)
+
+    def resize_caches(
+        self, caches: Caches, batch: int, capacities: Sequence[int], *, rows: Sequence[int] = ()
+    ) -> None:
+        """Resize caches of the session inside."""
+        self.session.resize_caches(caches, batch, capacities, rows=rows)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -135,6 +159,11 @@ class Wrapper(Session):
     def close(self) -> None:
         """Close the session inside."""
         self.session.close()
+
+
+def resizable_capacities(session: Session, needed: Sequence[int]) -> tuple[int, ...]:
+    """Capacities of caches that others may need more of later: the bundle's where they stay as they are."""
+    return session.capacities(needed) if session.resizable else session.spec.capacities
 
 
 def refuse_closed(*, closed: bool) -> None:

@@ -80,7 +80,7 @@ class Cost:
             multiply-accumulates.
         prefill: Arithmetic of the whole prompt.
         kv_bytes: KV caches of the request when its answer is complete.
-        slot_bytes: KV caches that are allocated for one sequence.
+        slot_bytes: KV caches with room for the longest sequence.
         estimate: None without a device.
     """
 
@@ -98,12 +98,18 @@ class Cost:
 
     @property
     def requests_per_gb(self) -> float:
-        """Sequences whose KV caches take 10^9 bytes."""
+        """Sequences whose KV caches take 10^9 bytes where each has room for the longest, as on engines."""
         return 1e9 / self.slot_bytes
+
+    @property
+    def fitted_requests_per_gb(self) -> float:
+        """The same where they are as long as the request needs, as on ONNX Runtime."""
+        return 1e9 / self.kv_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return asdict(self) | {"average": self.average, "requests_per_gb": self.requests_per_gb}
+        derived = ("average", "requests_per_gb", "fitted_requests_per_gb")
+        return asdict(self) | {name: getattr(self, name) for name in derived}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -179,6 +179,7 @@ class TensorRTSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.facts = read_facts(bundle, backend)
         self.max_batch: int | None = self.facts.max_batch
+        self.resizable = False  # a decode step's CUDA graph holds addresses and shapes
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         load_plugins(bindings, self.facts, plugin_library)
@@ -231,6 +232,12 @@ class TensorRTSession(Session):
         caches = TensorRTCaches(self, batch, size)
         self._cache_memory.add(caches._memory.buffer)
         return caches
+
+    def resize_caches(
+        self, caches: Caches, batch: int, capacities: Sequence[int], *, rows: Sequence[int] = ()
+    ) -> None:
+        """Nobody asks for it: these caches are not resizable."""
+        raise NotImplementedError
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None

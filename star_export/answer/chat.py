@@ -2,7 +2,6 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from typing import Any
 from weakref import ref
 
@@ -21,7 +20,7 @@ from star_export.answer.request import Request, Requests, as_list
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.steps import Steps, VisionOutput
 from star_export.answer.transcript import Transcript
-from star_export.engines.session import Caches
+from star_export.engines.session import Caches, resizable_capacities
 from star_export.preprocessing import PreparedImage, load_image
 from star_export.preprocessing.conversation import IMAGE, Conversation, Turn, read_conversation
 from star_export.preprocessing.images import ImageInput
@@ -120,6 +119,8 @@ class Chat:
         self._prepared: tuple[PreparedImage, ...] = ()
         self._seen: tuple[tuple[PreparedImage, ...], list[int], tuple[VisionOutput, ...]] = (), [], ()
         self._held: _Held | None = None
+        self._caches: Caches | None = None
+        self._capacities: tuple[int, ...] = ()  # of these
         self._prefills = 0
         self._timings: Timings | None = None
         self._last: ref[Generation] | None = None
@@ -221,9 +222,19 @@ class Chat:
     def _image_token(self) -> str:
         return self._requests.prompt_spec.image_token
 
-    @cached_property
-    def _caches(self) -> Caches:
-        return self._steps.session.allocate_caches()
+    def _room(self, needed: Sequence[int]) -> Caches:
+        """The caches with room for so many tokens of each layer group; longer ones hold what these held."""
+        session, caches = self._steps.session, self._caches
+        capacities = resizable_capacities(session, needed)
+        self._caches = None  # should this fail, the next turn has others
+        if caches is None:
+            caches = session.allocate_caches(1, capacities)
+        else:
+            capacities = tuple(map(max, capacities, self._capacities))
+            if capacities != self._capacities:
+                session.resize_caches(caches, 1, capacities, rows=[0])
+        self._caches, self._capacities = caches, capacities
+        return caches
 
     def _request(self, asked: Conversation, images: tuple[PreparedImage, ...]) -> Request:
         """All of the conversation."""
@@ -279,7 +290,8 @@ class Chat:
             visions = self._steps.encode_images(request.images, request.keep)
             copies = tuple(vision.copied(self._steps.spec.dtype) for vision in visions)
             self._seen = request.images, entering, copies
-        opening = open_answer(self._steps, request, self._seen[2], self._caches, sampler, clock)
+        needed = self._steps.needed(request.tokens, keep=request.keep, new_tokens=request.max_new_tokens)
+        opening = open_answer(self._steps, request, self._seen[2], self._room(needed), sampler, clock)
         self._prefills += 1
         return _Held(request=request, asked=asked, opening=opening)
 
@@ -287,6 +299,7 @@ class Chat:
         self, opening: Opening, tokens: tuple[int, ...], sampler: Sampler, clock: Clock
     ) -> Opening:
         state = opening.state
+        self._room((state.lengths + len(tokens) + self._limit).tolist())
         self._steps.decode(state, *tokens)
         length, first = state.position, state.next_token(sampler)
         return replace(opening, first=first, prompt_tokens=length, vision_ms=0.0, prefill_ms=clock.lap())

@@ -149,13 +149,17 @@ class Steps:
             if self._claim is claim:
                 self._claim = None
 
+    def needed(self, tokens: TokenizedPrompt, *, keep: Keep | None, new_tokens: int) -> tuple[int, ...]:
+        """Tokens in each layer group's caches when an answer of ``new_tokens`` is complete, at most."""
+        visual = tokens.image_positions.shape[1]
+        lengths = self.spec.lengths(tokens.input_ids.shape[1] - visual, visual, keep)
+        return tuple(length + new_tokens for length in lengths)
+
     def _caches(self, tokens: TokenizedPrompt, keep: Keep | None, new_tokens: int | None) -> Caches:
         """KV caches of one sequence, for who has none of its own; what they held is stale if they are new."""
         needed = self.spec.capacities
         if new_tokens is not None:
-            visual = tokens.image_positions.shape[1]
-            lengths = self.spec.lengths(tokens.input_ids.shape[1] - visual, visual, keep)
-            needed = tuple(length + new_tokens for length in lengths)
+            needed = self.needed(tokens, keep=keep, new_tokens=new_tokens)
         capacities = self.session.capacities(needed)
         if self._own is None or self._own[0] != capacities:
             if self._own and (before := self._states.get(id(self._own[1]))):

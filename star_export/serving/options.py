@@ -13,7 +13,7 @@ class ServiceOptions:
     """How much a service takes on.
 
     Attributes:
-        kv_cache_mib: Memory for KV caches; as many slots as fit.
+        kv_cache_mib: Memory for KV caches; as many slots as fit, each as long as the longest that runs needs.
         max_slots: Sequences that are decoded at once, at most.
         queue: Requests that may wait for a slot.
         timeout_s: Seconds that a request may take, waiting included.

@@ -2,14 +2,15 @@
 
 Between two decode steps at most one piece of work is done for a new request: one of its pictures goes
 through the vision graph, or its prompt through prefill. Each sequence lives in a slot, one row of
-KV caches that are allocated once; as many slots as fit into the given bytes, so a pruned bundle
-has more. Nothing here knows of a server: any front door can submit requests from any thread.
+the KV caches; there are as many as fit into the given bytes, so more where less is kept and answers
+are short. Requests run in the order in which they came: one for which there is no room lets none pass.
+Nothing here knows of a server: any front door can submit requests from any thread.
 """
 
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
@@ -18,19 +19,18 @@ from star_export.answer.choosing import NOT_FINITE, next_tokens
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
 from star_export.answer.steps import VisionOutput
-from star_export.engines.session import Caches, DeviceArray
+from star_export.engines.session import DeviceArray
 from star_export.errors import (
     BusyError,
     DeadlineError,
     DeviceError,
     NonFiniteError,
-    SettingsError,
     StarExportError,
-    option,
 )
 from star_export.preprocessing import PreparedImage
 from star_export.serving.admission import CLOSING, Admission, Place
 from star_export.serving.features import FeatureCache
+from star_export.serving.slots import Slots
 from star_export.serving.stats import Counts
 from star_export.serving.ticket import Ticket, Usage
 from star_export.specs import Keep
@@ -38,32 +38,21 @@ from star_export.specs import Keep
 log = logging.getLogger("star_export.scheduler")
 
 
-def count_slots(pipeline: Pipeline, kv_bytes: int, *, most: int) -> int:
-    """Slots whose KV caches fit into ``kv_bytes``, at most ``most``, and what the session can decode at once.
-
-    Raises:
-        SettingsError: If not even one fits.
-    """
-    size = pipeline.spec.slot_bytes
-    if kv_bytes < size:
-        raise SettingsError(
-            f"the KV caches of one sequence take {size} bytes, {kv_bytes} are allowed; allow more, "
-            f"or build the bundle with a smaller {option('max_text_tokens')} or {option('max_new_tokens')}"
-        )
-    return min(kv_bytes // size, pipeline.session.max_batch or most, most)
-
-
 class Scheduler:
     """Runs many requests on one pipeline, in a thread of its own.
 
-    Decode has run at every batch size when the constructor returns.
+    Decode has run at every batch size when the constructor returns, in caches of the smallest size.
 
     Args:
         pipeline: A loaded bundle, used by nobody else meanwhile.
-        slots: Sequences that are decoded at once.
+        slots: Sequences that are decoded at once, at most.
+        kv_bytes: Memory for their KV caches; by default so much that ``slots`` of any size have room.
         queue: Requests that may wait for a slot; as many as slots and these may be present at once.
         feature_bytes: Memory for the features of pictures seen before.
         on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
+
+    Raises:
+        SettingsError: If the KV caches of the bundle's longest sequence take more than ``kv_bytes``.
 
     Example:
         >>> with Scheduler(pipeline, slots=8) as scheduler:
@@ -76,15 +65,16 @@ class Scheduler:
         pipeline: Pipeline,
         *,
         slots: int,
+        kv_bytes: int | None = None,
         queue: int = 64,
         feature_bytes: int = 256 << 20,
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
-        self.pipeline, self.slots = pipeline, slots
-        self.stats, self.admission = Counts(slots=slots), Admission(slots + queue)
-        self._on_lost = on_lost
+        self.pipeline, self._on_lost = pipeline, on_lost
         self._features = FeatureCache(feature_bytes)
-        self._slots = _Slots(pipeline.session.allocate_caches(slots), slots)
+        room = slots * pipeline.spec.slot_bytes if kv_bytes is None else kv_bytes
+        self._slots = Slots(pipeline.session, kv_bytes=room, most=slots)
+        self.stats, self.admission = Counts(slots=self._slots.count), Admission(self._slots.count + queue)
         for caches, rows in self._slots.batches():
             lengths = np.zeros((len(pipeline.spec.groups), rows), np.int64)
             pipeline.steps.decode_batch(caches, lengths[0], lengths)
@@ -105,7 +95,8 @@ class Scheduler:
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
         visions = [self._see(image, request.keep) for image in request.images]
-        for slot in range(self.slots):
+        self._fit(self._needed(request))
+        for slot in range(self._slots.count):
             self.pipeline.steps.prefill(
                 request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
             )
@@ -124,6 +115,7 @@ class Scheduler:
         """
         with place or self.admission.enter() as place:
             ticket = Ticket(request, self.pipeline.transcript(request), timeout=timeout, place=place)
+            ticket.needed = self._needed(request)
             with self._changed:
                 if self._closing:
                     raise BusyError(CLOSING)
@@ -203,23 +195,46 @@ class Scheduler:
                 self._fail(ticket, DeadlineError(f"the request took longer than {ticket.timeout:g} s"))
 
     def _admit(self) -> None:
-        """One piece of work for the next request, if a slot is free for it."""
-        slot = self._slots.lowest_free(self._running)
-        if slot is None:
-            return
+        """One piece of work for the next request, if there is room for it."""
+        self._arriving = self._arriving or self._next()
         if self._arriving is None:
-            with self._changed:
-                upcoming = self._waiting.popleft() if self._waiting else None
-            if upcoming is None:
-                return
-            upcoming.progress.reach("queue")
-            self._arriving = upcoming, []
+            return
         ticket, seen = self._arriving
         if len(seen) < len(ticket.request.images):
             self._guard(partial(self._look, ticket, seen), ticket)
             return
-        self._guard(partial(self._prefill, ticket, seen, slot), ticket)
+        self._guard(self._fit, ticket, *self._running.values())
+        if self._arriving:  # it did not fail
+            self._guard(partial(self._prefill, ticket, seen), ticket)
         self._arriving = None
+
+    def _next(self) -> tuple[Ticket, list[VisionOutput]] | None:
+        """The request that has waited longest, if it has room beside those that run."""
+        needed = [ticket.needed for ticket in self._running.values()]
+        with self._changed:
+            if not self._waiting or not self._slots.have_room([*needed, self._waiting[0].needed]):
+                return None
+            upcoming = self._waiting.popleft()
+        upcoming.progress.reach("queue")
+        return upcoming, []
+
+    def _needed(self, request: Request) -> tuple[int, ...]:
+        return self.pipeline.steps.needed(
+            request.tokens, keep=request.keep, new_tokens=request.max_new_tokens
+        )
+
+    def _fit(self, *more: tuple[int, ...]) -> None:
+        """Make other caches if those that run, the one that arrives, and ``more``, want them."""
+        slots = sorted(self._running)
+        tickets = [self._running[slot] for slot in slots]
+        present = [*tickets, self._arriving[0]] if self._arriving else tickets
+        capacities = self._slots.wanted([*(ticket.needed for ticket in present), *more])
+        if capacities == self._slots.capacities:
+            return
+        self._slots.resize(capacities, slots)
+        self._running = dict(enumerate(tickets))
+        for slot, ticket in self._running.items():
+            ticket.slot = slot
 
     def _look(self, ticket: Ticket, seen: list[VisionOutput]) -> None:
         """Features of the next picture, from the vision graph or from memory."""
@@ -232,19 +247,20 @@ class Scheduler:
     def _see(self, image: PreparedImage, keep: Keep | None) -> VisionOutput:
         return self.pipeline.steps.encode_image(image, keep=keep).copied(self.pipeline.spec.dtype)
 
-    def _prefill(self, ticket: Ticket, visions: list[VisionOutput], slot: int) -> None:
+    def _prefill(self, ticket: Ticket, visions: list[VisionOutput]) -> None:
         """Fill a slot and find the first token; the sequence runs from here on."""
-        request, ticket.slot = ticket.request, slot
+        request, ticket.slot = ticket.request, self._slots.lowest_free(self._running)
         state = self.pipeline.steps.prefill(
-            request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
+            request.tokens, *visions, keep=request.keep, caches=self._slots.clean(ticket.slot)
         )
         ticket.usage = Usage.of(self.pipeline.spec, request, state.lengths.tolist())
         ticket.lengths = state.lengths
-        self._running[slot] = ticket
+        self._running[ticket.slot] = ticket
         self._choose({0: ticket}, state.output)
 
     def _step(self) -> None:
         """One token more for every running sequence."""
+        self._fit()
         caches, rows = self._slots.batch(max(self._running) + 1)
         tokens = np.zeros(rows, np.int64)
         lengths = np.zeros((len(self.pipeline.spec.groups), rows), np.int64)
@@ -292,43 +308,6 @@ class Scheduler:
     def _account(self) -> None:
         spec = self.pipeline.spec
         running = list(self._running.values())
+        self.stats.slots = self._slots.count
         self.stats.running, self.stats.waiting = len(running), len(self._waiting)
         self.stats.kv_bytes = sum(spec.sequence_bytes(t.lengths.tolist()) for t in running)
-
-
-class _Slots:
-    """Rows of the KV caches, and views of the first few of them.
-
-    Batches come in powers of two: every size has a binding, on TensorRT a CUDA graph, of its own.
-    """
-
-    def __init__(self, caches: Caches, count: int) -> None:
-        self.count = count
-        self._each = [caches.rows(slot, slot + 1) for slot in range(count)]
-        sizes = [1 << power for power in range((count - 1).bit_length())] + [count]
-        self._batches = {rows: caches.rows(0, rows) for rows in sizes}
-        self._spoiled: set[int] = set()
-
-    def lowest_free(self, taken: dict[int, Ticket]) -> int | None:
-        """The first free slot: batches stay small."""
-        return next((slot for slot in range(self.count) if slot not in taken), None)
-
-    def spoil(self, slot: int) -> None:
-        """Remember that there may be NaNs in a slot; -1, which is none, changes nothing."""
-        self._spoiled.add(slot)
-
-    def clean(self, slot: int) -> Caches:
-        """The caches of one slot, fit to be filled."""
-        if slot in self._spoiled:
-            self._each[slot].zero()
-            self._spoiled.remove(slot)
-        return self._each[slot]
-
-    def batch(self, wanted: int) -> tuple[Caches, int]:
-        """Caches of at least the first ``wanted`` slots, and how many these are."""
-        rows = next(rows for rows in self._batches if rows >= wanted)
-        return self._batches[rows], rows
-
-    def batches(self) -> Iterable[tuple[Caches, int]]:
-        """Every batch that :meth:`batch` may give."""
-        return ((caches, rows) for rows, caches in self._batches.items())

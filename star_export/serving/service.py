@@ -11,7 +11,7 @@ from star_export.errors import DeviceError, InputError
 from star_export.serving.admission import Place
 from star_export.serving.options import ServiceOptions
 from star_export.serving.query import Query, image_bytes
-from star_export.serving.scheduler import Scheduler, count_slots
+from star_export.serving.scheduler import Scheduler
 from star_export.serving.stats import Stats
 from star_export.serving.ticket import Ticket
 from star_export.serving.warmup import warm_up
@@ -30,7 +30,7 @@ class Service:
         on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
 
     Raises:
-        SettingsError: If not even one sequence fits into the KV caches.
+        SettingsError: If the bundle's longest sequence does not fit into the KV caches.
         StarExportError: If the bundle cannot answer.
 
     Example:
@@ -50,7 +50,8 @@ class Service:
         self.pipeline, self.options = pipeline, options or ServiceOptions()
         self._scheduler = Scheduler(
             pipeline,
-            slots=count_slots(pipeline, self.options.kv_cache_mib << 20, most=self.options.max_slots),
+            slots=self.options.max_slots,
+            kv_bytes=self.options.kv_cache_mib << 20,
             queue=self.options.queue,
             feature_bytes=self.options.feature_cache_mib << 20,
             on_lost=on_lost,

@@ -14,7 +14,7 @@ class Stats:
     """The numbers of a service at one moment; what is no state is counted since it began.
 
     Attributes:
-        slots: Sequences that can run at once.
+        slots: Sequences as long as the longest of those that run that can run at once.
         present: Requests between their arrival and their end, those that are being prepared among them.
         running: Slots in use.
         waiting: Requests in the queue.
@@ -54,7 +54,7 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "tokens_total": ("Tokens generated", lambda s: s.tokens),
     "kv_bytes_saved_total": ("KV cache bytes that pruning spared prompts", lambda s: s.kv_bytes_saved),
     "kv_bytes": ("KV cache bytes in use", lambda s: s.kv_bytes),
-    "slots": ("Sequences that can run at once", lambda s: s.slots),
+    "slots": ("Sequences of the present length that can run at once", lambda s: s.slots),
     "slots_in_use": ("Sequences that are running", lambda s: s.running),
     "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
     "requests_waiting": ("Requests in the queue", lambda s: s.waiting),

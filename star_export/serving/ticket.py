@@ -116,6 +116,7 @@ class Ticket:
 
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
+        needed: Tokens in each layer group's caches when the answer is as long as it may be.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Ticket:
         self.usage: Usage | None = None
         self.rest = Piece("", ())
         self.cancelled = False
+        self.needed: tuple[int, ...] = ()
         self.slot, self.lengths = -1, np.zeros(0, np.int64)
         self._place, self._deadline = place, None if timeout is None else place.arrived + timeout
         self._shown = 0  # tokens that pieces were made of

@@ -20,4 +20,4 @@ def warm_up(scheduler: Scheduler) -> None:
     request = pipeline.request(Image.new("RGB", (size, size), "gray"), "?", max_new_tokens=length)
     scheduler.warm_up(request)
     scheduler.submit(request).answer()
-    scheduler.stats = Counts(slots=scheduler.slots)
+    scheduler.stats = Counts(slots=scheduler.stats.slots)

@@ -206,7 +206,7 @@ class ExportSpec:
 
     @property
     def slot_bytes(self) -> int:
-        """Bytes of the KV caches that are allocated for one sequence."""
+        """Bytes of KV caches with room for the longest sequence."""
         return self.sequence_bytes(self.capacities)
 
     def weight_dtype(self, tensor: str) -> DType:

@@ -77,6 +77,24 @@ def test_appended_turns_equal_one_prefill_of_all(full: Pipeline, shown: list[Ima
     assert len({message["content"][0]["text"] for message in chat.messages[1::2]}) > 1  # not one word for all
 
 
+def test_caches_grow_with_the_conversation(
+    full: Pipeline, shown: list[Image], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    questions, sizes = (*QUESTIONS, "Hm " * 16, *QUESTIONS), list[int]()
+    with monkeypatch.context() as patch:
+        patch.setattr(full.session, "resizable", False)
+        roomy = full.chat(images=shown[:1])
+        expected = [said(roomy, question).token_ids for question in questions]
+    chat = full.chat(images=shown[:1])
+    for question, answer in zip(questions, expected, strict=True):
+        assert said(chat, question).token_ids == answer
+        assert chat._caches is not None
+        sizes.append(chat._caches.numpy("past_key_values.0.key").shape[2])
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] < full.spec.capacities[0]
+    assert chat.stats().prefills == 1
+
+
 def test_text_turns_leave_what_was_kept(star: Pipeline, shown: list[Image]) -> None:
     chat = star.chat(images=shown[:1])
     kept = {(answer.stage1_indices, answer.stage2_indices) for answer in (said(chat, q) for q in QUESTIONS)}

@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from star_export.answer.steps import DecodeState
 from star_export.bundle import open_bundle
 from star_export.engines import Runtime, open_session
 from star_export.engines.onnxruntime import OnnxRuntimeArray, OnnxRuntimeSession
+from star_export.engines.session import Caches
 from star_export.errors import BundleError, PlatformError, SettingsError
 
 BundleOf = Callable[..., Path]
@@ -25,10 +27,10 @@ def folder(request: pytest.FixtureRequest, bundle: BundleOf) -> Path:
     return bundle(request.param)
 
 
-def prefilled(pipeline: Pipeline, picture: Path, prompt: str) -> DecodeState:
+def prefilled(pipeline: Pipeline, picture: Path, prompt: str, caches: Caches | None = None) -> DecodeState:
     images = pipeline.prepare(picture)
     visions = pipeline.steps.encode_images(images)
-    return pipeline.steps.prefill(pipeline.tokenize(prompt, images), *visions, keep=64)
+    return pipeline.steps.prefill(pipeline.tokenize(prompt, images), *visions, keep=64, caches=caches)
 
 
 def test_caches_have_the_group_capacities(folder: Path) -> None:
@@ -55,6 +57,46 @@ def test_caches_are_written_in_place(folder: Path, picture: Path) -> None:
     changed = np.flatnonzero((before != after).any(axis=(0, 1, 3)))
     assert changed.tolist() == [state.lengths[-1] - 1]  # one row, the new token's
     assert not after[:, :, state.lengths[-1] :].any()
+
+
+def test_caches_are_resized_with_what_is_in_them(folder: Path, picture: Path) -> None:
+    """A sequence goes on where it was, in another row of longer and then of shorter caches."""
+    pipeline = star_export.load(folder, threads=1)
+    state, session = prefilled(pipeline, picture, PROMPTS[0]), pipeline.session
+    first, later = 7, 11
+    needed = tuple(session.capacities((state.lengths + 2).tolist()))
+    caches = session.allocate_caches(3, needed)
+    moved = prefilled(pipeline, picture, PROMPTS[0], caches.rows(2, 3))
+    for value in caches.values.values():  # type: ignore[attr-defined]
+        value.numpy()[:2] = np.nan
+    session.resize_caches(caches, 2, pipeline.spec.capacities, rows=[2])
+    moved = dataclasses.replace(moved, caches=caches.rows(0, 1))
+    for token, (batch, capacities) in ((first, (5, needed)), (later, (1, pipeline.spec.capacities))):
+        pipeline.steps.decode(state, token)
+        pipeline.steps.decode(moved, token)
+        np.testing.assert_allclose(moved.logits, state.logits, rtol=0, atol=2e-4)
+        for name in names.past_names(0):
+            assert not caches.numpy(name)[1:].any()
+        session.resize_caches(caches, batch, capacities, rows=[0])
+        assert caches.numpy(names.past_names(0)[0]).shape[::2] == (batch, capacities[0])
+
+
+def test_resizing_holds_one_tensor_twice(folder: Path) -> None:
+    session = star_export.load(folder, threads=1).session
+    rows, most = 4, session.spec.capacities
+    short = tuple(capacity // 2 for capacity in most)
+    tracemalloc.start()
+    try:
+        caches = session.allocate_caches(rows, short)
+        for capacities in (most, short, most):
+            tracemalloc.reset_peak()
+            session.resize_caches(caches, rows, capacities, rows=range(rows))
+            held, peak = tracemalloc.get_traced_memory()
+            one = caches.numpy(names.past_names(0)[0]).nbytes
+            assert peak - rows * session.spec.slot_bytes < 1.1 * one
+            assert held < 1.01 * rows * session.spec.sequence_bytes(capacities) + 1e5
+    finally:
+        tracemalloc.stop()
 
 
 def test_decode_of_a_batch_equals_single_sequences(folder: Path, picture: Path) -> None:

@@ -17,10 +17,10 @@ from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
 from star_export.contract import DECODE, INPUT_IDS, POSITION_IDS, PREFILL, VISION
-from star_export.errors import BusyError, DeadlineError, NonFiniteError, SettingsError
+from star_export.errors import BusyError, DeadlineError, NonFiniteError
 from star_export.serving import admission as admission_module
 from star_export.serving import ticket as ticket_module
-from star_export.serving.scheduler import Scheduler, count_slots
+from star_export.serving.scheduler import Scheduler
 from star_export.serving.ticket import Piece
 from tests.serving.gate import Gate
 
@@ -336,16 +336,6 @@ def test_closing_finishes_what_was_accepted(mha: Pipeline) -> None:
     assert all(len(ticket.answer().token_ids) == LONG for ticket in tickets)
     closing.join(10)
     assert not closing.is_alive()
-
-
-def test_a_pruned_bundle_has_more_slots(bundle) -> None:
-    pruned, full = (load(bundle("mha", prune=prune), threads=1) for prune in (True, False))
-    budget = 8 * full.spec.slot_bytes
-    assert count_slots(full, budget, most=99) == 8
-    assert count_slots(pruned, budget, most=99) == budget // pruned.spec.slot_bytes > 8
-    assert count_slots(pruned, budget, most=3) == 3
-    with pytest.raises(SettingsError, match="allow more"):
-        count_slots(pruned, pruned.spec.slot_bytes - 1, most=99)
 
 
 def with_pixels(request: Request, pixels: npt.NDArray[np.float32]) -> Request:

@@ -71,9 +71,10 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 def test_slots_are_those_that_fit(mha: Pipeline, start: Callable[..., Service]) -> None:
     assert start(max_slots=3, queue=0).stats().slots == 3
-    fit = (2 << 20) // mha.spec.slot_bytes
-    assert 1 <= fit < 32
-    assert start(kv_cache_mib=2).stats().slots == fit
+    long_enough = mha.session.capacities((540, 90))  # for the warm-up's request
+    fit = (8 << 20) // mha.spec.sequence_bytes(long_enough)
+    assert (8 << 20) // mha.spec.slot_bytes < fit < 32
+    assert start(kv_cache_mib=8).stats().slots == fit
 
 
 def test_the_warm_up_reaches_every_slot_and_is_not_counted(
@@ -83,7 +84,7 @@ def test_the_warm_up_reaches_every_slot_and_is_not_counted(
     ran: list[str] = []
     allocate, run = mha.session.allocate_caches, mha.session.run
     monkeypatch.setattr(
-        mha.session, "allocate_caches", lambda n=1: allocated.append(allocate(n)) or allocated[-1]
+        mha.session, "allocate_caches", lambda *size: allocated.append(allocate(*size)) or allocated[-1]
     )
     monkeypatch.setattr(mha.session, "run", lambda graph, *rest: ran.append(graph) or run(graph, *rest))
     stats = start(max_slots=3, queue=1).stats()

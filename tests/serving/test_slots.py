@@ -9,7 +9,7 @@ import pytest
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
 from star_export.contract import DECODE
-from star_export.serving.scheduler import _Slots
+from star_export.serving.slots import Slots
 
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
 
@@ -27,21 +27,20 @@ def mha(bundle) -> Pipeline:
 def test_slots_batches_and_cleaning(mha: Pipeline) -> None:
     names = list(mha.session.contract[DECODE].caches())
     for count, sizes in {1: [1], 2: [1, 2], 3: [1, 2, 3], 4: [1, 2, 4], 9: [1, 2, 4, 8, 9]}.items():
-        slots = _Slots(mha.session.allocate_caches(count), count)
+        slots = _slots(mha, count)
         assert [rows for _, rows in slots.batches()] == sizes
         for wanted in range(1, count + 1):
             caches, rows = slots.batch(wanted)
             assert rows == min(size for size in sizes if size >= wanted)
             assert caches.numpy(names[0]).shape[0] == rows
-    whole = mha.session.allocate_caches(4)
-    slots = _Slots(whole, 4)
+    slots = _slots(mha, 4)
+    whole: Any = slots._caches
     for value in whole.values.values():
         value.numpy()[:] = 1
     taken: dict[int, Any] = {}
     for slot in range(4):
         assert slots.lowest_free(taken) == slot
         taken[slot] = None
-    assert slots.lowest_free(taken) is None
     del taken[1], taken[2]
     assert slots.lowest_free(taken) == 1
     slots.spoil(2)
@@ -69,6 +68,10 @@ def test_nans_left_in_a_slot_would_reach_the_next_request(mini: Pipeline) -> Non
     assert np.isfinite(_next_logits(mini, good, slot)).all()
     assert state.position == good.tokens.input_ids.shape[1]
     assert not caches.rows(0, 1).numpy("past_key_values.0.key").any()  # the neighbour's
+
+
+def _slots(pipeline: Pipeline, count: int) -> Slots:
+    return Slots(pipeline.session, kv_bytes=count * pipeline.spec.slot_bytes, most=count)
 
 
 def _fill(pipeline: Pipeline, request: Request, caches):

@@ -45,6 +45,7 @@ def test_tokens_and_bytes_by_hand() -> None:
     assert found.unpruned.kv_bytes == per_token * 32 * (576 + 192)
     assert found.planned.slot_bytes == per_token * (14 * (518 + 1024) + 18 * (115 + 1024))
     assert found.planned.requests_per_gb == 1e9 / found.planned.slot_bytes
+    assert found.planned.fitted_requests_per_gb == 1e9 / found.planned.kv_bytes
     assert found.weight_bytes["bfloat16"] == 2 * found.parameters.stored == found.weight_bytes["float32"] / 2
 
 
