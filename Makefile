@@ -9,7 +9,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-onevision bench-session bench-slots bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -78,7 +78,7 @@ mini-onevision: $(READY)
 # docs/accuracy.md and its plot; an hour on a CPU core. A run that was stopped goes on with RESUME=--resume.
 accuracy: $(READY)
 	mkdir -p build
-	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 --threads 1 -o docs/accuracy.md --answers build/accuracy.jsonl $(RESUME)
+	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 --threads 1 --quantize int8 --quantize int4 -o docs/accuracy.md --answers build/accuracy.jsonl $(RESUME)
 
 # The table of docs/performance.md.
 BENCH := build/bench
@@ -91,6 +91,16 @@ bench: $(READY)
 	$(BIN)/star-export bench $(BENCH)/fast --image docs/shapes.png --baseline $(BENCH)/unpruned --side pruned --side unpruned --side hf-sdpa
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --keep 64 --output $(BENCH)/bundle --overwrite
 	$(BIN)/star-export bench $(BENCH)/bundle --image docs/shapes.png --baseline $(BENCH)/unpruned --side pruned --side unpruned
+
+# The same model in float32, 8 and 4 bits, in turns; after `make bench`.
+bench-bits: $(READY)
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int8 --quantize-vision --output $(BENCH)/int8 --overwrite
+	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int4 --quantize-vision --output $(BENCH)/int4 --overwrite
+	$(BIN)/star-export bench $(BENCH)/balanced $(BENCH)/int8 $(BENCH)/int4 --image docs/shapes.png
+
+# docs/growth.png: time and memory against text, tokens kept, batch and model size. Minutes; 1.4 GB of disk.
+growth: $(READY)
+	$(BIN)/python -m star_export.measure.growth build/growth --picture docs/shapes.png --output docs/growth.png
 
 # The table of a large picture in docs/performance.md: LLaVA-OneVision-0.5B's shape, 640x480 pixels, 11 GB of disk.
 LARGE := build/bench-onevision

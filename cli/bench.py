@@ -16,13 +16,15 @@ EPILOG = """
 
 `star-export bench llava-7b --image dog.png`
 
+`star-export bench llava-7b llava-7b-int8 llava-7b-int4 --image dog.png`
+
 `star-export bench llava-7b --image dog.png --keep 29 --side pruned --side hf-sdpa --json`
 """
 
 
 @app.command(epilog=EPILOG)
 def bench(
-    folder: opt.BundleArgument,
+    folders: opt.BundlesArgument,
     image: opt.ImageOption,
     prompt: opt.PromptOption = "What is in the picture?",
     model: opt.SourceOption = None,
@@ -37,21 +39,23 @@ def bench(
     threads: opt.ThreadsOption = None,
     json: opt.JsonOption = False,
 ) -> None:
-    """Compare speed and memory with the unpruned bundle and with Hugging Face."""
+    """Compare speed and memory with the unpruned bundle, other bundles and Hugging Face."""
     quiet_libraries()
     from star_export.engines import Runtime
     from star_export.measure.bench import BenchOptions
     from star_export.measure.bench import bench as run_bench
-    from star_export.measure.sides import SIDES
+    from star_export.measure.sides import PRUNED, SIDES
 
+    folder, *others = folders
     options = BenchOptions(
         bundle=folder,
+        others=others,
         image=image,
         prompt=prompt,
         model=model,
         baseline=baseline,
         keep=keep,
-        sides=tuple(side or SIDES),
+        sides=tuple(side or ((PRUNED,) if others else SIDES)),
         repeats=repeats,
         warmup=warmup,
         new_tokens=max_new_tokens,
@@ -90,6 +94,7 @@ def _print_tables(report: "BenchReport") -> None:
         if side.device_memory is not None:
             table.add_row("GPU memory", side.name, megabytes(side.device_memory))
     out.print(table)
+    out.print(f"pruned: {report.bundle}")
     if len({side.device for side in report.sides}) > 1:
         on_cpu = ", ".join(side.name for side in report.sides if side.device == "cpu")
         out.print(

@@ -22,6 +22,8 @@ EPILOG = """
 
 `star-export compare --model models/mini --keep 64 --keep 29 --json`
 
+`star-export compare --model models/mini --method spread --average 64 --quantize int8 --quantize int4`
+
 `star-export compare --model llava-1.5-7b --task pope --data playground/data/eval --method star`
 """
 
@@ -39,6 +41,7 @@ def compare(
     keep: opt.CompareKeepsOption = None,
     prune_layer: PruneLayerOption = None,
     dtype: opt.CompareDTypeOption = "float32",
+    quantize: opt.CompareQuantizeOption = None,
     output: opt.PageOption = Path("accuracy.md"),
     answers: opt.CompareAnswersOption = None,
     resume: opt.ResumeOption = False,
@@ -73,6 +76,7 @@ def compare(
         keep=tuple(keep or ()),
         prune_layer=prune_layer,
         dtype=dtype,
+        quantize=tuple(quantize or ()),
         answers=answers,
         resume=resume,
         runtime=Runtime(threads=threads),

@@ -161,6 +161,10 @@ ScoresOption = Annotated[
 JUnitOption = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML here.")]
 
 # star-export bench
+BundlesArgument = Annotated[
+    list[Path],
+    typer.Argument(metavar="DIR...", help="A bundle, and others of its model to compare with it."),
+]
 BaselineOption = Annotated[
     Path | None,
     typer.Option(
@@ -170,7 +174,9 @@ BaselineOption = Annotated[
 SidesOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--side", metavar="NAME", help="pruned, unpruned, hf-sdpa, hf-eager; repeat.  [default: all]"
+        "--side",
+        metavar="NAME",
+        help="pruned, unpruned, hf-sdpa, hf-eager; repeat.  [default: all; pruned beside other bundles]",
     ),
 ]
 RepeatsOption = Annotated[int, typer.Option("--repeats", min=1, metavar="N", help="Measured rounds.")]
@@ -261,6 +267,12 @@ CompareKeepsOption = Annotated[
         metavar="N",
         help="STAR's budget to compare at its average of; repeat for more.  "
         "[default: the paper's 50, 20, 10 and 5 %; none beside --average]",
+    ),
+]
+CompareQuantizeOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--quantize", metavar="TYPE", help="Weights in int4, int8, ... too, beside --dtype; repeat for more."
     ),
 ]
 CompareDTypeOption = Annotated[

@@ -17,7 +17,7 @@ from star_export.cli.output import check_target, err, print_json, quiet_librarie
 from star_export.cli.plan_tables import plan_parts, proposal_parts, show
 from star_export.errors import SettingsError
 from star_export.plan import DEFAULT_EFFICIENCY
-from star_export.specs import DEFAULT_DROP_RATIO
+from star_export.specs import BLOCKS, DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import SpecOptions
@@ -32,6 +32,8 @@ EPILOG = """
 `star-export plan --model llava-1.5-7b --keep 115`
 
 `star-export plan --model llava-1.5-7b --schedule balanced-64 --gpu l4 -o plan.html`
+
+`star-export plan --model llava-1.5-7b --keep 64 --quantize int4 --gpu rtx-4090`
 
 `star-export plan --model llava-1.5-7b --target flops=0.4 --target kv=150MB`
 
@@ -59,6 +61,9 @@ def plan(
     max_text_tokens: opt.MaxTextTokensOption = 512,
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = None,
+    quantize: opt.QuantizeOption = None,
+    quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
+    quantize_vision: opt.QuantizeVisionOption = False,
     image_size: own.ImageSizeOption = "640x480",
     text_tokens: own.TextTokensOption = 64,
     new_tokens: own.NewTokensOption = 128,

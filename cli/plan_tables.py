@@ -18,6 +18,7 @@ from star_export.files import atomic_open
 
 if TYPE_CHECKING:
     from star_export.plan import Cost, Estimate, Plan
+    from star_export.specs import ExportSpec
     from star_export.targets import Proposal
 
 _BAR_WIDTH = 40
@@ -75,7 +76,9 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
     yield (
         f"{_scaled(plan.parameters.total, 'M', 'B')} parameters, "
         f"{_scaled(weights['float16'], 'MB', 'GB')} in float16 or bfloat16, "
-        f"{_scaled(weights['float32'], 'MB', 'GB')} in float32; here: {plan.spec.dtype}"
+        f"{_scaled(weights['float32'], 'MB', 'GB')} in float32, "
+        f"{_scaled(weights['int8'], 'MB', 'GB')} in int8, {_scaled(weights['int4'], 'MB', 'GB')} in int4; "
+        f"here: {_types(plan.spec)}"
     )
     if schedule:
         yield f"schedule: {pruning(plan.spec)}"
@@ -84,6 +87,12 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
             f"estimates, not measured: {plan.device.name} at {plan.efficiency:g} of "
             f"{plan.device.bandwidth / 1e9:,.1f} GB/s and {plan.device.flops / 1e12:,.3g} TFLOP/s"
         )
+
+
+def _types(spec: "ExportSpec") -> str:
+    """What weights are stored in."""
+    how = spec.quantization
+    return spec.dtype if how is None else f"{how.type} in blocks of {how.block}, otherwise {spec.dtype}"
 
 
 def _scaled(count: float, million: str, billion: str) -> str:

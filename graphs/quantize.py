@@ -15,6 +15,9 @@ from star_export.specs import ExportSpec, QuantizedType
 #: What is put behind a weight's name for its scales, and for its zero points.
 SCALE, ZERO_POINT = "_scale", "_zero_point"
 
+#: Bytes of memory for each weight while they are computed, the given float32 among them.
+QUANTIZING_BYTES = 17
+
 
 def quantize(weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The nearest integers, block by block.

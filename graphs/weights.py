@@ -21,8 +21,8 @@ from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError, option
 from star_export.graphs.layers import Linear
-from star_export.graphs.quantize import SCALE, ZERO_POINT, packed, quantize
-from star_export.specs import ExportSpec, QuantizedType
+from star_export.graphs.quantize import QUANTIZING_BYTES, SCALE, ZERO_POINT, packed, quantize
+from star_export.specs import QUANTIZED_TYPES, ExportSpec, QuantizedType
 
 _ALIGNMENT = 4096  # a page, so that runtimes can map the data
 
@@ -236,6 +236,14 @@ def _computed_frequencies(spec: ExportSpec) -> tuple[Tensor, float]:
 def weights_bytes(tensors: list[StoredTensor]) -> int:
     """Size of the tensors' data in a weights file."""
     return sum(tensor.nbytes for tensor in tensors)
+
+
+def writing_bytes(tensors: list[StoredTensor]) -> int:
+    """Memory that writing the largest of them takes, at most."""
+    integers = {True: QUANTIZING_BYTES, False: DTYPES["float32"].itemsize}
+    return max(
+        integers[tensor.dtype in QUANTIZED_TYPES] * torch.Size(tensor.shape).numel() for tensor in tensors
+    )
 
 
 def write_weights(path: Path, tensors: list[StoredTensor], progress: Callable[[int], None]) -> WeightsFile:

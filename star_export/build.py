@@ -2,10 +2,7 @@
 
 import json
 import platform
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,12 +16,21 @@ from star_export.checkpoint.generation_config import warn_of_unused_settings
 from star_export.checkpoint.hub import split_revision
 from star_export.checkpoint.tensors import canonical_module
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
-from star_export.engines.tensorrt.builder import EngineOptions, build_engines, check_options, load_builder
+from star_export.engines.tensorrt.builder import (
+    BAKED,
+    BUILDER_COPIES,
+    EngineOptions,
+    build_engines,
+    check_options,
+    load_builder,
+    weights_of,
+)
 from star_export.engines.tensorrt.facts import ENGINES, engine_folder
 from star_export.errors import PlatformError, SettingsError, option
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.preprocessing.prompts import end_token_ids
-from star_export.progress import NoProgress, Progress
+from star_export.progress import NoProgress, Progress, StepReport, Steps
+from star_export.room import check_disk, check_memory
 from star_export.specs import (
     BLOCKS,
     DEFAULT_DROP_RATIO,
@@ -51,16 +57,10 @@ WEIGHTS = {VISION: "vision", PREFILL: "decoder", DECODE: "decoder"}
 #: Tokens that one run of decode appends at most: a question that follows an answer takes few runs.
 APPEND_TOKENS = 64
 
+#: Memory that tracing takes, of 32 to 40 decoder layers; with all packages loaded.
+_TRACING_BYTES = 700_000_000
+
 _TOOLS = ("star-export", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """How long one step took and what it wrote."""
-
-    step: str
-    seconds: float
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,9 @@ class SpecOptions:
     max_text_tokens: int = 512
     max_new_tokens: int = 512
     dtype: DType = "float32"
+    quantize: str | None = None
+    quantize_block: int = BLOCKS[0]
+    quantize_vision: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +115,6 @@ class BuildOptions(SpecOptions):
     keep_mass: float | None = None
     proportional: bool = False
     fp32_layers: tuple[str, ...] = ()
-    quantize: str | None = None
-    quantize_block: int = BLOCKS[0]
-    quantize_vision: bool = False
     engines: EngineOptions | None = None
     chat_template: str | None = None
     end_tokens: tuple[str, ...] = ()
@@ -131,16 +131,12 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
     spec = resolve_sizes(options, model)
     schedule = with_mass(spec.schedule, options.keep_mass)
-    quantization = resolve_quantization(
-        options.quantize, block=options.quantize_block, vision=options.quantize_vision
-    )
     spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
-    spec = replace(spec, quantization=quantization)
     check_proportional(spec)
-    if quantization:
+    if spec.quantization:
         from star_export.graphs.export import linear_inputs
 
-        check_blocks(quantization, linear_inputs(spec))
+        check_blocks(spec.quantization, linear_inputs(spec))
     if names:
         from star_export.graphs.export import layer_names
 
@@ -149,7 +145,7 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
 
 
 def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
-    """The same without ``fp32_layers``, from a model's shape alone.
+    """The same without ``fp32_layers`` and unchecked blocks, from a model's shape alone.
 
     Raises:
         SettingsError: If an option is out of range.
@@ -171,6 +167,9 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
         max_new_tokens=options.max_new_tokens,
         append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
+        quantization=resolve_quantization(
+            options.quantize, block=options.quantize_block, vision=options.quantize_vision
+        ),
     )
     check_capacities(spec)
     return spec
@@ -223,7 +222,7 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     Raises:
         CheckpointError: If the checkpoint is missing, damaged or unsupported.
         SettingsError: If options contradict the model, or the output exists.
-        PlatformError: If a package, the network or disk space is missing.
+        PlatformError: If a package, the network, memory or disk space is missing.
     """
     clear_scratch(options.output.parent, staging_name(options.output))  # may put a bundle back
     clear_scratch(options.output / ENGINES, ".")  # of engines that were being added
@@ -244,9 +243,9 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         check_options(options.engines, spec)
         load_builder(options.engines.backend)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
-        steps = _Steps(folder, progress)
+        steps = Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, options, steps)
-        hashes = _write_graphs(folder, checkpoint, spec, steps)
+        hashes = _write_graphs(folder, checkpoint, spec, options.engines, steps)
         engines = {}
         if options.engines is not None:
             output = folder / engine_folder(options.engines.backend)
@@ -274,14 +273,15 @@ def add_engines(folder: Path, options: EngineOptions, progress: Progress | None 
     Raises:
         BundleError: If the bundle is damaged, or a graph is refused.
         SettingsError: If options contradict the bundle or the backend.
-        PlatformError: If TensorRT, a GPU or disk space is missing, or a build fails.
+        PlatformError: If TensorRT, a GPU, memory or disk space is missing, or a build fails.
     """
     progress = progress or NoProgress()
     progress.start("verify bundle")
     bundle = open_bundle(folder, verify=True)
     target = folder / engine_folder(options.backend)
     with staging_folder(target, overwrite=True) as output:
-        steps = _Steps(output, progress)
+        _check_room(output, {Path(file.path).stem: file.bytes for file in bundle.weights}, options)
+        steps = Steps(output, progress)
         weights = {file.path: file.sha256 for file in bundle.weights}
         facts = build_engines(folder, bundle.spec, options, weights=weights, output=output, step=steps.step)
         if target.exists():  # no moment at which the manifest lists files that are not its own
@@ -301,25 +301,7 @@ def require_export_extra(*packages: str) -> None:
         raise PlatformError(f"this needs {', '.join(missing)}; run: pip install 'star-export[export]'")
 
 
-class _Steps:
-    """Runs the steps of a build and measures each."""
-
-    def __init__(self, folder: Path, progress: Progress) -> None:
-        self.folder, self.progress = folder, progress
-        self.reports: list[StepReport] = []
-
-    @contextmanager
-    def step(self, name: str, total_bytes: int | None = None) -> Iterator[None]:
-        self.progress.start(name, total_bytes)
-        begin, before = time.perf_counter(), self._bytes()
-        yield
-        self.reports.append(StepReport(name, time.perf_counter() - begin, self._bytes() - before))
-
-    def _bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-
-
-def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOptions, steps: _Steps) -> None:
+def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOptions, steps: Steps) -> None:
     """Tokenizer and parameters, tried on a question: what cannot answer is refused before any graph."""
     from star_export.preprocessing import convert
     from star_export.preprocessing.derived_forms import prompt_forms
@@ -344,10 +326,12 @@ def _write_preprocessing(folder: Path, checkpoint: Checkpoint, options: BuildOpt
         write_json(folder / layout.CONFIG, json.loads((checkpoint.folder / "config.json").read_bytes()))
 
 
-def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps: _Steps) -> dict[str, str]:
+def _write_graphs(
+    folder: Path, checkpoint: Checkpoint, spec: ExportSpec, engines: EngineOptions | None, steps: Steps
+) -> dict[str, str]:
     """Weights, then graphs; returns the hashes of the weights files, by their names in the bundle."""
     from star_export.graphs.export import export_graph, fake_module
-    from star_export.graphs.weights import plan_weights, weights_bytes, write_weights
+    from star_export.graphs.weights import plan_weights, weights_bytes, write_weights, writing_bytes
 
     graphs = folder / layout.GRAPH_FOLDER
     graphs.mkdir()
@@ -356,7 +340,8 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps:
         WEIGHTS[graph]: plan_weights(fake_module(graph, spec), checkpoint, spec) for graph in (VISION, DECODE)
     }
     sizes = {name: weights_bytes(plan) for name, plan in plans.items()}
-    _check_disk(graphs, sum(sizes.values()))
+    memory = max(_TRACING_BYTES, *map(writing_bytes, plans.values()))
+    _check_room(graphs, sizes, engines, written=sum(sizes.values()), memory=memory)
     written = {}
     for name, plan in plans.items():
         path = graphs / f"{name}.safetensors"
@@ -368,13 +353,18 @@ def _write_graphs(folder: Path, checkpoint: Checkpoint, spec: ExportSpec, steps:
     return {file.path.relative_to(folder).as_posix(): file.sha256 for file in written.values()}
 
 
-def _check_disk(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise PlatformError(
-            f"the bundle needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free; "
-            f"free space or choose another {option('output')}"
-        )
+def _check_room(
+    folder: Path,
+    sizes: Mapping[str, int],
+    engines: EngineOptions | None,
+    *,
+    written: int = 0,
+    memory: int = 0,
+) -> None:
+    """Refuse what disk or memory don't hold. Engines with baked weights have those of their graph each."""
+    baked = [sizes[WEIGHTS[graph]] for graph in GRAPHS] if engines and weights_of(engines) == BAKED else [0]
+    check_disk(folder, written + sum(baked))
+    check_memory(max(memory, BUILDER_COPIES * max(baked)))
 
 
 def _write_manifest(

@@ -1,5 +1,6 @@
-"""How much memory this process takes."""
+"""How much memory this process takes, and how much more it may."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -15,3 +16,52 @@ def resident_bytes(moment: Literal["now", "peak"]) -> int | None:
         return None
     field = {"now": "VmRSS:", "peak": "VmHWM:"}[moment]
     return 1024 * int(_STATUS.read_text().partition(field)[2].split()[0])
+
+
+#: Files of a control group, version 2 and version 1: its limit, its use, and the field of its page cache.
+_GROUP_FILES = (
+    ("memory.max", "memory.current", "file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"),
+)
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: of the machine and of its control groups, the fewest.
+
+    Page cache counts as free. None where the system has no ``/proc`` to say.
+
+    Args:
+        root: Where the system's files lie.
+    """
+    table = root / "proc/meminfo"
+    if not table.exists():
+        return None
+    machine = 1024 * (_field(table, "MemAvailable:") + _field(table, "SwapFree:"))
+    return max(0, min([machine, *_group_rooms(root)]))
+
+
+def _group_rooms(root: Path) -> Iterator[int]:
+    """What each control group of this process that has a limit, and each above it, leaves."""
+    mounts = root / "sys/fs/cgroup"
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        folder = mounts / controllers / path.lstrip("/")
+        # In a container the path may be the host's, and the mount the container's own group.
+        for group in (folder, *folder.parents):
+            if group.is_relative_to(mounts):
+                yield from _room(group)
+
+
+def _room(group: Path) -> Iterator[int]:
+    for limit, use, cache in _GROUP_FILES:
+        if (group / limit).exists() and (text := (group / limit).read_text().strip()) != "max":
+            yield int(text) - int((group / use).read_text()) + _field(group / "memory.stat", cache)
+
+
+def _field(table: Path, name: str) -> int:
+    """The number behind ``name`` at the beginning of a line."""
+    found = (line.split() for line in table.read_text().splitlines())
+    return next(int(words[1]) for words in found if words[0] == name)

@@ -3,11 +3,21 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any, get_args
 
-from star_export.dtypes import DTYPES, DType
+from star_export.dtypes import DType
 from star_export.errors import SettingsError, option
 from star_export.flops import PrefillFlops, prefill_flops, pruned_layout, vision_flops
 from star_export.gpus import Device
-from star_export.specs import ExportSpec, ModelSpec, picture_grid, picture_tokens
+from star_export.parameters import Parameters, count_parameters, linear_shapes, weight_bytes
+from star_export.specs import (
+    BLOCKS,
+    QUANTIZED_TYPES,
+    ExportSpec,
+    ModelSpec,
+    Quantization,
+    check_blocks,
+    picture_grid,
+    picture_tokens,
+)
 
 #: Share of its data sheet's figures that a device is taken to reach.
 DEFAULT_EFFICIENCY = 0.6
@@ -26,33 +36,6 @@ class Request:
     image_size: tuple[int, int]
     text_tokens: int
     new_tokens: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parameters:
-    """Numbers that a bundle stores.
-
-    Attributes:
-        vision: Of the tower's layers that are used, the projector and the newline.
-        decoder: Of the decoder with embeddings and head.
-        embeddings: Those of them of which a token reads one row.
-        tied: Those that are stored twice: a head that is the embeddings, transposed.
-    """
-
-    vision: int
-    decoder: int
-    embeddings: int
-    tied: int
-
-    @property
-    def total(self) -> int:
-        """Of the model."""
-        return self.stored - self.tied
-
-    @property
-    def stored(self) -> int:
-        """Of the bundle."""
-        return self.vision + self.decoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,14 +127,19 @@ class Plan:
 
     @property
     def weight_bytes(self) -> dict[str, int]:
-        """Bytes of the bundle's weights by their element type."""
-        return {name: self.parameters.stored * DTYPES[name].itemsize for name in get_args(DType)}
+        """Bytes of the bundle's weights by their type; integers have scales in the spec's element type."""
+        own = self.spec.quantization or Quantization(type="int4", block=BLOCKS[0])
+        whole = [replace(self.spec, dtype=dtype, quantization=None) for dtype in get_args(DType)]
+        few = [replace(self.spec, quantization=replace(own, type=kind)) for kind in QUANTIZED_TYPES]
+        names = [*get_args(DType), *QUANTIZED_TYPES]
+        return {name: weight_bytes(spec).stored for name, spec in zip(names, whole + few, strict=True)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return {
             "schedule": [asdict(stage) for stage in self.spec.schedule],
             "dtype": self.spec.dtype,
+            "quantization": asdict(self.spec.quantization) if self.spec.quantization else None,
             "request": asdict(self.request),
             "image_tokens": self.image_tokens,
             "parameters": asdict(self.parameters),
@@ -181,8 +169,8 @@ def plan(
         efficiency: Share of the device's figures that it reaches.
 
     Raises:
-        SettingsError: If the bundle does not take such a request, the device is of other element types, or
-            there is no such share.
+        SettingsError: If the bundle does not take such a request, blocks divide no layer, the device is of
+            other element types, or there is no such share.
     """
     if not 0 < efficiency <= 1:
         raise SettingsError(f"{option('efficiency')} must be above 0 and at most 1, got {efficiency:g}")
@@ -192,6 +180,8 @@ def plan(
             f"{' and '.join(device.dtypes)}; give one of these, or {option('bandwidth')} and "
             f"{option('flops')}"
         )
+    if spec.quantization:
+        check_blocks(spec.quantization, {layer.name: layer.inputs for layer in linear_shapes(spec.model)})
     tokens = _image_tokens(spec, request)
     reached = device and replace(
         device, bandwidth=device.bandwidth * efficiency, flops=device.flops * efficiency
@@ -262,52 +252,12 @@ def _estimate(
     spec: ExportSpec, request: Request, device: Device, prefill: PrefillFlops, cached: int
 ) -> Estimate:
     """Each part takes as long as its arithmetic or its weights, whichever is longer."""
-    count, size = count_parameters(spec.model), DTYPES[spec.dtype].itemsize
+    weights = weight_bytes(spec)
     seen = vision_flops(spec.model.vision, _tiles(spec.model, request))
-    read = count.decoder - count.embeddings
-    parts = ((seen, count.vision), (prefill.exact, read))
-    room = None if device.memory is None else device.memory - count.stored * size
+    parts = ((seen, weights.vision), (prefill.exact, weights.read))
+    room = None if device.memory is None else device.memory - weights.stored
     return Estimate(
-        ttft=sum(max(flops / device.flops, weights * size / device.bandwidth) for flops, weights in parts),
-        tokens_per_second=device.bandwidth / (read * size + cached),
+        ttft=sum(max(flops / device.flops, size / device.bandwidth) for flops, size in parts),
+        tokens_per_second=device.bandwidth / (weights.read + cached),
         sequences=None if room is None else max(0, int(room // spec.slot_bytes)),
     )
-
-
-def count_parameters(model: ModelSpec) -> Parameters:
-    """Numbers that a bundle of this model stores.
-
-    Vision layers behind the one whose output is used are not among them.
-    """
-    text = model.text
-    embeddings, layers = text.vocab_size * text.hidden_size, text.num_layers * _decoder_layer(model)
-    newline = 0 if model.tiling is None else text.hidden_size
-    return Parameters(
-        vision=_tower(model) + _projector(model) + newline,
-        decoder=2 * embeddings + layers + text.hidden_size,
-        embeddings=embeddings,
-        tied=text.tie_word_embeddings * embeddings,
-    )
-
-
-def _decoder_layer(model: ModelSpec) -> int:
-    text = model.text
-    d, query, key = text.hidden_size, text.num_heads * text.head_dim, text.num_kv_heads * text.head_dim
-    biases = query * text.q_bias + key * (text.k_bias + text.v_bias) + d * text.o_bias
-    mlp_biases = (2 * text.intermediate_size + d) * text.mlp_bias
-    norms = 2 * d
-    return d * (2 * query + 2 * key) + 3 * d * text.intermediate_size + biases + mlp_biases + norms
-
-
-def _tower(model: ModelSpec) -> int:
-    vision = model.vision
-    d, m = vision.hidden_size, vision.intermediate_size
-    layer = 4 * (d * d + d) + 2 * d * m + m + d + 2 * 2 * d
-    patches = 3 * vision.patch_size**2 * d + (vision.num_patches + vision.has_cls) * d
-    # CLIP has a class embedding and a norm before its layers, SigLIP a bias of its patches.
-    return vision.num_layers * layer + patches + (3 * d if vision.has_cls else d)
-
-
-def _projector(model: ModelSpec) -> int:
-    d, features = model.text.hidden_size, model.vision.hidden_size * len(model.vision.feature_layers)
-    return (features + d) * d + 2 * d * model.projector_bias

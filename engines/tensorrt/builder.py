@@ -36,6 +36,9 @@ MOST_RTX_STAGES = 5
 #: Where engines have their weights: once for all of them, as inputs, or as constants inside each.
 WEIGHTS_CHOICES = SHARED, BAKED = ("shared", "baked")
 
+#: Memory of a builder, as a multiple of the weights that an engine holds.
+BUILDER_COPIES = 3
+
 _UNUSED_TENSOR = re.compile(r"Tensor (\S+) is unused")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from star_export.evaluation.comparison import Comparison, MethodReport
+from star_export.evaluation.few_bits import few_bits_section
 from star_export.evaluation.methods import (
     FASTV,
     PROPORTIONAL_SPREAD,
@@ -73,6 +74,7 @@ def to_markdown(comparison: Comparison, *, command: str, plot: str) -> str:
     parts += [
         "\n## STAR and spread by kind of question\n",
         kinds_table({m.method.name: m.score for m in shown}),
+        *few_bits_section(comparison.weights),
     ]
     return "\n".join(parts)
 

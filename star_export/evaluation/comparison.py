@@ -14,6 +14,13 @@ from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
 from star_export.evaluation.answering import Variant
 from star_export.evaluation.evaluate import ask_all, check_limit
+from star_export.evaluation.few_bits import (
+    Weights,
+    WeightsReport,
+    built_weights,
+    few_bits,
+    weights_reports,
+)
 from star_export.evaluation.methods import (
     RULES,
     STAR,
@@ -64,6 +71,7 @@ class CompareOptions:
     keep: Sequence[int] = ()
     prune_layer: int | None = None
     dtype: DType = "float32"
+    quantize: Sequence[str] = ()
     answers: Path
     resume: bool = False
     runtime: Runtime = field(default_factory=Runtime)
@@ -98,7 +106,7 @@ class MethodReport:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison; the first method is unpruned."""
+    """A finished comparison; the first method is unpruned, and so are the first weights."""
 
     model: str
     task: str
@@ -107,6 +115,7 @@ class Comparison:
     questions: int
     layers: int
     methods: tuple[MethodReport, ...]
+    weights: tuple[WeightsReport, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -140,13 +149,17 @@ def compare(
     pictures = [picture_tokens(spec.model, size) for size in sizes]
     rules, levels = check_rules(options.methods, spec), list(_levels(options, spec, pictures))
     methods = list(all_methods(rules, levels, spec, pictures))
-    settings = _settings(options, task, split, checkpoint, methods)
+    weights = few_bits(options.dtype, options.quantize, fmean(tokens for tokens, _ in pictures))
+    settings = _settings(options, task, split, checkpoint, [*methods, *weights])
     record = Record(options.answers, settings, resume=options.resume)
-    with _parts(building, options.runtime, checkpoint, spec, methods, say) as parts:
+    with (
+        _parts(building, options.runtime, checkpoint, spec, methods, say) as parts,
+        built_weights(building, weights, options.runtime, say) as built,
+    ):
         variants = {method.name: _variant(method, spec, parts, options.seed) for method in methods}
         rows = ask_all(
             task,
-            variants,
+            variants | {one.weights.name: one.variant for one in built},
             record,
             split=split,
             seed=options.seed,
@@ -165,6 +178,7 @@ def compare(
         questions=limit,
         layers=spec.model.text.num_layers,
         methods=tuple(report.of(method) for method in methods),
+        weights=weights_reports(built, report.scores),
     )
 
 
@@ -236,12 +250,16 @@ def _levels(options: CompareOptions, spec: ExportSpec, pictures: Sequence[Pictur
 
 
 def _settings(
-    options: CompareOptions, task: Task, split: str, checkpoint: Checkpoint, methods: Sequence[Method]
+    options: CompareOptions,
+    task: Task,
+    split: str,
+    checkpoint: Checkpoint,
+    asked: Sequence[Method | Weights],
 ) -> dict[str, Any]:
     """All that the answers depend on."""
     settings = {name: getattr(options, name) for name in ("task", "seed", "prune_layer", "dtype")}
     data = {"data": dict(task.files)} if task.files else {}
-    names = [method.name for method in methods]
+    names = [variant.name for variant in asked]
     return settings | {"split": split, "model": _identity(checkpoint), "methods": names} | data
 
 

@@ -1,4 +1,4 @@
-"""Benchmark: the pruned bundle against the unpruned one and against Hugging Face.
+"""Benchmark: the pruned bundle against the unpruned one, other bundles of its model, and Hugging Face.
 
 All sides run in one process, taking turns, so that a noisy machine disturbs
 them alike. A ratio is that of one round's two times, which the machine disturbed
@@ -44,7 +44,7 @@ class SideReport:
     """One side's times by measure, each the median over the rounds with the extremes beside it.
 
     Attributes:
-        name: One of ``pruned``, ``unpruned``, ``hf-sdpa``, ``hf-eager``.
+        name: One of ``pruned``, ``unpruned``, ``hf-sdpa``, ``hf-eager``, or another bundle's.
         median_ms: Median milliseconds; decode is per token.
         range_ms: Shortest and longest milliseconds.
         speedup: Median of this side's time divided by the pruned bundle's of the same round; empty
@@ -105,6 +105,7 @@ class BenchOptions:
     """Options of ``star-export bench``; see its help for each."""
 
     bundle: Path
+    others: Sequence[Path] = ()
     image: Path
     prompt: str
     model: str | None = None
@@ -130,7 +131,7 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         progress: Told what is being done.
 
     Raises:
-        SettingsError: If the bundle is unpruned, or a side is unknown.
+        SettingsError: If the bundle is unpruned, a side is unknown, or another bundle is of another model.
         PlatformError: If the backend needs a GPU and there is none, or a side a package that is missing.
         BundleError, CheckpointError: If a side cannot be loaded.
         InputError: If the picture or the prompt cannot be used.
@@ -151,17 +152,43 @@ def bench(options: BenchOptions, progress: Callable[[str], None]) -> BenchReport
         require_export_extra()
         checkpoint = open_checkpoint(source).folder
     options.runtime.check(bundle)
+    others = _others(options, bundle.spec)
     with ExitStack() as stack:
         baseline = options.baseline
         if baseline is not None or UNPRUNED in options.sides:
             baseline = stack.enter_context(
                 unpruned_baseline(bundle, baseline, source=source, runtime=options.runtime, progress=progress)
             )
-        return _bench(options, bundle.spec, baseline or Path(), checkpoint, progress)
+        return _bench(options, bundle.spec, baseline or Path(), others, checkpoint, progress)
+
+
+def _others(options: BenchOptions, spec: ExportSpec) -> dict[str, Path]:
+    """The other bundles, each by its folder's name, or by its path where names are not distinct."""
+    folders = options.others
+    names = [folder.resolve().name for folder in folders]
+    if len({*names, *SIDES}) < len(names) + len(SIDES):
+        names = list(map(str, folders))
+    if len({*names, *SIDES}) < len(names) + len(SIDES):
+        raise SettingsError(
+            f"{', '.join(names)} are not distinct, or are called as a side is; give absolute paths, each once"
+        )
+    for folder in folders:
+        other = open_bundle(folder)
+        options.runtime.check(other)
+        if other.spec.model != spec.model:
+            raise SettingsError(
+                f"{folder} holds another model than {options.bundle}; build it from the same checkpoint"
+            )
+    return dict(zip(names, folders, strict=True))
 
 
 def _bench(
-    options: BenchOptions, spec: ExportSpec, baseline: Path, checkpoint: Path, progress: Callable[[str], None]
+    options: BenchOptions,
+    spec: ExportSpec,
+    baseline: Path,
+    others: Mapping[str, Path],
+    checkpoint: Path,
+    progress: Callable[[str], None],
 ) -> BenchReport:
     with open_pipeline(options.bundle, options.runtime) as pipeline:
         images, text = pipeline.prepare(options.image), render(options.prompt, pipeline.prompt_spec)
@@ -169,6 +196,7 @@ def _bench(
         entering, last = sum(pipeline.entering(images, keep)), pipeline.last_tokens(keep, images)
         tokens = pipeline.tokenize(text, images, keep=keep)
     (image,), text_tokens = images, tokens.text_tokens
+    names, folders = [*options.sides, *others], [options.bundle, *options.others]
     workload = Workload(
         bundle=options.bundle,
         baseline=baseline,
@@ -176,16 +204,18 @@ def _bench(
         picture=options.image,
         text=text,
         keep=keep,
-        new_tokens=min(options.new_tokens, spec.max_new_tokens),
+        others=others,
+        asked=options.keep,
+        new_tokens=min(options.new_tokens, *(open_bundle(f).spec.max_new_tokens for f in folders)),
         runtime=options.runtime,
     )
     memory = {}
-    for name in options.sides:  # before this process holds every side itself
+    for name in names:  # before this process holds every side itself
         progress(f"peak memory of {name}")
         memory[name] = peak_memory(name, workload)
     with ExitStack() as stack:
         sides = {}
-        for name in options.sides:
+        for name in names:
             progress(f"loading {name}")
             sides[name] = stack.enter_context(open_side(name, workload))
         samples = _measure(options, workload, sides, progress)
@@ -202,7 +232,7 @@ def _bench(
         keep=last,
         text_tokens=text_tokens,
         repeats=options.repeats,
-        sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in options.sides),
+        sides=tuple(_side_report(name, samples, memory[name], options.runtime) for name in names),
         kv_bytes=_kv_bytes(spec, spec.lengths(text_tokens, entering, keep))
         | {"unpruned": spec.kv_bytes(text_tokens + image.packing.tokens, spec.model.text.num_layers)},
         flops={name: prefill_flops(spec.model.text, layout, **sizes) for name, layout in layouts.items()},

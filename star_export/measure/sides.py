@@ -54,7 +54,7 @@ class BundleSide(Side):
 def side_device(name: str, runtime: Runtime) -> str:
     """``cpu`` or ``cuda``: Hugging Face runs where the bundle does, if torch finds the GPU too."""
     device = runtime.entry.device
-    if device == "cpu" or name in (PRUNED, UNPRUNED):
+    if device == "cpu" or not name.startswith("hf-"):
         return device
     import torch
 
@@ -62,7 +62,11 @@ def side_device(name: str, runtime: Runtime) -> str:
 
 
 def open_side(name: str, workload: Workload) -> Side:
-    """Load one of :data:`SIDES`."""
+    """Load one of :data:`SIDES`, or another bundle of the workload."""
+    if name in workload.others:
+        folder = workload.others[name]
+        prunes = open_bundle(folder).spec.schedule
+        return BundleSide(folder, workload, keep=workload.asked if prunes else None)
     if name in (PRUNED, UNPRUNED):
         folder, keep = (workload.bundle, workload.keep) if name == PRUNED else (workload.baseline, None)
         return BundleSide(folder, workload, keep=keep)
@@ -111,7 +115,8 @@ def _main(request: str) -> None:
     fields: dict[str, Any] = json.loads(request)
     name = fields.pop("name")
     runtime = Runtime(**_with_paths(fields.pop("runtime")))
-    workload = Workload(**_with_paths(fields), runtime=runtime)
+    others = {other: Path(folder) for other, folder in fields.pop("others").items()}
+    workload = Workload(**_with_paths(fields), runtime=runtime, others=others)
     on_gpu = side_device(name, runtime) == "cuda"
     before = free_device_memory() if on_gpu else 0
     with open_side(name, workload) as side:
@@ -121,9 +126,10 @@ def _main(request: str) -> None:
 
 
 def _with_paths(fields: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: Path(value) if name in _PATHS and value is not None else value for name, value in fields.items()
-    }
+    """Values as they were before they were JSON: paths, and tuples of budgets."""
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    paths = {name: Path(fields[name]) for name in _PATHS if fields.get(name) is not None}
+    return fields | lists | paths
 
 
 if __name__ == "__main__":

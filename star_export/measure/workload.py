@@ -1,6 +1,7 @@
 """What the sides of a benchmark do, and the four numbers that each is timed by."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,8 @@ class Workload:
         picture: The picture's file.
         text: The prompt, rendered, with its image token.
         keep: Budget of the pruned bundle; its own when None.
+        others: Further bundles of the same model, by the names of their sides.
+        asked: Budget of those of them that prune; each one's own when None.
         new_tokens: Tokens to decode after the first.
         runtime: What runs the bundles; Hugging Face takes its threads.
     """
@@ -31,6 +34,8 @@ class Workload:
     picture: Path
     text: str
     keep: Keep | None
+    others: Mapping[str, Path]
+    asked: Keep | None
     new_tokens: int
     runtime: Runtime
 

@@ -104,7 +104,7 @@ def test_compare_writes_a_page_and_a_plot(
     page = tmp_path / "page.md"
     methods = [word for name in ("star", "spread", "divprune", "random") for word in ("--method", name)]
     request = ("--limit", 7, "--keep", 29, "--average", 32, "--threads", 1, "-o", page, "--json")
-    found = cli("compare", "--model", checkpoint("mini"), *methods, *request)
+    found = cli("compare", "--model", checkpoint("mini"), *methods, *request, "--quantize", "int4")
     assert found.code == 0, found.err
     text = page.read_text()
     assert "](page.png)" in text
@@ -126,11 +126,17 @@ def test_compare_writes_a_page_and_a_plot(
         assert f"| **{reference}** |" in table
         assert table.count("\n| ") == 2 + (4 if reference == "star" else 3)
         assert "random" in table.split("- ", 1)[1]  # some verdict
+    table = [line for line in text.split("## Few bits\n")[1].splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[:2] for row in table[2:]] == [
+        ["| float32", "all"], ["| int4", "all"], ["| float32", "64"], ["| int4", "64"],
+    ]  # fmt: skip
+    sizes = [report["bytes"] for report in json.loads(found.out)["weights"]]
+    assert sizes[0] > 3 * sizes[1] > 0
     front = text.split("## The Pareto front\n")[1].split("\n## ")[0]
     assert "average 32 |" in front
     rows = [json.loads(line) for line in page.with_suffix(".jsonl").read_text().splitlines()[1:]]
     assert [row["index"] for row in rows] == list(range(7))
-    assert all(len(row["answers"]) == len(reports) for row in rows)
+    assert all(len(row["answers"]) == len(reports) + len(sizes) for row in rows)
     assert {path.name for path in tmp_path.iterdir()} == {"page.md", "page.png", "page.jsonl"}
 
 
@@ -200,6 +206,7 @@ def test_compare_refuses_before_it_builds(
     refused(cli(*common, "--limit", 0), "--limit must be")
     refused(cli(*common, "--average", 576), "--average must be from 1 to below the 576 visual tokens")
     refused(cli(*common, "--method", "spred"), "did you mean spread? methods are star, stage-2, fastv")
+    refused(cli(*common, "--quantize", "int5"), "--quantize must be int4, uint4, int8, uint8, got int5")
     nowhere = tmp_path / "no" / "file"
     refused(cli("compare", "--model", checkpoint("mini"), "-o", nowhere), f"--output {nowhere} cannot")
     refused(cli(*common, "--answers", nowhere), f"--answers {nowhere} cannot be written")

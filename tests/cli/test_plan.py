@@ -25,8 +25,12 @@ def test_the_papers_points(cli: Cli, keep: int, saved: str) -> None:
 @pytest.mark.parametrize(
     ("model", "size"),
     [
-        ("llava-1.5-7b", "7.05 B parameters, 14.10 GB in float16 or bfloat16, 28.20 GB in float32"),
-        ("mini", "2.91 M parameters, 5.83 MB in float16 or bfloat16, 11.65 MB in float32"),
+        (
+            "llava-1.5-7b",
+            "7.05 B parameters, 14.10 GB in float16 or bfloat16, 28.20 GB in float32, 7.91 GB in int8, "
+            "4.67 GB in int4; here: float16",
+        ),
+        ("mini", "2.91 M parameters, 5.83 MB in float16 or bfloat16, 11.65 MB in float32, "),
     ],
 )
 def test_sizes_of_any_magnitude(cli: Cli, checkpoint: Callable[[str], Path], model: str, size: str) -> None:
@@ -59,6 +63,22 @@ def test_json(cli: Cli) -> None:
     assert data["device"]["name"] == "l4"
     assert set(data["planned"]["estimate"]) == {"ttft", "tokens_per_second", "sequences"}
     assert json.loads(cli(*MODEL, "--json").out)["planned"]["estimate"] is None
+
+
+def test_few_bits(cli: Cli, checkpoint: Callable[[str], Path]) -> None:
+    shown = cli(*MODEL, "--quantize", "int4", "--quantize-block", 64).out
+    assert "here: int4 in blocks of 64, otherwise float16" in " ".join(shown.split())
+    given = (*MODEL, "--bandwidth", 1000, "--flops", 100, "--json")
+    whole = json.loads(cli(*given).out)
+    few = json.loads(cli(*given, "--quantize", "int4", "--quantize-vision").out)
+    assert whole["quantization"] is None
+    assert few["quantization"] == {"type": "int4", "block": 32, "vision": True}
+    estimates = [found["planned"]["estimate"] for found in (few, whole)]
+    assert 3 < estimates[0]["tokens_per_second"] / estimates[1]["tokens_per_second"] < 4
+    assert estimates[0]["ttft"] == estimates[1]["ttft"]  # bound by arithmetic
+    few_bits = ("--no-prune", "--quantize", "int8", "--quantize-vision", "--quantize-block", 64)
+    small = cli("plan", "-m", checkpoint("feature-layers"), *few_bits)
+    refused(small, "inputs, which blocks of 64 do not divide; give --quantize-block 32")
 
 
 def test_proposals(cli: Cli) -> None:

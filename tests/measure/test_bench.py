@@ -13,7 +13,7 @@ from star_export.bundle import open_bundle
 from star_export.engines import Runtime
 from star_export.errors import BundleError, SettingsError
 from star_export.flops import Layout, prefill_flops, vision_flops
-from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _side_report, bench
+from star_export.measure.bench import MEASURES, BenchOptions, BenchReport, _others, _side_report, bench
 from star_export.measure.sides import Memory, Sample, side_device
 from star_export.specs import ImageLimits, Quantization
 
@@ -87,6 +87,42 @@ def test_times_and_ratios_have_their_spread() -> None:
     alone = _side_report("unpruned", {"unpruned": samples["unpruned"]}, Memory(7, 8), Runtime())
     assert (alone.speedup, alone.speedup_range) == ({}, {})
     assert (alone.peak_memory, alone.device_memory) == (7, 8)
+
+
+def test_several_bundles_are_compared_with_the_first(
+    options: BenchOptions, bundle: Callable[..., Path]
+) -> None:
+    few, full = bundle("mha", quantize="int4"), bundle("mha", prune=False)
+    steps: list[str] = []
+    several = replace(
+        options, others=(few, full), sides=("pruned",), baseline=None, keep=(500, 30), repeats=2
+    )
+    report = bench(several, steps.append)
+    assert [side.name for side in report.sides] == ["pruned", few.name, full.name]
+    assert report.keep == 30
+    assert steps[-6:] == [f"round {n} of 2: {side.name}" for n in (1, 2) for side in report.sides]
+    pruned, *others = report.sides
+    assert pruned.speedup == dict.fromkeys(MEASURES, 1.0)
+    for other in others:
+        low, high = other.speedup_range["prefill"]
+        assert 0 < low <= other.speedup["prefill"] <= high
+        assert other.peak_memory not in (None, pruned.peak_memory)
+
+
+def test_bundles_that_cannot_be_compared(
+    options: BenchOptions, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    def compared(*others: Path) -> None:
+        bench(replace(options, others=others), lambda _step: None)
+
+    with pytest.raises(SettingsError, match="holds another model than"):
+        compared(bundle("onevision"))
+    few = bundle("mha", quantize="int4")
+    with pytest.raises(SettingsError, match="are not distinct, or are called as a side is"):
+        compared(few, few)
+    called = tmp_path / "unpruned"
+    called.symlink_to(few)
+    assert list(_others(replace(options, others=(called,)), open_bundle(few).spec)) == [few.name]
 
 
 def test_peak_memory_is_each_sides_own(report: BenchReport) -> None:

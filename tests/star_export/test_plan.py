@@ -8,6 +8,7 @@ import pytest
 
 from star_export.build import SpecOptions, resolve_sizes
 from star_export.checkpoint.aliases import ALIASES
+from star_export.checkpoint.checkpoint import open_checkpoint
 from star_export.checkpoint.config import read_model
 from star_export.checkpoint.published import SHAPES
 from star_export.contract import DECODE, VISION
@@ -15,7 +16,8 @@ from star_export.errors import SettingsError
 from star_export.flops import vision_flops
 from star_export.gpus import GPUS, Device, find_device
 from star_export.measure.machine import measure_machine
-from star_export.plan import Plan, Request, count_parameters, plan
+from star_export.parameters import count_parameters, linear_shapes, weight_bytes
+from star_export.plan import Plan, Request, plan
 from star_export.specs import picture_tokens
 
 REQUEST = Request(image_size=(480, 640), text_tokens=64, new_tokens=128)
@@ -137,6 +139,53 @@ def test_parameters_are_those_of_the_graphs(checkpoint: Callable[[str], Path], p
     assert (count.embeddings, count.tied) == (embeddings, model.text.tie_word_embeddings * embeddings)
 
 
+@pytest.mark.parametrize(
+    ("preset", "quantize", "block"),
+    [("gqa", "int4", 64), ("feature-layers", "uint4", 32), ("interleave", "int8", 32)],
+)
+def test_bytes_are_those_of_the_weights_files(
+    checkpoint: Callable[[str], Path], preset: str, quantize: str, block: int
+) -> None:
+    from star_export.graphs.export import fake_module, linear_inputs
+    from star_export.graphs.weights import plan_weights
+
+    opened = open_checkpoint(str(checkpoint(preset)))
+    spec = resolve_sizes(
+        SpecOptions(
+            model=preset, prune=False, dtype="float16",
+            quantize=quantize, quantize_block=block, quantize_vision=block == 32,
+        ),
+        opened.model,
+    )  # fmt: skip
+
+    def written(graph: str) -> int:
+        tensors = plan_weights(fake_module(graph, spec), opened, spec)
+        return sum(tensor.nbytes for tensor in tensors if not tensor.name.startswith("rotary."))
+
+    found, inputs = weight_bytes(spec), linear_inputs(spec)
+    assert (found.vision, found.decoder) == (written(VISION), written(DECODE))
+    assert all(inputs[layer.name] == layer.inputs for layer in linear_shapes(opened.model))
+    assert sum(layer.count for layer in linear_shapes(opened.model)) == len(inputs)
+
+
+def test_few_bits_by_hand() -> None:
+    found = planned(keep=115, device=DEVICE, quantize="int4", quantize_block=128)
+    layers = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    head, embeddings, norms = 32064 * 4096, 32064 * 4096, 65 * 4096
+    vision = 2 * found.parameters.vision
+    four = layers // 2 + layers // 128 * 2  # two in a byte, and float16 scales
+    eight = head + head // 128 * 2
+    read = four + eight + 2 * norms
+    assert found.weight_bytes["int4"] == vision + read + 2 * embeddings
+    assert found.weight_bytes["uint4"] == found.weight_bytes["int4"] + layers // 256 + head // 128
+    assert found.weight_bytes["int8"] == found.weight_bytes["int4"] + layers // 2
+    estimate = found.planned.estimate
+    assert estimate is not None
+    caches = 16384 * (14 * (518 + 128) + 18 * (115 + 128))
+    assert estimate.tokens_per_second == pytest.approx(1e12 / (read + caches))
+    assert estimate.sequences == (2e10 - found.weight_bytes["int4"]) // found.planned.slot_bytes
+
+
 def test_gpus() -> None:
     assert find_device("RTX 4090", None, None, measure=measure_machine) == GPUS["rtx-4090"]
     own = find_device(None, 100, 2.5, measure=measure_machine)
@@ -192,6 +241,7 @@ def test_devices_that_are_none(
         ("llava-onevision-qwen2-7b", {"max_image_tokens": 2928}, "image_size=640x480 has 2929 visual tokens"),
         ("llava-1.5-7b", {"device": GPUS["l4"], "dtype": "float32"}, "dtype=float32 is none of l4's figures"),
         ("llava-1.5-7b", {"efficiency": 1.5}, "efficiency must be above 0 and at most 1, got 1.5"),
+        ("llava-1.5-7b", {"quantize": "int3"}, "quantize must be int4, uint4, int8, uint8, got int3"),
         ("llava-1.5-7b", {"schedule": "64@0,64@14"}, "stage 2 keeps up to 64 tokens, expected at most 63"),
         ("llava-1.5-7b", {"schedule": "64@32"}, "64@32 is outside; this decoder's 32 layers"),
         ("llava-interleave-qwen-7b", {"stage1": "cls"}, "needs a class token"),
