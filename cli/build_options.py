@@ -165,7 +165,7 @@ Fp32LayersOption = Annotated[
     _precision(
         "--fp32-layers",
         metavar="NAME",
-        help="Keep this module in float32, such as lm_head; repeat for more.",
+        help="Keep a module in float32; repeat for more.",
     ),
 ]
 
@@ -184,6 +184,9 @@ QuantizeBlockOption = Annotated[
 ]
 QuantizeVisionOption = Annotated[
     bool, _precision("--quantize-vision", metavar="", help="The vision tower's too.")
+]
+QuantizeEmbeddingOption = Annotated[
+    bool, _precision("--quantize-embedding", metavar="", help="The rows of tokens too, in int8.")
 ]
 
 BuildBackendOption = Annotated[

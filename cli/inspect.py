@@ -78,7 +78,10 @@ def _print_facts(bundle: "Bundle") -> None:
 def _dtype(spec: "ExportSpec") -> str:
     kept = [f"float32 in {', '.join(spec.fp32_layers)}"] if spec.fp32_layers else []
     if how := spec.quantization:
-        kept.append(f"{'all' if how.vision else 'decoder'} weights {how.type} in blocks of {how.block}")
+        given = "" if how.layers is None else ", as the checkpoint has them"
+        which = "all" if how.vision else "decoder"
+        rows = ", rows of tokens int8" if how.embedding else ""
+        kept.append(f"{which} weights {how.type} in blocks of {how.block}{given}{rows}")
     return ", ".join((spec.dtype, *kept))
 
 

@@ -64,6 +64,7 @@ def plan(
     quantize: opt.QuantizeOption = None,
     quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
     quantize_vision: opt.QuantizeVisionOption = False,
+    quantize_embedding: opt.QuantizeEmbeddingOption = False,
     image_size: own.ImageSizeOption = "640x480",
     text_tokens: own.TextTokensOption = 64,
     new_tokens: own.NewTokensOption = 128,

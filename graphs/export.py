@@ -80,11 +80,15 @@ def layer_names(spec: ExportSpec) -> list[str]:
     return [name.rpartition(".")[0] for module in modules for name, _ in module.named_parameters()]
 
 
-def linear_inputs(spec: ExportSpec) -> dict[str, int]:
-    """Inputs of every linear layer of the three graphs, by its name."""
+def linear_layers(spec: ExportSpec) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of every linear layer of the three graphs, by its name."""
     modules = [fake_module(graph, spec) for graph in (VISION, DECODE)]
     layers = [item for module in modules for item in module.named_modules()]
-    return {name: layer.weight.shape[1] for name, layer in layers if isinstance(layer, Linear)}
+    return {
+        name: (layer.weight.shape[1], layer.weight.shape[0])
+        for name, layer in layers
+        if isinstance(layer, Linear)
+    }
 
 
 def export_graph(graph: str, spec: ExportSpec, weights: WeightsFile, path: Path) -> None:

@@ -10,7 +10,7 @@ from onnx_ir.passes import InPlacePass, PassResult, PreconditionError
 from torch import Tensor
 
 from star_export.dtypes import DTYPES
-from star_export.specs import ExportSpec, QuantizedType
+from star_export.specs import EMBEDDING, ExportSpec, QuantizedType
 
 #: What is put behind a weight's name for its scales, and for its zero points.
 SCALE, ZERO_POINT = "_scale", "_zero_point"
@@ -87,6 +87,11 @@ class QuantizeWeights(InPlacePass):
     def call(self, model: ir.Model) -> PassResult:
         graph, done = model.graph, False
         for weight in list(graph.initializers.values()):
+            if weight.name == f"{EMBEDDING}.weight" and weight.shape is not None:
+                if kind := self.spec.quantized(str(weight.name), weight.shape.numpy()[1]):
+                    self._embedding(graph, weight, kind)
+                    done = True
+                continue
             if weight.const_value is not None or weight.shape is None or not _is_multiplied(weight):
                 continue
             if (kind := self.spec.quantized(str(weight.name), weight.shape.numpy()[-1])) is None:
@@ -96,6 +101,36 @@ class QuantizeWeights(InPlacePass):
             self._quantize(graph, weight, kind)
             done = True
         return PassResult(model, modified=done)
+
+    def _embedding(self, graph: ir.Graph, weight: ir.Value, kind: QuantizedType) -> None:
+        """Multiply out what was gathered, not the table."""
+        assert self.spec.quantization is not None
+        assert weight.shape is not None
+        block, ((gather, _),) = self.spec.quantization.block, weight.uses()
+        rows, width = weight.shape.numpy()
+        (embedded,), ids = gather.outputs, gather.inputs[1]
+        scale = ir.Value(
+            name=f"{weight.name}{SCALE}", shape=ir.Shape([rows, width // block]), type=weight.type
+        )
+        graph.initializers.add(scale)
+        weight.type = ir.TensorType(ir.DataType[DTYPES[kind].onnx])
+        origin = dict(gather.metadata_props)
+        parts = [
+            ir.Node("", "Gather", [table, ids], name=f"{gather.name}_{what}", metadata_props=dict(origin))
+            for what, table in (("integers", weight), ("scales", scale))
+        ]
+        wide = ir.Node(
+            "",
+            "DequantizeLinear",
+            [part.outputs[0] for part in parts],
+            [ir.AttrInt64("axis", 2), ir.AttrInt64("block_size", block)],
+            name=gather.name,
+            metadata_props=origin,
+        )
+        graph.insert_before(gather, [*parts, wide])
+        wide.outputs[0].shape, wide.outputs[0].type = embedded.shape, embedded.type
+        ir.convenience.replace_all_uses_with(embedded, wide.outputs[0])
+        graph.remove(gather, safe=True)
 
     def _quantize(self, graph: ir.Graph, weight: ir.Value, kind: QuantizedType) -> None:
         assert self.spec.quantization is not None

@@ -22,7 +22,8 @@ from star_export.dtypes import DTYPES, DType
 from star_export.errors import CheckpointError, option
 from star_export.graphs.layers import Linear
 from star_export.graphs.quantize import QUANTIZING_BYTES, SCALE, ZERO_POINT, packed, quantize
-from star_export.specs import QUANTIZED_TYPES, ExportSpec, QuantizedType
+from star_export.graphs.unpack import packed_layer
+from star_export.specs import EMBEDDING, QUANTIZED_TYPES, ExportSpec, QuantizedType
 
 _ALIGNMENT = 4096  # a page, so that runtimes can map the data
 
@@ -128,12 +129,11 @@ def store(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[Sto
     """
     if weight.name.startswith("rotary."):
         return rotary(weight, spec)
-    dtype = spec.weight_dtype(weight.name)
     if isinstance(weight.owner, Linear) and weight.name.endswith(".weight"):
-        kind = spec.quantized(weight.name, weight.shape[1])
-        if kind and spec.quantization:
-            return quantized(weight, checkpoint, kind, spec.quantization.block, dtype)
-    return plain(weight, checkpoint, dtype)
+        return linear(weight, checkpoint, spec)
+    if weight.name == f"{EMBEDDING}.weight" and (kind := spec.quantized(weight.name, weight.shape[1])):
+        return embedding(weight, checkpoint, spec, kind)
+    return plain(weight, checkpoint, spec.weight_dtype(weight.name))
 
 
 def plain(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredTensor, ...]:
@@ -142,22 +142,65 @@ def plain(weight: Weight, checkpoint: Checkpoint, dtype: DType) -> tuple[StoredT
     return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=load),)
 
 
-def quantized(
-    weight: Weight, checkpoint: Checkpoint, kind: QuantizedType, block: int, dtype: DType
-) -> tuple[StoredTensor, ...]:
-    """Scales, integers and, where these are unsigned, zero points: read in turn, and computed once.
-
-    They are transposed, ``[in, out]``: what the runtimes' products of few bits are made of.
-    """
-    source = _source(weight.name, weight.shape, checkpoint)
+def linear(weight: Weight, checkpoint: Checkpoint, spec: ExportSpec) -> tuple[StoredTensor, ...]:
+    """As the checkpoint has it, or integers ``[in, out]``: what the runtimes' products of few bits take."""
+    dtype = spec.weight_dtype(weight.name)
     columns, rows = weight.shape
+    layer = packed_layer(checkpoint, weight.name.removesuffix(".weight"), rows, columns)
+    kind = spec.quantized(weight.name, rows)
+    if kind is None or spec.quantization is None:
+        if layer is None:
+            return plain(weight, checkpoint, dtype)
+        load = layer.values
+        return (StoredTensor(name=weight.name, shape=weight.shape, dtype=dtype, load=lambda: load().T),)
+    block, turned = spec.quantization.block, replace(weight, shape=(rows, columns))
+    if layer is not None:
+        return quantized(turned, kind, block, dtype, partial(layer.blocks, block))
+    source, scales = _source(weight.name, weight.shape, checkpoint), torch_dtype(dtype)
+    return quantized(turned, kind, block, dtype, lambda: quantize(source().T, kind, block, scales))
+
+
+def embedding(
+    weight: Weight, checkpoint: Checkpoint, spec: ExportSpec, kind: QuantizedType
+) -> tuple[StoredTensor, ...]:
+    """``[vocab, width]``, in blocks of each row."""
+    assert spec.quantization is not None
+    block, dtype = spec.quantization.block, spec.weight_dtype(weight.name)
+    source, scales = _source(weight.name, weight.shape, checkpoint), torch_dtype(dtype)
+
+    def make() -> tuple[Tensor, ...]:
+        return tuple(part.T for part in quantize(source().T, kind, block, scales))
+
+    return quantized(weight, kind, block, dtype, make, axis=1)
+
+
+def quantized(
+    weight: Weight,
+    kind: QuantizedType,
+    block: int,
+    dtype: DType,
+    make: Callable[[], tuple[Tensor, ...]],
+    *,
+    axis: int = 0,
+) -> tuple[StoredTensor, ...]:
+    """Scales, integers and, where these are unsigned, zero points: read in turn, and made once.
+
+    Args:
+        weight: ``[in, out]``, or an embedding.
+        kind: Type of the integers.
+        block: Inputs that share a scale.
+        dtype: Element type of the scales.
+        make: Gives integers, scales and zero points as :func:`star_export.graphs.quantize.quantize` does.
+        axis: The one that is cut into blocks.
+    """
+    blocks = tuple(size // block if i == axis else size for i, size in enumerate(weight.shape))
     names = (f"{weight.name}{SCALE}", weight.name, f"{weight.name}{ZERO_POINT}")
-    shapes = ((rows // block, columns), (rows, columns), (rows // block, columns))
+    shapes = (blocks, weight.shape, blocks)
     computed: list[Tensor] = []
 
     def load(part: int, last: bool) -> Tensor:
         if not computed:
-            integers, scale, *zero = quantize(source().T, kind, block, torch_dtype(dtype))
+            integers, scale, *zero = make()
             computed.extend([scale, packed(integers, kind), *(packed(z, kind) for z in zero)])
         value = computed[part]
         if last:
@@ -188,7 +231,7 @@ def rotary(weight: Weight, spec: ExportSpec) -> tuple[StoredTensor, ...]:
 def _source(name: str, shape: tuple[int, ...], checkpoint: Checkpoint) -> Callable[[], Tensor]:
     """What reads a tensor of the checkpoint, which must have ``shape``."""
     if name == "lm_head.weight" and checkpoint.model.text.tie_word_embeddings:
-        name = "language_model.embed_tokens.weight"
+        name = f"{EMBEDDING}.weight"
     if name not in checkpoint.tensors:
         raise CheckpointError(f"{checkpoint.folder} has no tensor {name}; is the checkpoint complete?")
     path, _, found = checkpoint.tensors[name]

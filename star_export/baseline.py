@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from star_export.build import BuildOptions, build
 from star_export.bundle import PREPROCESSOR, Bundle, open_bundle
@@ -54,7 +55,9 @@ def baseline_options(bundle: Bundle, folder: Path, *, source: str, runtime: Runt
     """What makes ``source`` an unpruned bundle that takes the pictures and prompts that ``bundle`` does."""
     spec, facts = bundle.spec, runtime.entry.facts(bundle)
     how = spec.quantization
-    bits = {"quantize": how.type, "quantize_block": how.block, "quantize_vision": how.vision} if how else {}
+    bits: dict[str, Any] = {"quantize_embedding": how.embedding} if how else {}
+    if how and how.layers is None:
+        bits |= {"quantize": how.type, "quantize_block": how.block, "quantize_vision": how.vision}
     prompt = read_preprocessing(bundle.path(PREPROCESSOR), spec.model).prompt
     return BuildOptions(
         model=source,
@@ -70,7 +73,7 @@ def baseline_options(bundle: Bundle, folder: Path, *, source: str, runtime: Runt
         fp32_layers=spec.fp32_layers,
         chat_template=prompt.chat_template if prompt.given_template else None,
         end_tokens=prompt.end_tokens,
-        **bits,  # type: ignore[arg-type]
+        **bits,
     )
 
 

@@ -30,6 +30,7 @@ from star_export.errors import PlatformError, SettingsError, option
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress, StepReport, Steps
+from star_export.quantizing import quantization_of
 from star_export.room import check_disk, check_memory
 from star_export.specs import (
     BLOCKS,
@@ -40,7 +41,6 @@ from star_export.specs import (
     ImageLimits,
     ModelSpec,
     Schedule,
-    check_blocks,
     check_capacities,
     check_fp32_layers,
     check_proportional,
@@ -104,6 +104,7 @@ class SpecOptions:
     quantize: str | None = None
     quantize_block: int = BLOCKS[0]
     quantize_vision: bool = False
+    quantize_embedding: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,14 +130,14 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     """
     model = checkpoint.model
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
-    spec = resolve_sizes(options, model)
+    whole = replace(options, quantize=None, quantize_vision=False, quantize_embedding=False)
+    spec = resolve_sizes(whole, model)
     schedule = with_mass(spec.schedule, options.keep_mass)
     spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
     check_proportional(spec)
-    if spec.quantization:
-        from star_export.graphs.export import linear_inputs
-
-        check_blocks(spec.quantization, linear_inputs(spec))
+    how = {name: getattr(options, f"quantize_{name}") for name in ("block", "vision", "embedding")}
+    quantization = quantization_of(checkpoint, spec, options.quantize, **how)
+    spec = replace(spec, quantization=quantization)
     if names:
         from star_export.graphs.export import layer_names
 
@@ -168,7 +169,10 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
         append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
         quantization=resolve_quantization(
-            options.quantize, block=options.quantize_block, vision=options.quantize_vision
+            options.quantize,
+            block=options.quantize_block,
+            vision=options.quantize_vision,
+            embedding=options.quantize_embedding,
         ),
     )
     check_capacities(spec)

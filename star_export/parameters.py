@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from star_export.dtypes import DTYPES
-from star_export.specs import ExportSpec, ModelSpec
+from star_export.specs import EMBEDDING, ExportSpec, ModelSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +99,17 @@ def count_parameters(model: ModelSpec) -> Parameters:
 
 def weight_bytes(spec: ExportSpec) -> WeightBytes:
     """Bytes of a bundle's weights in its own types, without tables of angles and without headers."""
-    count, size = count_parameters(spec.model), DTYPES[spec.dtype].itemsize
+    count, size, text = count_parameters(spec.model), DTYPES[spec.dtype].itemsize, spec.model.text
+    rows = _saved(
+        LinearShape(name=EMBEDDING, inputs=text.hidden_size, outputs=text.vocab_size, count=1), spec
+    )
     saved = {True: 0, False: 0}  # of the decoder, and of what is before it
     for layer in linear_shapes(spec.model):
         saved[layer.name.startswith(("language_model.", "lm_head"))] += _saved(layer, spec)
     return WeightBytes(
         vision=count.vision * size - saved[False],
-        decoder=count.decoder * size - saved[True],
-        embeddings=count.embeddings * size,
+        decoder=count.decoder * size - saved[True] - rows,
+        embeddings=count.embeddings * size - rows,
     )
 
 

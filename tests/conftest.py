@@ -71,10 +71,12 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
         stage1: str | None = None,
         stage2: str | None = None,
         quantize: str | None = None,
+        quantize_embedding: bool = False,
     ) -> Path:
         kind = (schedule or "star").replace("%", "p") if prune else "full"
         several = [f"{max_images}-images"] if max_images > 1 else []
-        scores = [score for score in (stage1, stage2, quantize) if score]
+        rows = "rows" if quantize_embedding else None
+        scores = [score for score in (stage1, stage2, quantize, rows) if score]
         folder = shared / "-".join(
             (preset, kind, dtype, str(max_new_tokens), *fp32_layers, *several, *scores)
         )
@@ -92,6 +94,7 @@ def bundle(checkpoint: Callable[[str], Path], shared: Path) -> Callable[..., Pat
             stage2=stage2,
             quantize=quantize,
             quantize_vision=quantize is not None,
+            quantize_embedding=quantize_embedding,
             prune=prune,
             max_text_tokens=128,
             max_new_tokens=max_new_tokens,

@@ -153,10 +153,16 @@ def check_options(options: EngineOptions, spec: ExportSpec) -> None:
             f"build it with {option('dtype', 'float16')}"
         )
     if spec.quantization and spec.quantization.type.startswith("u"):
-        signed = spec.quantization.type.removeprefix("u")
+        signed = option("quantize", spec.quantization.type.removeprefix("u"))
+        given = spec.quantization.layers is not None
         raise SettingsError(
             f"TensorRT takes no zero points, which {spec.quantization.type} has; "
-            f"build the bundle with {option('quantize', signed)}"
+            f"{'give the original float weights and ' if given else 'build the bundle with '}{signed}"
+        )
+    if spec.quantization and spec.quantization.embedding and weights_of(options) == BAKED:
+        raise SettingsError(
+            f"this bundle has {option('quantize_embedding', True)}, and TensorRT takes no such table as a "
+            f"constant; give {option('weights', SHARED)}"
         )
     if targets := PRODUCTS[options.backend].targets:
         _check_rtx_options(options, targets)

@@ -6,13 +6,14 @@ one at a time.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star_export.checkpoint.config import read_model
 from star_export.checkpoint.locate import locate
-from star_export.checkpoint.tensors import StoredTensor, index_tensors
+from star_export.checkpoint.scheme import Scheme, read_scheme
+from star_export.checkpoint.tensors import StoredTensor, index_tensors, read_tensor
 from star_export.errors import CheckpointError
 from star_export.files import sha256
 from star_export.progress import NoProgress, Progress
@@ -32,6 +33,8 @@ class Checkpoint:
         revision: Commit of the hub snapshot, None for a local folder.
         model: Shape of the model.
         tensors: Where each tensor is, by canonical name.
+        scheme: How its linear layers are packed; None if it is not quantised.
+        packed: Of each packed layer, by canonical name, where its tensors are, by what follows its name.
     """
 
     folder: Path
@@ -39,25 +42,23 @@ class Checkpoint:
     revision: str | None
     model: ModelSpec
     tensors: Mapping[str, StoredTensor]
+    scheme: Scheme | None = None
+    packed: Mapping[str, Mapping[str, StoredTensor]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> "torch.Tensor":
-        """Read one tensor; the file is mapped only while this call runs.
+        """Read one tensor.
 
         Raises:
             CheckpointError: If no tensor has that name.
         """
-        from safetensors import safe_open
-
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder} has no tensor {name}; is the checkpoint complete?")
-        stored = self.tensors[name]
-        with safe_open(stored.path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(stored.name)
-            return tensor
+        return read_tensor(self.tensors[name])
 
     def file_hashes(self) -> dict[str, str]:
         """SHA-256 of the config and of every tensor file, by file name."""
-        files = {stored.path for stored in self.tensors.values()} | {self.folder / "config.json"}
+        parts = (part for layer in self.packed.values() for part in layer.values())
+        files = {stored.path for stored in (*self.tensors.values(), *parts)} | {self.folder / "config.json"}
         return {path.name: sha256(path) for path in sorted(files)}
 
 
@@ -77,11 +78,14 @@ def open_checkpoint(
         PlatformError: If it would have to be downloaded and cannot be.
     """
     found = locate(model, revision, progress or NoProgress())
-    shape = read_model(found.folder)
+    shape, scheme = read_model(found.folder), read_scheme(found.folder)
+    tensors = index_tensors(found.folder, shape.model_type, scheme)
     return Checkpoint(
         folder=found.folder,
         source=found.source,
         revision=found.revision,
         model=shape,
-        tensors=index_tensors(found.folder, shape.model_type),
+        tensors=tensors.whole,
+        scheme=scheme,
+        packed=tensors.packed,
     )

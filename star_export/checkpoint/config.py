@@ -6,6 +6,7 @@ from typing import Any
 
 from star_export.checkpoint.families import FAMILIES
 from star_export.checkpoint.folder import read_config
+from star_export.checkpoint.scheme import read_scheme
 from star_export.checkpoint.supported import require_supported
 from star_export.errors import CheckpointError
 from star_export.specs import ModelSpec
@@ -16,12 +17,11 @@ def read_model(folder: Path) -> ModelSpec:
     """Shape of the model in a checkpoint folder.
 
     Raises:
-        CheckpointError: If the folder is something else, or the model is not supported.
+        CheckpointError: If the folder is something else, or the model or its quantisation is not supported.
     """
     require_supported("model_type", read_config(folder).get("model_type"), FAMILIES)
+    read_scheme(folder)
     config = _with_defaults(folder)
-    if getattr(config, "quantization_config", None):
-        raise CheckpointError("quantized checkpoints are not supported; give the original float weights")
     model = FAMILIES[config.model_type].model_spec(config, folder)
     try:
         return convert(asdict(model), ModelSpec)

@@ -1,10 +1,15 @@
 """The shape of a model without its weights: built in, or from its config alone."""
 
+import logging
+
 from star_export.checkpoint.config import read_model
 from star_export.checkpoint.locate import locate
 from star_export.checkpoint.published import SHAPES
+from star_export.checkpoint.scheme import read_scheme
 from star_export.progress import NoProgress, Progress
 from star_export.specs import ModelSpec
+
+log = logging.getLogger("star_export.checkpoint.shape")
 
 
 def built_in(model: str) -> ModelSpec | None:
@@ -13,7 +18,7 @@ def built_in(model: str) -> ModelSpec | None:
 
 
 def read_shape(model: str, *, revision: str | None = None, progress: Progress | None = None) -> ModelSpec:
-    """The shape that a config says.
+    """The shape that a config says; the log names the bits of a quantised checkpoint, which it leaves out.
 
     Args:
         model: A folder that holds a config, or an alias or hub id, of which the config alone is downloaded;
@@ -26,4 +31,12 @@ def read_shape(model: str, *, revision: str | None = None, progress: Progress | 
         SettingsError: If a revision is given for a folder, or twice.
         PlatformError: If a config would have to be downloaded and cannot be.
     """
-    return read_model(locate(model, revision, progress or NoProgress(), weights=False).folder)
+    folder = locate(model, revision, progress or NoProgress(), weights=False).folder
+    if scheme := read_scheme(folder):
+        log.warning(
+            "%s has linear layers in %s (%s), which its bundle keeps; what follows counts them as whole",
+            model,
+            scheme.type,
+            scheme.method,
+        )
+    return read_model(folder)

@@ -11,7 +11,8 @@ from star_export.preprocessing import load_image
 from star_export.preprocessing.processor import read_processor
 from star_export.specs import DType
 from star_export.validation.expected import picture_inputs, processor_inputs
-from star_export.validation.reference import cache_argument, load_model
+from star_export.validation.loading import load_model
+from star_export.validation.reference import cache_argument
 
 
 class HuggingFaceSide(Side):

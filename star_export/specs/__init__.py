@@ -38,6 +38,7 @@ from star_export.specs.pruning import (
 )
 from star_export.specs.quantization import (
     BLOCKS,
+    EMBEDDING,
     QUANTIZED_TYPES,
     Quantization,
     QuantizedType,
@@ -61,6 +62,7 @@ __all__ = [
     "DEFAULT_DROP_RATIO",
     "DEFAULT_KEEP",
     "DEFAULT_TILED_KEEP",
+    "EMBEDDING",
     "FAST_PRESET",
     "QUANTIZED_TYPES",
     "RECEIVED",

@@ -219,7 +219,7 @@ class ExportSpec:
         return "float32" if _named(module, self.fp32_layers) else self.dtype
 
     def quantized(self, tensor: str, inputs: int) -> QuantizedType | None:
-        """Integers of the linear layer's weight called ``tensor``; None if it is stored whole."""
+        """Integers of the weight called ``tensor``, by its layer's inputs; None if it is stored whole."""
         module, _, _ = tensor.rpartition(".")
         if self.quantization is None or _named(module, self.fp32_layers):
             return None

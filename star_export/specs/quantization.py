@@ -14,12 +14,21 @@ QUANTIZED_TYPES: tuple[QuantizedType, ...] = get_args(QuantizedType)
 #: Weights of one column that share a scale.
 BLOCKS = (32, 64, 128)
 
+#: The module whose weight is a row for each token: of the blocks of a row, each has a scale.
+EMBEDDING = "language_model.embed_tokens"
+
+#: Types that others have and bundles have not, and why. TensorRT-RTX 1.7.1 was tried.
+_REFUSED = {
+    "fp8": "its engines would run on sm89 and newer alone; int8 takes as little room",
+    "nvfp4": "its engines would run on sm120 and newer alone; int4 takes as little room",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
     """Which weights are stored in few bits, and how.
 
-    Scores, norms, embeddings, biases and convolutions are not, nor is a layer that no block divides
+    Scores, norms, biases and convolutions are not, nor is a layer that no block divides
     (4304 inputs in SigLIP). The last layer before the logits has 8 bits: it decides between tokens, and
     nothing behind it makes up for an error.
 
@@ -27,14 +36,26 @@ class Quantization:
         type: The decoder's integers.
         block: Weights of one column that share a scale.
         vision: Whether the tower's and the projector's layers are stored in 8 bits.
+        embedding: Whether the rows of tokens are stored in int8.
+        layers: Those that the checkpoint has in few bits, which stay as they are, all of one type; None
+            where weights are quantised on their way.
     """
 
     type: QuantizedType
     block: Count
     vision: bool = False
+    embedding: bool = False
+    layers: tuple[str, ...] | None = None
 
     def of(self, module: str, inputs: int) -> QuantizedType | None:
-        """The integers of a linear layer's weight, by the layer's name and inputs; None if it has none."""
+        """The integers of a weight, by its layer's name and inputs; None if it is stored whole.
+
+        Of the embedding, inputs are the elements of a row.
+        """
+        if module == EMBEDDING:
+            return "int8" if self.embedding and inputs % self.block == 0 else None
+        if self.layers is not None:
+            return self.type if module in self.layers else None
         if all(inputs % block for block in BLOCKS):
             return None
         wide: QuantizedType = "uint8" if self.type.startswith("u") else "int8"
@@ -45,21 +66,25 @@ class Quantization:
         return wide if self.vision else None
 
 
-def resolve_quantization(kind: str | None, *, block: int, vision: bool) -> Quantization | None:
+def resolve_quantization(
+    kind: str | None, *, block: int, vision: bool, embedding: bool
+) -> Quantization | None:
     """Checked settings; None without any.
 
     Raises:
         SettingsError: If one is unknown, or has no meaning without another.
     """
     if kind is None:
-        if vision:
-            raise SettingsError(f"{option('quantize_vision', True)} needs {option('quantize', 'int4')}")
+        for name, given in (("quantize_vision", vision), ("quantize_embedding", embedding)):
+            if given:
+                raise SettingsError(f"{option(name, True)} needs {option('quantize', 'int4')}")
         return None
     if kind not in QUANTIZED_TYPES:
-        raise SettingsError(f"{option('quantize')} must be {', '.join(QUANTIZED_TYPES)}, got {kind}")
+        why = f": {_REFUSED[kind]}" if kind in _REFUSED else ""
+        raise SettingsError(f"{option('quantize')} must be {', '.join(QUANTIZED_TYPES)}, got {kind}{why}")
     if block not in BLOCKS:
         raise SettingsError(f"{option('quantize_block')} must be {', '.join(map(str, BLOCKS))}, got {block}")
-    return Quantization(type=kind, block=block, vision=vision)
+    return Quantization(type=kind, block=block, vision=vision, embedding=embedding)
 
 
 def check_blocks(how: Quantization, inputs: dict[str, int]) -> None:

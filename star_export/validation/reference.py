@@ -7,8 +7,6 @@ choice neither hides nor causes later differences.
 """
 
 import inspect
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
-from star_export.checkpoint.folder import INDEX, find_shards
-from star_export.checkpoint.tensors import canonical_name
-from star_export.errors import CheckpointError
-from star_export.files import write_json
+from star_export.checkpoint.checkpoint import open_checkpoint
+from star_export.checkpoint.tensors import canonical_module, canonical_name
 from star_export.graphs.quantize import dequantize, quantize
+from star_export.graphs.unpack import packed_layer
 from star_export.graphs.weights import torch_dtype
-from star_export.specs import RECEIVED, TEXT, ExportSpec
+from star_export.specs import EMBEDDING, RECEIVED, TEXT, ExportSpec
+from star_export.validation.loading import load_model
 from star_export.validation.reference_scores import (
     LAYER_SCORES,
     PATCH_SCORES,
@@ -99,38 +96,6 @@ def greedy(settings: GenerationConfig) -> GenerationConfig:
     )
 
 
-def load_model(folder: Path, *, dtype: torch.dtype, attention: str) -> Any:
-    """The checkpoint in transformers; shards may lack their index.
-
-    Raises:
-        CheckpointError: If transformers cannot load it.
-    """
-    with tempfile.TemporaryDirectory() as scratch:
-        source, shards = folder, find_shards(folder)
-        if len(shards) > 1 and not (folder / INDEX).is_file():
-            source = Path(scratch)
-            _write_index(source, shards)
-            for name in ("config.json", "generation_config.json"):
-                if (folder / name).is_file():
-                    shutil.copy(folder / name, source)
-        try:
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, attn_implementation=attention, local_files_only=True
-            )
-        except Exception as error:  # transformers raises many unrelated types
-            raise CheckpointError(f"transformers cannot load {folder}: {error}") from error
-    return model.eval()
-
-
-def _write_index(folder: Path, shards: list[Path]) -> None:
-    """An index in ``folder`` of shards that stay where they are."""
-    places: dict[str, str] = {}
-    for path in shards:
-        with safe_open(path, framework="pt") as file:
-            places |= dict.fromkeys(file.keys(), str(path.resolve()))
-    write_json(folder / INDEX, {"metadata": {}, "weight_map": places})
-
-
 class Reference:
     """A LLaVA model in float32 with STAR around it.
 
@@ -142,6 +107,7 @@ class Reference:
     """
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.model = load_model(folder, dtype=torch.float32, attention="eager")
         self.model.generation_config = greedy(self.model.generation_config)
         self.decoder = self.model.model.language_model
@@ -165,14 +131,22 @@ class Reference:
     @torch.no_grad()
     def quantize_weights(self, spec: ExportSpec) -> None:
         """Put what a bundle of ``spec`` computes with in the place of each weight that it quantises."""
+        if spec.quantization is None:
+            return
+        block, checkpoint = spec.quantization.block, open_checkpoint(str(self.folder.absolute()))
         for name, module in self.model.named_modules():
-            if not isinstance(module, torch.nn.Linear) or spec.quantization is None:
+            stored = canonical_module(name, spec.model.model_type)
+            if not isinstance(module, torch.nn.Linear) and stored != EMBEDDING:
                 continue
-            stored = canonical_name(f"{name}.weight", spec.model.model_type)
-            if kind := spec.quantized(stored, module.in_features):
-                scales = torch_dtype(spec.weight_dtype(stored))
-                parts = quantize(module.weight.T, kind, spec.quantization.block, scales)
-                module.weight = torch.nn.Parameter(dequantize(*parts).T.contiguous(), requires_grad=False)
+            rows, inputs = module.weight.shape
+            if (kind := spec.quantized(f"{stored}.weight", inputs)) is None:
+                continue
+            scales = torch_dtype(spec.weight_dtype(f"{stored}.weight"))
+            layer = packed_layer(checkpoint, stored, inputs, rows)
+            given = layer.blocks(block) if layer else quantize(module.weight.T, kind, block, scales)
+            integers, scale, *zero = given
+            values = dequantize(integers, scale.to(scales), *zero)
+            module.weight = torch.nn.Parameter(values.T.contiguous(), requires_grad=False)
 
     @torch.no_grad()
     def encode_images(

@@ -231,7 +231,7 @@ def test_missing_and_misshapen_tensor(folder: Path, graph: str, name: str) -> No
         ),
         (lambda c: c.update(vision_feature_layer=-9), "-9 is outside the 4-layer tower"),
         (lambda c: c["vision_config"].update(image_size=3), "3 has no square patches of patch_size 4"),
-        (lambda c: c.update(quantization_config={"quant_method": "fp8"}), "quantized checkpoints"),
+        (lambda c: c.update(quantization_config={"quant_method": "fp8"}), "quantization 'fp8' is not"),
         (lambda c: c.update(image_token_index=9999), "9999 is outside the vocabulary of 512"),
     ],
 )

@@ -72,7 +72,8 @@ def test_few_bits(cli: Cli, checkpoint: Callable[[str], Path]) -> None:
     whole = json.loads(cli(*given).out)
     few = json.loads(cli(*given, "--quantize", "int4", "--quantize-vision").out)
     assert whole["quantization"] is None
-    assert few["quantization"] == {"type": "int4", "block": 32, "vision": True}
+    how = {"type": "int4", "block": 32, "vision": True, "embedding": False, "layers": None}
+    assert few["quantization"] == how
     estimates = [found["planned"]["estimate"] for found in (few, whole)]
     assert 3 < estimates[0]["tokens_per_second"] / estimates[1]["tokens_per_second"] < 4
     assert estimates[0]["ttft"] == estimates[1]["ttft"]  # bound by arithmetic
@@ -120,6 +121,21 @@ def test_a_folder_that_holds_a_config_alone(
     assert outcome.code == 0, outcome.err
     assert "built-in" not in outcome.err
     assert json.loads(outcome.out)["planned"]["tokens"] == [518] * 3 + [100] * 3
+
+
+def test_a_quantised_checkpoint(cli: Cli, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = config_alone(checkpoint("mha"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    for method, code, message in (
+        ("awq", 0, "has linear layers in uint4 (awq), which its bundle keeps"),
+        ("fp8", 2, "quantization 'fp8' is not supported; supported: awq, gptq, compressed-tensors"),
+    ):
+        found = {"quant_method": method, "bits": 4, "group_size": 32}
+        (folder / "config.json").write_text(json.dumps(config | {"quantization_config": found}))
+        outcome = cli("plan", "-m", folder, "--keep", 100)
+        assert outcome.code == code
+        assert message in " ".join(outcome.err.split())
+        assert "Traceback" not in outcome.err
 
 
 def test_a_picture_in_tiles(cli: Cli) -> None:

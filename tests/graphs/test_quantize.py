@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from star_export.build import BuildOptions, build
 from star_export.bundle import open_bundle
 from star_export.checkpoint.checkpoint import open_checkpoint
-from star_export.contract import DECODE, VISION
+from star_export.contract import DECODE, PREFILL, VISION
 from star_export.errors import SettingsError
 from star_export.graphs.quantize import dequantize, packed, quantize
 from star_export.specs import QUANTIZED_TYPES, Quantization, resolve_quantization
@@ -87,6 +87,36 @@ def test_the_graphs_hold_what_the_checkpoint_becomes(
     assert stored["language_model.embed_tokens.weight"].dtype == np.float32
 
 
+def test_rows_of_tokens(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The table of integers, gathered before it is multiplied out; the tied head is stored by itself."""
+    build(
+        BuildOptions(
+            model=str(checkpoint("gqa")), output=tmp_path / "b", keep=64, max_text_tokens=16,
+            max_new_tokens=4, dtype="float16", quantize="uint4", quantize_embedding=True,
+        )
+    )  # fmt: skip
+    assert open_bundle(tmp_path / "b").spec.quantization == Quantization(
+        type="uint4", block=BLOCK, embedding=True
+    )
+    stored = load_file(tmp_path / "b/graphs/decoder.safetensors")
+    name = "language_model.embed_tokens.weight"
+    table = open_checkpoint(str(checkpoint("gqa"))).tensor(name)
+    assert stored[name].dtype == np.int8
+    assert stored[f"{name}_scale"].shape == (table.shape[0], table.shape[1] // BLOCK)
+    for row in (0, 7, 511):
+        scales = torch.from_numpy(stored[f"{name}_scale"][row].astype(np.float32)).repeat_interleave(BLOCK)
+        found = torch.from_numpy(stored[name][row].astype(np.float32)) * scales
+        assert ((found - table[row]).abs() <= 0.51 * scales).all()
+    assert stored["lm_head.weight"].dtype == np.uint8
+    assert stored["lm_head.weight"].shape == table.shape[::-1]
+    for graph in (PREFILL, DECODE):
+        model = onnx.load(tmp_path / f"b/graphs/{graph}.onnx", load_external_data=False)
+        tables = [node for node in model.graph.node if node.op_type == "Gather" and name in node.input]
+        assert len(tables) == 1
+        users = [node.op_type for node in model.graph.node if tables[0].output[0] in node.input]
+        assert users == ["DequantizeLinear"]
+
+
 def test_layers_that_stay_whole(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """Those in ``fp32_layers`` and, of "onevision", a tower of 144 channels, which no block divides."""
     how = Quantization(type="int4", block=BLOCK, vision=True)
@@ -114,7 +144,10 @@ def test_layers_that_stay_whole(checkpoint: Callable[[str], Path], tmp_path: Pat
     [
         ({"quantize": "int5"}, "quantize must be int4, uint4, int8, uint8, got int5"),
         ({"quantize": "int4", "quantize_block": 16}, "quantize_block must be 32, 64, 128, got 16"),
+        ({"quantize": "fp8"}, "got fp8: its engines would run on sm89 and newer alone"),
+        ({"quantize": "nvfp4"}, "got nvfp4: its engines would run on sm120 and newer alone"),
         ({"quantize_vision": True}, "quantize_vision=True needs quantize=int4"),
+        ({"quantize_embedding": True}, "quantize_embedding=True needs quantize=int4"),
         (
             {"quantize": "int4", "quantize_block": 128},
             r"q_proj has 64 inputs, which blocks of 128 do not divide; give quantize_block=64",
@@ -130,4 +163,4 @@ def test_settings_that_are_refused(
 
 
 def test_nothing_is_quantised_by_default() -> None:
-    assert resolve_quantization(None, block=BLOCK, vision=False) is None
+    assert resolve_quantization(None, block=BLOCK, vision=False, embedding=False) is None

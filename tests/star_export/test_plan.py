@@ -146,7 +146,7 @@ def test_parameters_are_those_of_the_graphs(checkpoint: Callable[[str], Path], p
 def test_bytes_are_those_of_the_weights_files(
     checkpoint: Callable[[str], Path], preset: str, quantize: str, block: int
 ) -> None:
-    from star_export.graphs.export import fake_module, linear_inputs
+    from star_export.graphs.export import fake_module, linear_layers
     from star_export.graphs.weights import plan_weights
 
     opened = open_checkpoint(str(checkpoint(preset)))
@@ -154,6 +154,7 @@ def test_bytes_are_those_of_the_weights_files(
         SpecOptions(
             model=preset, prune=False, dtype="float16",
             quantize=quantize, quantize_block=block, quantize_vision=block == 32,
+            quantize_embedding=block == 32,
         ),
         opened.model,
     )  # fmt: skip
@@ -162,9 +163,9 @@ def test_bytes_are_those_of_the_weights_files(
         tensors = plan_weights(fake_module(graph, spec), opened, spec)
         return sum(tensor.nbytes for tensor in tensors if not tensor.name.startswith("rotary."))
 
-    found, inputs = weight_bytes(spec), linear_inputs(spec)
+    found, inputs = weight_bytes(spec), linear_layers(spec)
     assert (found.vision, found.decoder) == (written(VISION), written(DECODE))
-    assert all(inputs[layer.name] == layer.inputs for layer in linear_shapes(opened.model))
+    assert all(inputs[layer.name] == (layer.inputs, layer.outputs) for layer in linear_shapes(opened.model))
     assert sum(layer.count for layer in linear_shapes(opened.model)) == len(inputs)
 
 

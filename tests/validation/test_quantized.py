@@ -43,6 +43,29 @@ def test_every_family(
     assert 0 < stages["divergence"].error < stages["divergence"].tolerance
 
 
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "gqa",  # tied
+        "next-mistral",
+        *(
+            pytest.param(preset, marks=pytest.mark.slow)
+            for preset in (
+                "mha", "vicuna", "full", "feature-layers", "interleave", "next", "next-llama3", "onevision",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_rows_of_tokens(bundle: Callable[..., Path], preset: str) -> None:
+    report = check_bundle(
+        bundle(preset, quantize="int8", quantize_embedding=True),
+        probes=make_probes(1),
+        max_new_tokens=4,
+        runtime=Runtime(threads=1),
+    )
+    assert report.passed, report
+
+
 @pytest.mark.parametrize("fault", ["scale", "users"])
 def test_faults_show(bundle: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """Weights that the graphs do not have; and a session that users run, and nobody compares exactly."""

@@ -19,12 +19,19 @@ from onnx import TensorProto, helper
 from star_export.build import add_engines
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
-from star_export.engines.tensorrt.builder import EngineOptions, build_apart, build_engines, options_like
+from star_export.engines.tensorrt.builder import (
+    EngineOptions,
+    build_apart,
+    build_engines,
+    check_options,
+    options_like,
+)
 from star_export.engines.tensorrt.facts import read_facts
 from star_export.engines.tensorrt.profiles import engine_profiles
 from star_export.engines.tensorrt.request import EngineRequest
 from star_export.engines.tensorrt.worker import build_engine
 from star_export.errors import BundleError, PlatformError, SettingsError
+from star_export.specs import Quantization
 from tests.graphs.random_graphs import export_random
 from tests.shapes import WIDE
 
@@ -81,9 +88,24 @@ def test_quantised_weights_build(copy: Callable[..., Path], quantize: str, weigh
     assert open_bundle(folder, verify=True).spec.quantization is not None
 
 
+def test_rows_of_tokens_build(copy: Callable[..., Path]) -> None:
+    """As inputs: the builder takes no table of integers as a constant."""
+    folder = copy("gqa", quantize="int8", quantize_embedding=True)
+    add_engines(folder, replace(RTX, targets=("sm89",)))
+    with pytest.raises(SettingsError, match=r"quantize_embedding=True, and TensorRT takes no such table"):
+        add_engines(folder, replace(RTX, targets=("sm89",), weights="baked"))
+
+
 def test_zero_points_are_refused(copy: Callable[..., Path]) -> None:
     with pytest.raises(SettingsError, match=r"no zero points, which uint4 has; build .* quantize=int4"):
         add_engines(copy("mha", quantize="uint4"), RTX)
+
+
+def test_zero_points_of_a_checkpoint_are_refused(copy: Callable[..., Path]) -> None:
+    spec = open_bundle(copy("mha")).spec
+    given = Quantization(type="uint4", block=32, layers=("language_model.layers.0.mlp.up_proj",))
+    with pytest.raises(SettingsError, match=r"which uint4 has; give the original float weights and quant"):
+        check_options(RTX, replace(spec, quantization=given))
 
 
 def test_shared_weights_are_in_no_engine(copy: Callable[..., Path]) -> None:
