@@ -4,12 +4,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OUT    := build/demo
 TRITON := .venv-triton
+PEERS  := .venv-peers
 READY  := $(VENV)/.ready
 # PyPI's torch for Linux is its CUDA build, of gigabytes; PyTorch's own index has one for CPUs.
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -131,6 +132,12 @@ bench-session: $(READY)
 bench-slots: $(READY)
 	$(BIN)/python docs/kv_slots.py build/bench/bundle docs/shapes.png
 
+# Bundles beside OpenVINO GenAI, transformers and llama.cpp, on this CPU; a peer that can't be had is a line that says why.
+# Hours on two cores; `.venv/bin/python .ci/bench_peers.py --help` tells how to ask for less.
+bench-peers: $(READY)
+	-$(MAKE) $(PEERS)/.ready
+	$(BIN)/python .ci/bench_peers.py build/peers
+
 # The table of docs/kernels.md, on a GPU.
 bench-kernel: $(READY)
 	$(BIN)/python -m star_export.measure.kernel_bench
@@ -152,16 +159,20 @@ fresh:
 	env -u PIP_FIND_LINKS -u PIP_CONSTRAINT PIP_CONFIG_FILE=/dev/null $(MAKE) -C build/fresh test
 	rm -rf build/fresh
 
-$(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L > /dev/null 2>&1 && $(BIN)/python -c \
+define install_torch
+@if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L > /dev/null 2>&1 && $(1)/python -c \
 	    "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5)" 2> /dev/null; then \
 	    echo "downloading about 0.7 GB, with torch for CPUs: this machine has no NVIDIA GPU"; \
-	    $(BIN)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
+	    $(1)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
 	        || echo "not there: downloading about 3 GB, with torch for CUDA"; \
 	else \
 	    echo "downloading about 3 GB on Linux, with torch for CUDA; 0.7 GB elsewhere"; \
 	fi
+endef
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(call install_torch,$(BIN))
 	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
 	touch $@
 
@@ -170,5 +181,13 @@ $(TRITON)/.ready: pyproject.toml
 	$(TRITON)/bin/pip install -q --editable '.[triton]'
 	touch $@
 
+# optimum-intel wants an older transformers than ours, and does not import where torchvision lies beside it.
+$(PEERS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(PEERS)
+	$(call install_torch,$(PEERS)/bin)
+	$(PEERS)/bin/pip install -q --editable . torch==2.13.0 optimum-intel==2.2.0 openvino-genai==2026.4.1.0 nncf==3.4.0
+	$(PEERS)/bin/pip uninstall -q -y torchvision
+	touch $@
+
 clean:
-	rm -rf build $(VENV) $(TRITON) *.egg-info
+	rm -rf build $(VENV) $(TRITON) $(PEERS) *.egg-info
