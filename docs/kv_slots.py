@@ -62,7 +62,7 @@ def measure(bundle: Bundle, session: Counting, picture: str) -> Sample:
 def main(folder: str, picture: str) -> None:
     """Print both sides, and the median ratio of a round."""
     bundle = open_bundle(folder)
-    inside = open_session(bundle, Runtime())
+    inside = open_session(bundle, Runtime(batches=True))
     full, fitting = (Counting(inside, resizable=resizable) for resizable in (False, True))
     rounds = []
     for number in range(ROUNDS):
