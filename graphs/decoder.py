@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from star_export.contract import ALWAYS_KEPT
-from star_export.graphs.layers import ACTIVATIONS, Linear, RMSNorm, as_dtype, merge_heads, split_heads
+from star_export.graphs.layers import (
+    ACTIVATIONS,
+    Linear,
+    RMSNorm,
+    as_dtype,
+    merge_heads,
+    multiply,
+    split_heads,
+)
 from star_export.graphs.ops import cache_write, topk_gather
 from star_export.graphs.proportional import as_cache, at_places, biased, causal, regrouped
 from star_export.graphs.scores import DECODER_SCORES, LayerView, better
@@ -143,7 +151,7 @@ class Decoder(nn.Module):
         super().__init__()
         text = spec.model.text
         self.language_model = LanguageModel(text)
-        self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = None if spec.shared_head else Linear(text.hidden_size, text.vocab_size, bias=False)
         self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
@@ -153,7 +161,8 @@ class Decoder(nn.Module):
 
     def logits(self, last: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
-        return as_dtype(self.lm_head(self.language_model.norm(last)), torch.float32)
+        last, head = self.language_model.norm(last), self.lm_head or self.language_model.embed_tokens
+        return as_dtype(multiply(last, head.weight), torch.float32)
 
 
 class PrefillGraph(Decoder):

@@ -77,7 +77,8 @@ def fake_module(graph: str, spec: ExportSpec) -> nn.Module:
 def layer_names(spec: ExportSpec) -> list[str]:
     """Name of every module of the three graphs that has weights, as in a checkpoint."""
     modules = [fake_module(graph, spec) for graph in (VISION, DECODE)]
-    return [name.rpartition(".")[0] for module in modules for name, _ in module.named_parameters()]
+    names = [name.rpartition(".")[0] for module in modules for name, _ in module.named_parameters()]
+    return [*names, "lm_head"] if spec.shared_head else names
 
 
 def linear_layers(spec: ExportSpec) -> dict[str, tuple[int, int]]:

@@ -32,6 +32,11 @@ def wider(x: Tensor, y: Tensor) -> torch.dtype:
     return max(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
 
 
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight.T`` in the element type of ``weight [out, in]``."""
+    return as_dtype(x, weight.dtype) @ weight.t()
+
+
 class Linear(nn.Module):
     """``y = x @ weight.T + bias`` with ``weight [out, in]``, as checkpoints have it.
 
@@ -44,7 +49,7 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = as_dtype(x, self.weight.dtype) @ self.weight.t()
+        y = multiply(x, self.weight)
         return y if self.bias is None else y + self.bias
 
 

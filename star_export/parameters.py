@@ -9,28 +9,21 @@ from star_export.specs import EMBEDDING, ExportSpec, ModelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """Numbers that a bundle stores.
+    """Numbers of a model, as far as a bundle has them.
 
     Attributes:
         vision: Of the tower's layers that are used, the projector and the newline.
-        decoder: Of the decoder with embeddings and head.
-        embeddings: Those of them of which a token reads one row.
-        tied: Those that are stored twice: a head that is the embeddings, transposed.
+        decoder: Of the decoder with embeddings and head; once if these are the same.
+        embeddings: Those of them that are the embeddings.
     """
 
     vision: int
     decoder: int
     embeddings: int
-    tied: int
 
     @property
     def total(self) -> int:
-        """Of the model."""
-        return self.stored - self.tied
-
-    @property
-    def stored(self) -> int:
-        """Of the bundle."""
+        """All of them."""
         return self.vision + self.decoder
 
 
@@ -41,7 +34,7 @@ class WeightBytes:
     Attributes:
         vision: Of the tower's layers that are used, the projector and the newline.
         decoder: Of the decoder with embeddings and head.
-        embeddings: Those of them of which a token reads one row.
+        embeddings: Those of them of which a token reads one row; none where the head reads them all.
     """
 
     vision: int
@@ -82,7 +75,7 @@ class LinearShape:
 
 
 def count_parameters(model: ModelSpec) -> Parameters:
-    """Numbers that a bundle of this model stores.
+    """Numbers of a model.
 
     Vision layers behind the one whose output is used are not among them.
     """
@@ -91,9 +84,8 @@ def count_parameters(model: ModelSpec) -> Parameters:
     newline = 0 if model.tiling is None else text.hidden_size
     return Parameters(
         vision=_tower(model) + _projector(model) + newline,
-        decoder=2 * embeddings + layers + text.hidden_size,
+        decoder=(1 if text.tie_word_embeddings else 2) * embeddings + layers + text.hidden_size,
         embeddings=embeddings,
-        tied=text.tie_word_embeddings * embeddings,
     )
 
 
@@ -106,10 +98,12 @@ def weight_bytes(spec: ExportSpec) -> WeightBytes:
     saved = {True: 0, False: 0}  # of the decoder, and of what is before it
     for layer in linear_shapes(spec.model):
         saved[layer.name.startswith(("language_model.", "lm_head"))] += _saved(layer, spec)
+    embeddings = count.embeddings * size
+    copied = text.tie_word_embeddings and not spec.shared_head
     return WeightBytes(
         vision=count.vision * size - saved[False],
-        decoder=count.decoder * size - saved[True] - rows,
-        embeddings=count.embeddings * size - rows,
+        decoder=count.decoder * size + copied * embeddings - saved[True] - rows,
+        embeddings=0 if spec.shared_head else embeddings - rows,
     )
 
 

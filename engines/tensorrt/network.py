@@ -129,16 +129,16 @@ def multiply_by_turned(trt: Any, network: Any) -> None:
         if layer.type == trt.LayerType.SHUFFLE:
             layer.__class__ = trt.IShuffleLayer
             shuffles[layer.get_output(0).name] = layer
-    for layer in layers:
-        if layer.type != trt.LayerType.MATRIX_MULTIPLY:
+    for product in layers:
+        if product.type != trt.LayerType.MATRIX_MULTIPLY:
             continue
-        *widening, turn = _chain(layer.get_input(1).name, shuffles) or [None]
+        *widening, turn = _chain(product.get_input(1).name, shuffles) or [None]
         if turn and len(turn.get_input(0).shape) == 2 and tuple(turn.first_transpose)[:2] == (1, 0):
             turn.first_transpose = trt.Permutation(range(len(turn.first_transpose)))
             for shuffle in widening:
                 shuffle.reshape_dims = (1, *turn.get_input(0).shape)
-            layer.__class__ = trt.IMatrixMultiplyLayer
-            layer.op1 = trt.MatrixOperation.TRANSPOSE
+            product.__class__ = trt.IMatrixMultiplyLayer
+            product.op1 = trt.MatrixOperation.TRANSPOSE
 
 
 def _chain(name: str, shuffles: Mapping[str, Any]) -> list[Any]:

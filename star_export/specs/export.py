@@ -13,7 +13,7 @@ from star_export.errors import SettingsError, option
 from star_export.specs.images import ImageLimits, largest_request
 from star_export.specs.model import ModelSpec
 from star_export.specs.pruning import Keep, Schedule, Stage, entering_tokens, share_of
-from star_export.specs.quantization import Quantization, QuantizedType
+from star_export.specs.quantization import EMBEDDING, Quantization, QuantizedType
 from star_export.specs.values import Count
 
 
@@ -224,6 +224,14 @@ class ExportSpec:
         if self.quantization is None or _named(module, self.fp32_layers):
             return None
         return self.quantization.of(module, inputs)
+
+    @property
+    def shared_head(self) -> bool:
+        """Whether the head has the embedding's weights in the bundle too, as it has in the checkpoint."""
+        embedding, head = (f"{module}.weight" for module in (EMBEDDING, "lm_head"))
+        width, same = self.model.text.hidden_size, self.weight_dtype(embedding) == self.weight_dtype(head)
+        whole = not (self.quantized(embedding, width) or self.quantized(head, width))
+        return self.model.text.tie_word_embeddings and same and whole
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :func:`star_export.typed.convert` reads them back."""

@@ -17,7 +17,6 @@ import onnxruntime as ort
 import pytest
 
 from star_export.bundle import Bundle, open_bundle
-from star_export.contract import GRAPHS
 from star_export.dtypes import DTYPES
 from star_export.engines.onnxruntime import OnnxRuntimeSession
 from star_export.engines.tensorrt.bindings import TENSORRT_RTX
@@ -63,9 +62,9 @@ class _Networks(OnnxRuntimeSession):
 
 
 @functools.cache
-def _sessions(bundle: str, room: int | None) -> dict[str, ort.InferenceSession]:
-    networks = _Networks(open_bundle(bundle), room)
-    return {graph: networks._sessions[graph] for graph in GRAPHS}
+def _networks(bundle: str, room: int | None) -> _Networks:
+    """They stay, since their sessions read weights that are theirs."""
+    return _Networks(open_bundle(bundle), room)
 
 
 @functools.cache
@@ -119,7 +118,8 @@ class FakeRuntime:
             entry = json.loads(bytes(content))
             graph, bundle = entry["fake engine"], entry["of"]
             weights = _weights(bundle, graph) if entry["weights"] == SHARED else {}
-            return FakeEngine(self._gpu, self._logger, _sessions(bundle, entry["room"])[graph], weights)
+            session = _networks(bundle, entry["room"])._sessions[graph]
+            return FakeEngine(self._gpu, self._logger, session, weights)
         except ValueError:
             self._logger.log(tensorrt_rtx.ILogger.ERROR, "not an engine of the fake GPU")
             return None

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,3 +188,24 @@ def test_a_tensor_of_another_shape(checkpoint: Callable[[str], Path]) -> None:
     changed = {**source.tensors, name: (path, stored, shape[::-1])}
     with pytest.raises(CheckpointError, match=r"is \[64, 160\], the config asks for \[160, 64\]"):
         plan_weights(fake_module(DECODE, spec), replace(source, tensors=changed), spec)
+
+
+@pytest.mark.parametrize(
+    ("options", "apart"),
+    [
+        ({}, False),
+        ({"fp32_layers": ("lm_head",)}, True),
+        ({"fp32_layers": ("lm_head", "language_model.embed_tokens")}, False),
+        ({"quantize": "int4"}, True),
+    ],
+)
+def test_a_tied_head_is_stored_once_where_it_can(
+    checkpoint: Callable[[str], Path], options: dict[str, Any], apart: bool
+) -> None:
+    source = open_checkpoint(str(checkpoint("gqa")))
+    assert source.model.text.tie_word_embeddings
+    build = BuildOptions(model="gqa", output=Path("unused"), dtype="float16", **options)
+    spec = resolve_spec(build, source)
+    stored = {tensor.name for tensor in plan_weights(fake_module(DECODE, spec), source, spec)}
+    assert ("lm_head.weight" in stored) == apart
+    assert "language_model.embed_tokens.weight" in stored
