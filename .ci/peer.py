@@ -88,7 +88,7 @@ def measure(kind: str, folder: Path, request: Mapping[str, Any]) -> dict[str, fl
 def _workload(picture: Path, threads: int, new_tokens: int) -> Workload:
     return Workload(
         bundle=Path(), baseline=Path(), checkpoint=Path(), picture=picture, text=TEXT, keep=None,
-        new_tokens=new_tokens, runtime=Runtime(threads=threads),
+        others={}, asked=None, new_tokens=new_tokens, runtime=Runtime(threads=threads),
     )  # fmt: skip
 
 

@@ -254,6 +254,7 @@ class OnnxRuntimeSession(Session):
     def close(self) -> None:
         """Let go of the graphs, their weights and all caches; a result that is held keeps its graph."""
         self._sessions.clear()
+        self._weights.clear()  # which the graphs read to the end
         for caches in self._caches:
             caches.close()
 
