@@ -16,7 +16,7 @@ from models.training.model import Outcome
 from models.training.muon import Muon
 from models.training.recipe import Phase, Recipe
 
-WARMUP, LOOK_EVERY, LOOK_AT = 100, 250, 64
+WARMUP, LOOK_EVERY, LOOK_AT, SAVE_EVERY = 100, 250, 64, 25
 PATCH_WEIGHT, NAME_WEIGHT = 0.3, 0.2  # of the heads' losses against the answers'
 
 
@@ -91,12 +91,11 @@ class Training:
             outcome = self._learn(batch, phase)
             self.step += 1
             progress.update(task, completed=self.step)
-            if self.step % LOOK_EVERY == 0 or self.step == phase.steps:
+            looks = self.step % LOOK_EVERY == 0 or self.step == phase.steps
+            if looks or self.step % SAVE_EVERY == 0:
                 self.seconds += time.monotonic() - started
-                line = self._look(phase, outcome)
-                progress.console.print(line)
-                with (self.folder / "log.txt").open("a") as log:
-                    log.write(line + "\n")
+                if looks:
+                    self._tell(self._look(phase, outcome), progress)
                 self._save()
                 started = time.monotonic()
 
@@ -143,6 +142,12 @@ class Training:
             line += f"; of names {outcome.name_loss:.3f}; of answers {outcome.answer_loss:.3f}"
             line += f", right {right.mean():.3f} ({each})"
         return f"{line}; {self.seconds / 60:.1f} min"
+
+    def _tell(self, line: str, progress: Progress) -> None:
+        """Print a line, and put it into the log."""
+        progress.console.print(line)
+        with (self.folder / "log.txt").open("a") as log:
+            log.write(line + "\n")
 
     def _save(self) -> None:
         """Write everything needed to go on, whole or not at all."""
