@@ -144,6 +144,13 @@ class LanguageModel(nn.Module):
         self.norm = RMSNorm(spec.hidden_size, spec.rms_norm_eps)
 
 
+class SharedHead(nn.Module):
+    """A head without weights of its own."""
+
+    def forward(self, x: Tensor, weight: Tensor) -> Tensor:
+        return multiply(x, weight)
+
+
 class Decoder(nn.Module):
     """Parameters of the decoder, shared by both graphs."""
 
@@ -151,7 +158,9 @@ class Decoder(nn.Module):
         super().__init__()
         text = spec.model.text
         self.language_model = LanguageModel(text)
-        self.lm_head = None if spec.shared_head else Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.shared_head = spec.shared_head
+        head = Linear(text.hidden_size, text.vocab_size, bias=False)
+        self.lm_head = SharedHead() if spec.shared_head else head
         self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
@@ -161,8 +170,8 @@ class Decoder(nn.Module):
 
     def logits(self, last: Tensor) -> Tensor:
         """float32 logits ``[B, vocab]`` behind the last token, ``[B, C]``."""
-        last, head = self.language_model.norm(last), self.lm_head or self.language_model.embed_tokens
-        return as_dtype(multiply(last, head.weight), torch.float32)
+        shared = (self.language_model.embed_tokens.weight,) if self.shared_head else ()
+        return as_dtype(self.lm_head(self.language_model.norm(last), *shared), torch.float32)
 
 
 class PrefillGraph(Decoder):
