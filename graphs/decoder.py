@@ -159,8 +159,9 @@ class Decoder(nn.Module):
         text = spec.model.text
         self.language_model = LanguageModel(text)
         self.shared_head = spec.shared_head
-        head = Linear(text.hidden_size, text.vocab_size, bias=False)
-        self.lm_head = SharedHead() if spec.shared_head else head
+        self.lm_head: nn.Module = SharedHead()
+        if not spec.shared_head:
+            self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self.rotary = RotaryTables(spec.groups[0].capacity, text.head_dim)
 
     def layers(self) -> Iterator[tuple[int, DecoderLayer]]:
