@@ -16,11 +16,14 @@ from star_export.specs import EMBEDDING, ExportSpec, QuantizedType
 SCALE, ZERO_POINT = "_scale", "_zero_point"
 
 #: Bytes of memory for each weight while they are computed, the given float32 among them.
-QUANTIZING_BYTES = 17
+QUANTIZING_BYTES = 7
+
+#: Weights that are quantised at once: what a processor's caches hold.
+_AT_ONCE = 1 << 20
 
 
 def quantize(weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """The nearest integers, block by block.
+    """The nearest integers, block by block; beside the given weights, in little memory.
 
     Args:
         weight: ``[in, out]``.
@@ -29,22 +32,37 @@ def quantize(weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype
         dtype: Element type of the scales.
 
     Returns:
-        Integers int16 ``[in, out]``, scales ``[in / block, out]`` and, where unsigned, zero points
-        int16 ``[in / block, out]``.
+        Integers int8, or uint8 where unsigned, ``[in, out]``, scales ``[in / block, out]`` and, where
+        unsigned, zero points uint8 ``[in / block, out]``.
     """
-    blocks = weight.float().reshape(-1, block, weight.shape[1])  # [in / block, block, out]
+    rows, columns = weight.shape
+    integer = torch.uint8 if kind.startswith("u") else torch.int8
+    integers = torch.empty(rows, columns, dtype=integer)
+    scales = torch.empty(rows // block, columns, dtype=dtype)
+    zeros = torch.empty_like(scales, dtype=integer)
+    for some in torch.arange(columns).split(max(1, _AT_ONCE // rows)):
+        part = slice(int(some[0]), int(some[-1]) + 1)
+        found, scales[:, part], zeros[:, part] = _quantize(weight[:, part], kind, block, dtype)
+        integers[:, part] = found.flatten(0, 1)
+    return (integers, scales, zeros) if kind.startswith("u") else (integers, scales)
+
+
+def _quantize(
+    weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Some columns: integers ``[in / block, block, out]`` as float32, scales, zero points."""
+    blocks = weight.float().reshape(-1, block, weight.shape[1])
     levels = 1 << int(kind[-1])
     low, high = blocks.amin(1).clamp(max=0), blocks.amax(1).clamp(min=0)
     if kind.startswith("u"):
         scale = _usable((high - low) / (levels - 1), dtype)
         zero = (-low / scale.float()).round().clamp(0, levels - 1)
-        integers = (blocks / scale.float()[:, None] + zero[:, None]).round().clamp(0, levels - 1)
-        return integers.flatten(0, 1).short(), scale, zero.short()
+        return (blocks / scale.float()[:, None] + zero[:, None]).round().clamp(0, levels - 1), scale, zero
     # The lowest integer has no counterpart: a block whose value farthest from zero is negative uses it.
     # Turning the others' signs would use it always, but TensorRT takes no negative scale.
     scale = _usable(torch.maximum(high / (levels // 2 - 1), -low / (levels // 2)), dtype)
     integers = (blocks / scale.float()[:, None]).round().clamp(-levels // 2, levels // 2 - 1)
-    return integers.flatten(0, 1).short(), scale
+    return integers, scale, torch.zeros_like(scale)
 
 
 def dequantize(integers: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
@@ -59,10 +77,10 @@ def packed(integers: Tensor, kind: str) -> Tensor:
     """Integers as they are stored: of 4 bits two in a byte, the first in the lower half."""
     if not kind.endswith("4"):
         return integers.to(torch.int8 if kind == "int8" else torch.uint8)
-    flat = (integers.flatten() & 0xF).to(torch.uint8)
+    flat = integers.flatten().to(torch.uint8)
     if len(flat) % 2:
         flat = torch.cat([flat, flat.new_zeros(1)])
-    return flat[::2] | flat[1::2] << 4
+    return flat[::2] & 0xF | flat[1::2] << 4
 
 
 def _usable(scale: Tensor, dtype: torch.dtype) -> Tensor:
