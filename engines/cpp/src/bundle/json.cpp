@@ -1,0 +1,145 @@
+#include "bundle/json.hpp"
+
+#include <algorithm>
+#include <fstream>
+#include <limits>
+#include <sstream>
+
+#include "errors.hpp"
+
+namespace star {
+namespace {
+
+std::string_view kind_of(const Json& json) {
+  switch (json.type()) {
+    case Json::value_t::object: return "object";
+    case Json::value_t::array: return "array";
+    case Json::value_t::string: return "str";
+    case Json::value_t::boolean: return "bool";
+    case Json::value_t::number_integer:
+    case Json::value_t::number_unsigned: return "int";
+    case Json::value_t::number_float: return "float";
+    default: return "null";
+  }
+}
+
+std::string named(const std::string& path) { return path.empty() ? "" : path + ": "; }
+
+// The value in words; nothing when it is long.
+std::string found(const Json& json) {
+  if (json.is_structured() || json.is_null()) return "";
+  const std::string text =
+      json.is_string() ? "'" + json.get_ref<const std::string&>() + "'" : json.dump(-1, ' ', false);
+  return text.size() > 40 ? "" : ", found " + text;
+}
+
+std::string spelled(double value) {
+  std::ostringstream text;
+  text << value;
+  return text.str();
+}
+
+}  // namespace
+
+std::string read_file(const std::filesystem::path& path, std::size_t most) {
+  std::ifstream file(path, std::ios::binary);
+  std::error_code failure;
+  const auto size = std::filesystem::file_size(path, failure);
+  if (!file || failure) throw BundleError(path.string() + " cannot be read; copy or build the bundle again");
+  if (size > most) {
+    throw BundleError(path.string() + " has " + std::to_string(size) + " bytes, expected at most " +
+                      std::to_string(most) + "; build the bundle again");
+  }
+  std::string content(static_cast<std::size_t>(size), '\0');
+  file.read(content.data(), static_cast<std::streamsize>(size));
+  content.resize(static_cast<std::size_t>(std::max<std::streamsize>(0, file.gcount())));
+  return content;
+}
+
+Json parse_json(std::string_view text) {
+  try {
+    return Json::parse(text);
+  } catch (const Json::exception& error) {
+    throw BundleError(std::string("it is not JSON: ") + error.what());
+  }
+}
+
+void Value::refuse(const std::string& expected) const {
+  throw BundleError(named(path_) + expected + found(*json_));
+}
+
+void Value::require(bool is_right, std::string_view kind) const {
+  if (!is_right) refuse("expected " + std::string(kind) + ", got " + std::string(kind_of(*json_)));
+}
+
+std::int64_t Value::integer(std::int64_t least, std::int64_t most) const {
+  require(json_->is_number_integer(), "int");
+  constexpr auto kLargest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+  const bool is_huge = json_->is_number_unsigned() && json_->get<std::uint64_t>() > kLargest;
+  if (is_huge || json_->get<std::int64_t>() > most) refuse("expected int <= " + std::to_string(most));
+  const auto value = json_->get<std::int64_t>();
+  if (value < least) refuse("expected int >= " + std::to_string(least));
+  return value;
+}
+
+double Value::number(double above, double below) const {
+  require(json_->is_number(), "float");
+  const auto value = json_->get<double>();
+  if (!(value > above)) refuse("expected float > " + spelled(above));
+  if (!(value < below)) refuse("expected float < " + spelled(below));
+  return value;
+}
+
+bool Value::boolean() const {
+  require(json_->is_boolean(), "bool");
+  return json_->get<bool>();
+}
+
+const std::string& Value::text() const {
+  require(json_->is_string(), "str");
+  return json_->get_ref<const std::string&>();
+}
+
+std::vector<Value> Value::items() const {
+  require(json_->is_array(), "array");
+  std::vector<Value> items;
+  items.reserve(json_->size());
+  for (const Json& item : *json_) items.emplace_back(item, path_ + "[" + std::to_string(items.size()) + "]");
+  return items;
+}
+
+std::vector<std::pair<std::string, Value>> Value::members() const {
+  require(json_->is_object(), "object");
+  std::vector<std::pair<std::string, Value>> members;
+  const std::string prefix = path_.empty() ? "" : path_ + ".";
+  for (const auto& [key, value] : json_->items()) members.emplace_back(key, Value(value, prefix + key));
+  return members;
+}
+
+Object::Object(const Value& value) : value_(value) { value_.members(); }
+
+Value Object::get(const std::string& key) {
+  if (auto value = find(key)) return *value;
+  throw BundleError(named(value_.path()) + "object missing required field " + key);
+}
+
+std::optional<Value> Object::find(const std::string& key) {
+  asked_.push_back(key);
+  const auto member = value_.json().find(key);
+  if (member == value_.json().end()) return std::nullopt;
+  return Value(*member, value_.path().empty() ? key : value_.path() + "." + key);
+}
+
+void Object::done() const {
+  for (const auto& [key, value] : value_.members()) {
+    if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) {
+      throw BundleError(value.path() + ": unknown to this version");
+    }
+  }
+}
+
+std::string shortened(const std::string& text) {
+  return text.size() <= 80 ? text : text.substr(0, 77) + "...";
+}
+
+}  // namespace star

@@ -1,0 +1,69 @@
+// JSON from files, every value of its own type: nothing is coerced, nothing unknown is dropped in silence.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+namespace star {
+
+using Json = nlohmann::json;
+
+// The content of a file, or BundleError where it cannot be read or is larger than `most` bytes.
+std::string read_file(const std::filesystem::path& path, std::size_t most);
+
+// Throws BundleError if the text is no JSON.
+Json parse_json(std::string_view text);
+
+// One JSON value and where it stands. What is not as expected is a BundleError that begins with that path.
+class Value {
+ public:
+  Value(const Json& json, std::string path) : json_(&json), path_(std::move(path)) {}
+
+  const Json& json() const { return *json_; }
+  const std::string& path() const { return path_; }
+  bool is_null() const { return json_->is_null(); }
+
+  std::int64_t integer(std::int64_t least, std::int64_t most) const;
+  // A float or an integer; both bounds are open, as those of a share or an epsilon.
+  double number(double above, double below) const;
+  bool boolean() const;
+  const std::string& text() const;
+  std::vector<Value> items() const;
+  std::vector<std::pair<std::string, Value>> members() const;
+
+  // Throws BundleError with this path, what was expected and what was found.
+  [[noreturn]] void refuse(const std::string& expected) const;
+
+ private:
+  void require(bool is_right, std::string_view kind) const;
+
+  const Json* json_;
+  std::string path_;
+};
+
+// A value whose keys are known.
+class Object {
+ public:
+  explicit Object(const Value& value);
+
+  Value get(const std::string& key);
+  // Nothing where the key is absent; a null is a value.
+  std::optional<Value> find(const std::string& key);
+  // Refuses keys that nobody asked for.
+  void done() const;
+
+ private:
+  Value value_;
+  std::vector<std::string> asked_;
+};
+
+// A value for a message, of which nobody reads more than the beginning.
+std::string shortened(const std::string& text);
+
+}  // namespace star
