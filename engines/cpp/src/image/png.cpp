@@ -26,7 +26,7 @@ class Decoder {
   // The samples of all pixels, a byte each, two for grey of 16 bits.
   bool decode() {
     if (png_ == nullptr || info_ == nullptr) return false;
-    if (setjmp(png_jmpbuf(png_)) != 0) return false;
+    if (setjmp(png_jmpbuf(png_)) != 0) return has_all_pixels();
     set_up();
     png_read_info(png_, info_);
     if (png_get_image_width(png_, info_) != chunks_.width || png_get_image_height(png_, info_) != chunks_.height) {
@@ -44,8 +44,8 @@ class Decoder {
     }
     return true;
   }
-  // Bytes of the file that were read.
-  std::size_t position() const { return at_; }
+  // Bytes of the file that were read for the last row.
+  std::size_t position() const { return pixels_end_; }
 
  private:
   void set_up() {
@@ -53,13 +53,29 @@ class Decoder {
       auto& self = *static_cast<Decoder*>(png_get_io_ptr(png));
       if (count > self.file_.size() - self.at_) png_error(png, "truncated");
       std::memcpy(to, self.file_.data() + self.at_, count);
+      // Of a chunk that is cut off, libpng shall take what is there: all pixels may be in it.
+      if (self.at_ == self.chunks_.cut_off) png_save_uint_32(to, self.rest_behind(self.at_ + 8));
       self.at_ += count;
+    });
+    png_set_read_user_transform_fn(png_, [](png_structp png, png_row_infop, png_bytep) {
+      auto& self = *static_cast<Decoder*>(png_get_io_ptr(png));
+      self.pixels_end_ = self.at_;
     });
     // PngChunkReader has checked what Pillow checks, and has read all other chunks.
     png_set_crc_action(png_, PNG_CRC_QUIET_USE, PNG_CRC_QUIET_USE);
     png_set_keep_unknown_chunks(png_, PNG_HANDLE_CHUNK_NEVER, nullptr, -1);
     png_set_chunk_malloc_max(png_, 0);
     png_set_check_for_invalid_index(png_, 0);
+  }
+
+  std::uint32_t rest_behind(std::size_t at) const { return static_cast<std::uint32_t>(file_.size() - at); }
+
+  // Behind its last row libpng looks for the end of the data, which Pillow does not.
+  bool has_all_pixels() const {
+    constexpr int kPasses = 7;
+    return png_get_interlace_type(png_, info_) == PNG_INTERLACE_NONE
+               ? png_get_current_row_number(png_) >= chunks_.height
+               : png_get_current_pass_number(png_) >= kPasses;
   }
 
   void resize(std::size_t bytes) { samples_.resize(bytes); }
@@ -70,6 +86,7 @@ class Decoder {
   png_structp png_ = nullptr;
   png_infop info_ = nullptr;
   std::size_t at_ = 0;
+  std::size_t pixels_end_ = 0;
 };
 
 struct Pixel {

@@ -18,7 +18,7 @@ struct Minimum {
 };
 // Pillow refuses shorter ones.
 constexpr Minimum kMinimums[] = {{"IHDR", 13}, {"gAMA", 4}, {"cHRM", 32}, {"sRGB", 1},
-                                 {"pHYs", 9},  {"acTL", 8}, {"fcTL", 26}};
+                                 {"pHYs", 9},  {"acTL", 8}, {"fcTL", 26}, {"fdAT", 4}};
 
 struct Inflated {
   std::string bytes;
@@ -89,16 +89,29 @@ void PngChunkReader::read_before_pixels() {
     at = chunk->end + kChecksumBytes;
   }
   if (chunks_.bits == 0) cannot_decode(name_, "it has no header");
+  find_cut_off();
+}
+
+void PngChunkReader::find_cut_off() {
+  bool whole = true;
+  for (std::size_t at = first_pixels_; whole;) {
+    const std::optional<Chunk> chunk = chunk_at(at, whole);
+    if (!chunk || chunk->kind != "IDAT") return;
+    if (!whole) chunks_.cut_off = at;
+    at = chunk->end + kChecksumBytes;
+  }
 }
 
 void PngChunkReader::read_behind_pixels(std::size_t decoded) {
+  // Pillow stops at an animation's next frame; a picture in front of its first is one more.
+  const bool animated = sequence_ == 0 ? frames_ > 0 : frames_ > 1;
   bool pixels = true;
   for (std::size_t at = first_pixels_;;) {
     bool whole = false;
     const std::optional<Chunk> chunk = chunk_at(at, whole);
-    if (!chunk || chunk->kind == "IEND" || (animated_ && chunk->kind == "fcTL")) break;
+    if (!chunk || chunk->kind == "IEND" || (animated && chunk->kind == "fcTL")) break;
     // The chunk in which the pixels end may be cut off behind them.
-    const bool last_pixels = pixels && decoded <= chunk->end + kChecksumBytes;
+    const bool last_pixels = pixels && decoded <= chunk->end;
     if (!whole && !last_pixels) cannot_decode(name_, "the file is truncated");
     if (!pixels) take(*chunk);
     if (last_pixels) pixels = false;
@@ -146,7 +159,8 @@ void PngChunkReader::take(const Chunk& chunk) {
     chunks_.palette.assign(chunk.content.begin(), chunk.content.end());
   }
   if (chunk.kind == "tRNS") take_transparency(chunk.content);
-  if (chunk.kind == "acTL") animated_ = true;
+  if (chunk.kind == "acTL") take_animation(chunk.content);
+  if (chunk.kind == "fdAT") take_sequence(chunk.content);
   if (chunk.kind == "fcTL") take_frame(chunk.content);
   if (chunk.kind == "iCCP") take_profile(chunk.content);
   if (chunk.kind == "tEXt") take_text(chunk.content, false);
@@ -171,12 +185,24 @@ void PngChunkReader::take_header(Bytes content) {
   if (!known || content[11] != 0) cannot_decode(name_, "its header is damaged");
 }
 
+void PngChunkReader::take_animation(Bytes content) {
+  const std::uint32_t frames = big32(content, 0);
+  frames_ = frames_ == 0 && frames <= 0x80000000 ? frames : 0;
+}
+
 // An animation is its first frame, which is as large as the picture.
-void PngChunkReader::take_frame(Bytes content) const {
-  const bool first = first_pixels_ == 0;
-  const bool whole = big32(content, 4) == chunks_.width && big32(content, 8) == chunks_.height &&
-                     big32(content, 12) == 0 && big32(content, 16) == 0;
-  if (first && !whole) cannot_decode(name_, "its first frame is not all of it");
+void PngChunkReader::take_frame(Bytes content) {
+  take_sequence(content);
+  const std::uint64_t right = std::uint64_t{big32(content, 4)} + big32(content, 12);
+  const std::uint64_t bottom = std::uint64_t{big32(content, 8)} + big32(content, 16);
+  if (right > chunks_.width || bottom > chunks_.height) cannot_decode(name_, "a frame is larger than it");
+  const bool whole = big32(content, 4) == chunks_.width && big32(content, 8) == chunks_.height;
+  if (first_pixels_ == 0 && !whole) cannot_decode(name_, "its first frame is not all of it");
+}
+
+void PngChunkReader::take_sequence(Bytes content) {
+  if (big32(content, 0) != sequence_) cannot_decode(name_, "its frames are not in order");
+  ++sequence_;
 }
 
 void PngChunkReader::take_transparency(Bytes content) {

@@ -18,6 +18,7 @@ struct PngChunks {
   std::vector<std::uint8_t> palette;
   std::optional<std::vector<std::uint8_t>> transparency;  // tRNS.
   Metadata metadata;
+  std::size_t cut_off = std::string::npos;  // Where a chunk of pixels is that the file's end cuts off.
 };
 
 class PngChunkReader {
@@ -26,7 +27,7 @@ class PngChunkReader {
 
   // The chunks up to the first of the pixels.
   void read_before_pixels();
-  // The chunks from the one of pixels on in which the decoder stopped, having read `decoded` bytes of the file.
+  // The chunks behind that of the last pixels, to the end of which the decoder read `decoded` bytes of the file.
   void read_behind_pixels(std::size_t decoded);
 
   const PngChunks& chunks() const { return chunks_; }
@@ -40,10 +41,13 @@ class PngChunkReader {
 
   // Nothing if there is no whole header; of a chunk that is cut off, the content that is there.
   std::optional<Chunk> chunk_at(std::size_t at, bool& whole) const;
+  void find_cut_off();
   void check_sum(const Chunk& chunk) const;
   void take(const Chunk& chunk);
   void take_header(Bytes content);
-  void take_frame(Bytes content) const;
+  void take_animation(Bytes content);
+  void take_frame(Bytes content);
+  void take_sequence(Bytes content);
   void take_transparency(Bytes content);
   void take_profile(Bytes content) const;
   void take_text(Bytes content, bool compressed);
@@ -55,7 +59,8 @@ class PngChunkReader {
   PngChunks chunks_;
   std::string raw_profile_;  // EXIF data as ImageMagick writes it, if there is no eXIf chunk.
   std::size_t first_pixels_ = 0;
-  bool animated_ = false;
+  std::uint32_t frames_ = 0;    // Of an animation.
+  std::uint32_t sequence_ = 0;  // Number of its next chunk.
 };
 
 }  // namespace star::formats
