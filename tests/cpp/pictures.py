@@ -129,6 +129,12 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def header(width: int, height: int) -> bytes:
+    """A PNG file that claims to be of this size."""
+    content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return SIGNATURE + content + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
 def png(random: Random, size: tuple[int, int], bits: int, colour: int, *extra: bytes, behind: bytes = b"") -> bytes:
     """A PNG file of random samples, with filters of all kinds."""
     width, height = size

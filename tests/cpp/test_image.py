@@ -113,10 +113,57 @@ def test_animation_is_its_first_frame(talker: Talker) -> None:
 
 
 def test_damaged_files_are_refused_or_read_as_in_python(talker: Talker) -> None:
+    """Versions of libjpeg may differ in what they refuse, never in pixels."""
     random = np.random.default_rng(int(os.environ.get("STAR_EXPORT_SEED", "4")))
     files = [*pictures.jpegs(random), *pictures.pngs(random), pictures.animated(random)]
     files += [pictures.with_text(random) for _ in range(50)]
-    for _ in range(int(os.environ.get("STAR_EXPORT_DAMAGED", "2000"))):
+    count, refused = int(os.environ.get("STAR_EXPORT_DAMAGED", "1500")), 0
+    for _ in range(count):
         data = pictures.damaged(random, files[random.integers(len(files))])
         found, wanted = talker.read(data), expected(data)
-        assert isinstance(found, str) or same(found, wanted), (data, found, wanted)
+        if isinstance(found, str) and not isinstance(wanted, str):
+            refused += 1
+        else:
+            assert same(found, wanted), (data, found, wanted)
+    assert refused <= count / 100
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "expected JPEG or PNG"),
+        (b"GIF89a" + bytes(20), "expected JPEG or PNG"),
+        (pictures.header(100_000, 1_001), "100000x1001, over the limit of 100000000 pixels; scale it down"),
+        (pictures.header(100_000, 2_000), "the picture has too many pixels; the limit is 100000000"),
+        (pictures.header(2**31 - 1, 2**31 - 1), "the picture has too many pixels; the limit is 100000000"),
+        (pictures.header(20_100, 100), "the picture is 20100x100; sides may differ by 200x at most"),
+        (pictures.header(100, 20_100), "the picture is 100x20100; sides may differ by 200x at most"),
+    ],
+)
+def test_refusals_say_why(talker: Talker, data: bytes, message: str) -> None:
+    found = talker.read(data)
+    assert isinstance(found, str)
+    assert message in found
+    wanted = expected(data)
+    assert isinstance(wanted, str)
+    assert "JPEG" in message or message in wanted
+
+
+def image_of(random: np.random.Generator, width: int, height: int) -> Image.Image:
+    return Image.fromarray(pictures.noisy(random, width, height))
+
+
+@pytest.mark.parametrize("resampling", list(range(6)))
+def test_resampling(talker: Talker, resampling: int) -> None:
+    """Larger and smaller, in either order of the two passes."""
+    random = np.random.default_rng(resampling)
+    sizes = [tuple(random.integers(1, 60 if index % 3 else 400, 4)) for index in range(150)]
+    sizes += [(1, 1, 7, 9), (200, 1, 3, 40), (1, 200, 40, 3), (300, 301, 300, 20), (301, 300, 20, 300)]
+    for width, height, *wanted in sizes:
+        image = image_of(random, int(width), int(height))
+        to_width, to_height = (int(side) for side in wanted)
+        answer = talker.ask(
+            do="resample", picture=talker.raw(image), width=to_width, height=to_height, filter=resampling
+        )
+        resized = image.resize((to_width, to_height), Image.Resampling(resampling))
+        assert same(talker.pixels(answer), np.asarray(resized)), (width, height, wanted)
