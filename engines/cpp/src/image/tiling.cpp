@@ -21,6 +21,12 @@ std::int64_t rounded_down(double value) {
   return whole;
 }
 
+// Python's //, exact where a quotient that is rounded to a whole number would be one too many.
+std::int64_t whole_quotient(std::int64_t value, double divisor) {
+  const auto dividend = static_cast<double>(value);
+  return static_cast<std::int64_t>(std::round((dividend - std::fmod(dividend, divisor)) / divisor));
+}
+
 }  // namespace
 
 Extent best_pinpoint(const Extent& picture, const Tiling& tiling) {
@@ -59,8 +65,7 @@ Grid picture_grid(const Extent& picture, const Tiling& tiling, const TileShape& 
     const double ratio =
         std::sqrt(static_cast<double>(patches.down * patches.across) / static_cast<double>(allowed));
     if (ratio > kTolerated) {
-      scaled = {static_cast<std::int64_t>(std::floor(static_cast<double>(patches.down) / ratio)),
-                static_cast<std::int64_t>(std::floor(static_cast<double>(patches.across) / ratio))};
+      scaled = {whole_quotient(patches.down, ratio), whole_quotient(patches.across, ratio)};
     }
   }
   return {tiles, first, patches, scaled};
