@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -28,6 +28,14 @@ test: $(READY)
 # A build of a 3 GB checkpoint under a memory limit; a decoder of 36 layers; training; every family in both element types.
 test-slow: $(READY)
 	$(BIN)/pytest -m slow --timeout 3600
+
+# The C++ runtime: builds it, runs its tests, compares its answers with Python's.
+test-cpp: $(READY)
+	.ci/test_cpp.sh $(BIN)/python
+
+# It and Python in turns: a process from start to first token, and its memory; after `make test-cpp` and `make demo`.
+bench-cpp: $(READY)
+	$(BIN)/python .ci/bench_cpp.py $(OUT)/bundle docs/shapes.png
 
 # 10,000 damaged manifests, parameters, tokenizers, graphs, pictures and prompts: none may end in a traceback.
 SEED ?= 1

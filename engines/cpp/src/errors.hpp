@@ -1,22 +1,13 @@
-// What can go wrong, in the kinds that Python's star_export.errors has.
+// The kinds of star::Error by name, and options in their messages.
 #pragma once
 
-#include <stdexcept>
+#include <functional>
 #include <string>
+#include <string_view>
+
+#include "star/error.hpp"
 
 namespace star {
-
-enum class ErrorKind { kSettings, kBundle, kInput, kPlatform, kNonFinite, kCancelled };
-
-// The message says what was expected, what was found and what to do, as Python's does.
-class Error : public std::runtime_error {
- public:
-  Error(ErrorKind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
-  ErrorKind kind() const noexcept { return kind_; }
-
- private:
-  ErrorKind kind_;
-};
 
 struct SettingsError : Error {
   explicit SettingsError(const std::string& message) : Error(ErrorKind::kSettings, message) {}
@@ -30,5 +21,12 @@ struct InputError : Error {
 struct PlatformError : Error {
   explicit PlatformError(const std::string& message) : Error(ErrorKind::kPlatform, message) {}
 };
+
+// An option in an error's text, marked so that a command line can put its flag there: `keep`, or `keep=` before
+// its value.
+std::string option(std::string_view name);
+
+// A text with its marked options as `spell` has them.
+std::string spelled(std::string_view marked, const std::function<std::string(const std::string&)>& spell);
 
 }  // namespace star

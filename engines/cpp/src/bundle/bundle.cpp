@@ -115,7 +115,7 @@ Bundle open_bundle(const fs::path& folder, bool verify) {
   try {
     bundle.manifest = read_manifest(values);
   } catch (const BundleError& error) {
-    throw BundleError((folder / kManifest).string() + " is damaged: " + error.what() +
+    throw BundleError((folder / kManifest).string() + " is damaged: " + error.marked() +
                       "; build the bundle again");
   }
   for (const BundleFile& file : bundle.manifest.files) check_file(folder, file, verify);

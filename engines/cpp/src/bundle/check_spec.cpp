@@ -60,7 +60,7 @@ void check_images(const ImageLimits& images, const ModelSpec& model) {
   every_picture(model, images.max_tiles,
                 [&](std::int64_t tokens, std::int64_t) { smallest = std::min(smallest, tokens); });
   if (smallest > images.max_image_tokens) {
-    throw SettingsError("max_image_tokens=" + to_string(images.max_image_tokens) +
+    throw SettingsError(option("max_image_tokens=") + to_string(images.max_image_tokens) +
                         " has no room for any picture");
   }
 }
@@ -70,16 +70,17 @@ void check_score(const Stage& stage, const ModelSpec& model) {
       stage.after_layer != 0 ? std::span<const std::string_view>(kStage2Scores) : kStage1Scores;
   const std::string name = stage.after_layer != 0 ? "stage2" : "stage1";
   if (std::find(scores.begin(), scores.end(), stage.score) == scores.end()) {
-    throw SettingsError(name + "=" + stage.score + " is no score of this stage");
+    throw SettingsError(option(name + "=") + stage.score + " is no score of this stage");
   }
   if (stage.score == "cls" && !model.vision.has_cls) {
-    throw SettingsError(name + "=cls needs a class token, and " + model.vision.model_type + " has none");
+    throw SettingsError(option(name + "=") + "cls needs a class token, and " + model.vision.model_type +
+                        " has none");
   }
 }
 
 void check_mass(const Stage& stage, bool is_last) {
   if (!stage.mass || (stage.after_layer != 0 && is_last)) return;
-  throw SettingsError("keep_mass=" + spelled(*stage.mass) +
+  throw SettingsError(option("keep_mass=") + spelled(*stage.mass) +
                       " is about the last stage of a schedule, in the decoder");
 }
 
@@ -133,9 +134,10 @@ void check_schedule(const ExportSpec& spec) {
 
 void check_proportional(const ExportSpec& spec) {
   if (!spec.proportional) return;
-  if (spec.schedule.empty()) throw SettingsError("proportional has no meaning with prune=False");
-  if (spec.stage1() == nullptr) throw SettingsError("proportional needs a stage before the decoder");
-  if (spec.adapts()) throw SettingsError("proportional can't be had with keep_mass");
+  const std::string name = option("proportional");
+  if (spec.schedule.empty()) throw SettingsError(name + " has no meaning with " + option("prune=False"));
+  if (spec.stage1() == nullptr) throw SettingsError(name + " needs a stage before the decoder");
+  if (spec.adapts()) throw SettingsError(name + " can't be had with " + option("keep_mass"));
 }
 
 void check_capacities(const ExportSpec& spec) {
@@ -153,8 +155,8 @@ void check_capacities(const ExportSpec& spec) {
 // Refuses a budget of the last of these stages.
 void check_last(std::span<const Stage> schedule, std::int64_t keep) {
   const Stage& last = schedule.back();
-  const std::string named = "keep=" + to_string(keep);
-  if (keep < 1) throw SettingsError("keep must be at least 1 visual token, got " + to_string(keep));
+  const std::string named = option("keep=") + to_string(keep);
+  if (keep < 1) throw SettingsError(option("keep") + " must be at least 1 visual token, got " + to_string(keep));
   if (schedule.size() > 1) {
     const std::size_t before = schedule.size() - 2;
     const std::int64_t most = most_of(schedule[before]);
@@ -169,7 +171,8 @@ void check_last(std::span<const Stage> schedule, std::int64_t keep) {
   const std::int64_t most = last.after_layer != 0 ? last.max_tokens : last.tokens;
   if (keep > most) {
     const std::string remedy =
-        last.after_layer != 0 ? "max_keep=" + to_string(keep) : "schedule=" + to_string(keep) + "@0";
+        last.after_layer != 0 ? option("max_keep=") + to_string(keep)
+                              : option("schedule=") + to_string(keep) + "@0";
     throw SettingsError(named + " is over this bundle's maximum of " + to_string(most) +
                         "; build it again with " + remedy);
   }
@@ -182,13 +185,16 @@ std::size_t stage_number(std::span<const Stage> schedule, std::size_t index) {
 }
 
 void check_keep(std::span<const Stage> schedule, const Keep& keep) {
-  if (schedule.empty()) throw SettingsError("this bundle was built with prune=False; keep has no meaning for it");
+  if (schedule.empty()) {
+    throw SettingsError("this bundle was built with " + option("prune=False") + "; " + option("keep") +
+                        " has no meaning for it");
+  }
   if (const auto* last = std::get_if<std::int64_t>(&keep)) return check_last(schedule, *last);
   const auto& every = std::get<std::vector<std::int64_t>>(keep);
   if (every.size() != schedule.size()) {
     std::string joined;
     for (const std::int64_t tokens : every) joined.append(joined.empty() ? "" : ",").append(to_string(tokens));
-    throw SettingsError("keep=" + joined + " has " + to_string(every.size()) +
+    throw SettingsError(option("keep=") + joined + " has " + to_string(every.size()) +
                         " budgets; give one number for the last stage, or " + to_string(schedule.size()) +
                         ", one for each");
   }

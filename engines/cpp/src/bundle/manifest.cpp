@@ -214,7 +214,7 @@ ExportSpec read_checked_spec(const Value& value) {
   try {
     check_spec(spec);
   } catch (const SettingsError& error) {
-    throw BundleError(std::string("spec: ") + error.what());
+    throw BundleError("spec: " + error.marked());
   }
   return spec;
 }

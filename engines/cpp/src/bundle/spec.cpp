@@ -93,7 +93,7 @@ std::vector<std::int64_t> ExportSpec::asked(const std::optional<Keep>& keep,
   }
   const auto& every = std::get<std::vector<std::int64_t>>(*keep);
   if (every.size() != own.size()) {
-    throw SettingsError("keep has " + std::to_string(every.size()) +
+    throw SettingsError(option("keep") + " has " + std::to_string(every.size()) +
                         " budgets; give one number for the last stage, or " + std::to_string(own.size()) +
                         ", one for each");
   }

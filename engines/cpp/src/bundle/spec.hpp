@@ -7,10 +7,10 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <variant>
 #include <vector>
 
 #include "bundle/dtypes.hpp"
+#include "star/settings.hpp"
 
 namespace star {
 
@@ -89,9 +89,6 @@ struct LayerGroup {
 
   bool operator==(const LayerGroup&) const = default;
 };
-
-// Budgets that a request asks for: of the last stage, or of every one.
-using Keep = std::variant<std::int64_t, std::vector<std::int64_t>>;
 
 struct ExportSpec {
   ModelSpec model;

@@ -38,19 +38,23 @@ std::vector<std::int64_t> entering(const ExportSpec& spec, std::span<const Image
 std::int64_t new_tokens(const ExportSpec& spec, std::optional<std::int64_t> wanted) {
   const std::int64_t most = spec.max_new_tokens;
   if (wanted && (*wanted < 1 || *wanted > most)) {
-    throw SettingsError("max_new_tokens must be from 1 to " + to_string(most) + ", got " + to_string(*wanted) +
-                        "; for more, build the bundle with a larger max_new_tokens");
+    throw SettingsError(option("max_new_tokens") + " must be from 1 to " + to_string(most) + ", got " +
+                        to_string(*wanted) + "; for more, build the bundle with a larger " + option("max_new_tokens"));
   }
   return wanted.value_or(most);
 }
 
-void check_limits(std::span<const ImageInputs> images, const ImageLimits& limits) {
-  const auto count = static_cast<std::int64_t>(images.size());
+void check_count(std::size_t images, const ImageLimits& limits) {
+  const auto count = static_cast<std::int64_t>(images);
   if (count > limits.max_images) {
     throw InputError("this bundle takes at most " + to_string(limits.max_images) +
                      (limits.max_images == 1 ? " picture" : " pictures") + ", got " + to_string(count) +
-                     "; build it again with max_images=" + to_string(count));
+                     "; build it again with " + option("max_images=") + to_string(count));
   }
+}
+
+void check_limits(std::span<const ImageInputs> images, const ImageLimits& limits) {
+  check_count(images.size(), limits);
   std::int64_t tiles = 0, tokens = 0;
   for (const ImageInputs& image : images) {
     tiles = std::max(tiles, image.tiles);
@@ -58,13 +62,13 @@ void check_limits(std::span<const ImageInputs> images, const ImageLimits& limits
   }
   if (tiles > limits.max_tiles) {
     throw InputError("a picture has " + to_string(tiles) + " tiles, this bundle takes " +
-                     to_string(limits.max_tiles) + "; scale it down or build with max_tiles=" +
+                     to_string(limits.max_tiles) + "; scale it down or build with " + option("max_tiles=") +
                      to_string(tiles));
   }
   if (tokens > limits.max_image_tokens) {
     throw InputError("the pictures have " + to_string(tokens) + " visual tokens, this bundle has room for " +
-                     to_string(limits.max_image_tokens) + "; scale them down or build with max_image_tokens=" +
-                     to_string(tokens));
+                     to_string(limits.max_image_tokens) + "; scale them down or build with " +
+                     option("max_image_tokens=") + to_string(tokens));
   }
 }
 

@@ -24,6 +24,9 @@ std::vector<std::int64_t> entering(const ExportSpec& spec, std::span<const Image
 // Tokens of an answer, at most: `wanted`, or what the caches have room for. Throws SettingsError.
 std::int64_t new_tokens(const ExportSpec& spec, std::optional<std::int64_t> wanted);
 
+// Throws InputError for more pictures than a bundle takes.
+void check_count(std::size_t images, const ImageLimits& limits);
+
 // Throws InputError for pictures that a bundle has no room for.
 void check_limits(std::span<const ImageInputs> images, const ImageLimits& limits);
 

@@ -79,9 +79,9 @@ std::vector<double> nucleus_of(std::span<const double> probabilities, double sha
 void Sampling::check() const {
   std::ostringstream text;
   if (!(temperature == 0.0 || (temperature >= 1e-3 && std::isfinite(temperature)))) {
-    text << "temperature must be 0 (greedy) or a number from 0.001, got " << temperature;
+    text << option("temperature") << " must be 0 (greedy) or a number from 0.001, got " << temperature;
   } else if (!(top_p > 0.0 && top_p <= 1.0)) {
-    text << "top_p must be above 0 and at most 1, got " << top_p;
+    text << option("top_p") << " must be above 0 and at most 1, got " << top_p;
   } else {
     return;
   }

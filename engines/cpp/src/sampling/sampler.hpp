@@ -2,22 +2,13 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <vector>
 
 #include "sampling/random.hpp"
+#include "star/settings.hpp"
 
 namespace star {
-
-struct Sampling {
-  double temperature = 0.0;  // 0 is greedy; above, logits are divided by it
-  double top_p = 1.0;        // sample from the smallest set of tokens that has this probability
-  std::optional<std::uint64_t> seed = std::nullopt;  // none: a fresh one every time
-
-  // Throws SettingsError if a value is out of range.
-  void check() const;
-};
 
 // Draws one token after another; equal seeds give equal tokens.
 class Sampler {
