@@ -63,14 +63,13 @@ def test_long_texts(kind: str, talker: Talker, files: dict[str, str], tmp_path: 
         assert talker.ask("encode", texts=[text], special=True) == [tokenizer.encode(text).ids]
 
 
-@pytest.mark.parametrize("kind", ["bytes", "llama2", "qwen2", "llama3", "digits", "normal-NFC-never", "normal-NFKD-never"])
+@pytest.mark.parametrize("kind", ["qwen2", "llama3", "digits", "words", "normal-NFC-never", "normal-NFKD-never"])
 def test_every_character(kind: str, talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     tokenizer = _open(talker, files[kind], tmp_path)
-    codes = [code for code in range(0x110000) if not 0xD800 <= code < 0xE000]
-    texts = [f"a{chr(code)}b1\u0323{chr(code)}\u0301 {chr(code)}" for code in codes]
-    for first in range(0, len(texts), 100_000):
-        some = texts[first : first + 100_000]
-        expected = [encoding.ids for encoding in tokenizer.encode_batch(some)]
-        found = talker.ask("encode", texts=some, special=True)
-        wrong = [text for text, got, wanted in zip(some, found, expected, strict=True) if got != wanted]
-        assert not wrong, [hex(ord(text[1])) for text in wrong]
+    codes = [code for code in (*range(0x323C0), *range(0xE0000, 0xE0200)) if not 0xD800 <= code < 0xE000]
+    for first in range(0, len(codes), 20_000):
+        pieces = [f"q{chr(code)}\u0323{chr(code)}q " for code in codes[first : first + 20_000]]
+        texts = ["".join(pieces[i : i + 50]) for i in range(0, len(pieces), 50)]
+        found = talker.ask("encode", texts=texts, special=True)
+        for i, (got, text) in enumerate(zip(found, texts, strict=True)):
+            assert got == tokenizer.encode(text).ids, hex(codes[first + 50 * i])

@@ -172,6 +172,7 @@ _VARIANTS: dict[str, tuple[str, Callable[[Json], None]]] = {
         "bytes",
         _set(pre_tokenizer=_sequence("pretokenizers", {"type": "Digits", "individual_digits": False}, _BYTES)),
     ),
+    "words": ("bytes", _add("q", single_word=True)),
     "no-decoder": ("bytes", _set(decoder=None, post_processor=None)),
     "stripped": (
         "llama2",

@@ -133,4 +133,10 @@ void Fields::refuse(std::string_view key, std::string_view expected) const {
   refuse_value(value(key), path(key), expected);
 }
 
+void Fields::refuse_choice(std::string_view key) const {
+  const std::string found = repr(value(key));
+  throw BundleError(path(key) + ": invalid enum value '" + text(key) + "'" +
+                    (utf8::length(found) <= kLongestShown ? ", found " + found : ""));
+}
+
 }  // namespace star

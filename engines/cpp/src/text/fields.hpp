@@ -24,6 +24,7 @@ class Fields {
   std::string path(std::string_view key) const;
 
   bool has(std::string_view key) const { return find(key) != nullptr; }  // and it is not null
+  bool contains(std::string_view key) const { return object_->contains(std::string(key)); }
   const Json& value(std::string_view key) const;
   Fields object(std::string_view key) const;
   const Json& array(std::string_view key) const;
@@ -37,6 +38,7 @@ class Fields {
   void require_known(std::initializer_list<std::string_view> names) const;
 
   [[noreturn]] void refuse(std::string_view key, std::string_view expected) const;
+  [[noreturn]] void refuse_choice(std::string_view key) const;  // a text that is none of those it may be
 
  private:
   const Json* find(std::string_view key) const;
