@@ -209,7 +209,7 @@ def some_sizes(random: np.random.Generator, count: int, longest: int) -> list[tu
 @pytest.mark.parametrize("preset", sorted(MAX_KEEP))
 def test_pictures_are_prepared(talker: Talker, checkpoint: Callable[[str], Path], preset: str) -> None:
     """With the parameters that a bundle of each small checkpoint has, one picture and several."""
-    from star_export.checkpoint import open_checkpoint
+    from star_export.checkpoint.checkpoint import open_checkpoint
     from star_export.preprocessing import convert
     from star_export.preprocessing.processor import read_processor
 

@@ -1,5 +1,5 @@
-// Reads and prepares pictures for the Python tests. A request is a line of JSON; its arrays are in files, which the
-// request names, and so are those of the answer. Raw pictures are bytes [height, width, 3].
+// Reads and prepares pictures for the Python tests. A request is a line of JSON; its arrays are in files,
+// which the request names, and so are those of the answer. Raw pictures are bytes [height, width, 3].
 #include <fstream>
 #include <iostream>
 #include <iterator>
@@ -21,7 +21,8 @@ std::vector<std::uint8_t> bytes_of(const std::string& path) {
 template <typename T>
 void write(const std::string& path, const std::vector<T>& values) {
   std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size() * sizeof(T)));
+  file.write(reinterpret_cast<const char*>(values.data()),
+             static_cast<std::streamsize>(values.size() * sizeof(T)));
 }
 
 star::Picture raw_picture(const Json& raw) {
@@ -37,7 +38,8 @@ star::Extent extent_of(const Json& pair) { return {pair.at(0), pair.at(1)}; }
 std::optional<star::Tiling> tiling_of(const Json& json) {
   if (json.is_null()) return std::nullopt;
   star::Tiling tiling;
-  for (const Json& pinpoint : json.at("pinpoints")) tiling.pinpoints.emplace_back(pinpoint.at(0), pinpoint.at(1));
+  for (const Json& pinpoint : json.at("pinpoints"))
+    tiling.pinpoints.emplace_back(pinpoint.at(0), pinpoint.at(1));
   if (!json.at("max_grid").is_null()) tiling.max_grid = json.at("max_grid").get<std::int64_t>();
   tiling.several_whole = json.at("several_whole");
   return tiling;

@@ -57,13 +57,19 @@ double as_float(std::uint64_t value) {
 // The first value of an entry, whatever type of number it has.
 int orientation_value(const Tiff& tiff, std::uint64_t type, std::uint64_t at) {
   switch (type) {
-    case 3: return turning(static_cast<double>(tiff.number(at, 2)));
+    case 3:
+      return turning(static_cast<double>(tiff.number(at, 2)));
     case 4:
-    case 13: return turning(static_cast<double>(tiff.number(at, 4)));
-    case 16: return turning(static_cast<double>(tiff.number(at, 8)));
-    case 6: return turning(static_cast<double>(as_signed(tiff.number(at, 1), 8)));
-    case 8: return turning(static_cast<double>(as_signed(tiff.number(at, 2), 16)));
-    case 9: return turning(static_cast<double>(as_signed(tiff.number(at, 4), 32)));
+    case 13:
+      return turning(static_cast<double>(tiff.number(at, 4)));
+    case 16:
+      return turning(static_cast<double>(tiff.number(at, 8)));
+    case 6:
+      return turning(static_cast<double>(as_signed(tiff.number(at, 1), 8)));
+    case 8:
+      return turning(static_cast<double>(as_signed(tiff.number(at, 2), 16)));
+    case 9:
+      return turning(static_cast<double>(as_signed(tiff.number(at, 4), 32)));
     case 5:
     case 10: {
       const unsigned bits = type == 5 ? 33 : 32;  // 33: of an unsigned number, none is the sign.
@@ -71,9 +77,12 @@ int orientation_value(const Tiff& tiff, std::uint64_t type, std::uint64_t at) {
       const std::int64_t bottom = as_signed(tiff.number(at + 4, 4), bits);
       return bottom != 0 && top % bottom == 0 ? turning(static_cast<double>(top / bottom)) : 1;
     }
-    case 11: return turning(as_float<float, std::uint32_t>(tiff.number(at, 4)));
-    case 12: return turning(as_float<double, std::uint64_t>(tiff.number(at, 8)));
-    default: return 1;  // Bytes and text are no number.
+    case 11:
+      return turning(as_float<float, std::uint32_t>(tiff.number(at, 4)));
+    case 12:
+      return turning(as_float<double, std::uint64_t>(tiff.number(at, 8)));
+    default:
+      return 1;  // Bytes and text are no number.
   }
 }
 

@@ -28,10 +28,12 @@ class Reader {
   }
 
   [[noreturn]] void damaged(const std::string& where, const std::string& what) const {
-    throw BundleError(std::string(path_) + " is damaged: " + where + ": " + what + "; build the bundle again");
+    throw BundleError(std::string(path_) + " is damaged: " + where + ": " + what +
+                      "; build the bundle again");
   }
 
-  std::int64_t whole(const Json& value, const std::string& where, std::int64_t least, std::int64_t most) const {
+  std::int64_t whole(const Json& value, const std::string& where, std::int64_t least,
+                     std::int64_t most) const {
     const std::string wanted = "from " + std::to_string(least) + " to " + std::to_string(most);
     if (!value.is_number_integer()) damaged(where, "expected int " + wanted + found(value));
     const bool huge = value.is_number_unsigned() && value.get<std::uint64_t>() > std::uint64_t{1} << 62;
@@ -54,8 +56,10 @@ class Reader {
     const Json& value = at(key);
     if (value.is_null()) return std::nullopt;
     const std::string where = "image." + key;
-    if (!value.is_array() || value.size() != 2) damaged(where, "expected [height, width] or null" + found(value));
-    return Extent{whole(value[0], where + "[0]", 1, kLongestSide), whole(value[1], where + "[1]", 1, kLongestSide)};
+    if (!value.is_array() || value.size() != 2)
+      damaged(where, "expected [height, width] or null" + found(value));
+    return Extent{whole(value[0], where + "[0]", 1, kLongestSide),
+                  whole(value[1], where + "[1]", 1, kLongestSide)};
   }
 
   double number(const Json& value, const std::string& where, double least, double most) const {
@@ -73,7 +77,8 @@ class Reader {
 
   std::array<double, 3> channels(const std::string& key, double least, double most) const {
     const Json& value = at(key);
-    if (!value.is_array() || value.size() != 3) damaged("image." + key, "expected three numbers" + found(value));
+    if (!value.is_array() || value.size() != 3)
+      damaged("image." + key, "expected three numbers" + found(value));
     std::array<double, 3> result{};
     for (std::size_t i = 0; i < result.size(); ++i) {
       result[i] = number(value[i], "image." + key + "[" + std::to_string(i) + "]", least, most);
@@ -113,13 +118,15 @@ void check(const ImageSpec& spec, const TileShape& shape, bool cut, const Reader
     reader.damaged("image", "is resized to less than the " + pixels + " pixels that the model takes");
   }
   if (cut && spec.resize_to != square) {
-    reader.damaged("image.resize_to", "must be [" + pixels + ", " + pixels + "] for a model that cuts pictures");
+    reader.damaged("image.resize_to",
+                   "must be [" + pixels + ", " + pixels + "] for a model that cuts pictures");
   }
 }
 
 }  // namespace
 
-ImageSpec read_image_spec(const nlohmann::json& image, const TileShape& shape, bool cut, std::string_view path) {
+ImageSpec read_image_spec(const nlohmann::json& image, const TileShape& shape, bool cut,
+                          std::string_view path) {
   const Reader reader(image, path);
   ImageSpec spec;
   spec.shortest_edge = reader.side("shortest_edge");

@@ -22,8 +22,10 @@ struct ImageSpec {
   std::array<double, 3> std{};
 };
 
-// `image` is the value of the key "image" of the file `path`, which is for errors. Throws BundleError if a value is
-// missing, unknown, of another type, or does not fit the model: tiles as `shape` has them, cut or not.
-ImageSpec read_image_spec(const nlohmann::json& image, const TileShape& shape, bool cut, std::string_view path);
+// `image` is the value of the key "image" of the file `path`, which is for errors. Throws BundleError if a
+// value is missing, unknown, of another type, or does not fit the model: tiles as `shape` has them, cut or
+// not.
+ImageSpec read_image_spec(const nlohmann::json& image, const TileShape& shape, bool cut,
+                          std::string_view path);
 
 }  // namespace star

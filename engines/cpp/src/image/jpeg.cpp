@@ -1,11 +1,10 @@
-// JPEG through libjpeg-turbo, as Pillow reads it. The header is walked through first, for what libjpeg does not
-// keep: EXIF and XMP data.
-#include <csetjmp>
-#include <cstdio>  // jpeglib.h needs it before.
-
+// JPEG through libjpeg-turbo, as Pillow reads it. The header is walked through first, for what libjpeg does
+// not keep: EXIF and XMP data.
 #include <jpeglib.h>
 
 #include <algorithm>
+#include <csetjmp>
+#include <cstdio>  // jpeglib.h needs it before.
 #include <memory>
 
 #include "image/formats.hpp"
@@ -120,7 +119,8 @@ class Decoder {
     source_.fill_input_buffer = [](j_decompress_ptr) -> boolean { return FALSE; };
     source_.resync_to_restart = jpeg_resync_to_restart;
     source_.skip_input_data = [](j_decompress_ptr info, long count) {
-      const auto skipped = std::min(static_cast<std::size_t>(std::max(count, 0L)), info->src->bytes_in_buffer);
+      const auto skipped =
+          std::min(static_cast<std::size_t>(std::max(count, 0L)), info->src->bytes_in_buffer);
       info->src->next_input_byte += skipped;
       info->src->bytes_in_buffer -= skipped;
     };
@@ -138,7 +138,9 @@ class Decoder {
                       static_cast<int>(info_.image_height) == header_.height &&
                       info_.num_components == header_.channels;
     if (!same) return Outcome::kDamaged;
-    info_.out_color_space = header_.channels == 1 ? JCS_GRAYSCALE : header_.channels == 3 ? JCS_RGB : JCS_CMYK;
+    info_.out_color_space = header_.channels == 1   ? JCS_GRAYSCALE
+                            : header_.channels == 3 ? JCS_RGB
+                                                    : JCS_CMYK;
     if (!jpeg_start_decompress(&info_)) return Outcome::kTruncated;
     while (info_.output_scanline < info_.output_height) {
       const std::size_t y = info_.output_scanline;
@@ -188,9 +190,12 @@ Decoded read_jpeg(Bytes file, std::string_view name) {
   Picture picture{header.width, header.height, {}};
   picture.rgb.resize(static_cast<std::size_t>(header.width) * static_cast<std::size_t>(header.height) * 3);
   switch (Decoder(file, header, picture).decode()) {
-    case Outcome::kTruncated: cannot_decode(name, "the file is truncated");
-    case Outcome::kDamaged: cannot_decode(name, "its data is damaged");
-    case Outcome::kDecoded: break;
+    case Outcome::kTruncated:
+      cannot_decode(name, "the file is truncated");
+    case Outcome::kDamaged:
+      cannot_decode(name, "its data is damaged");
+    case Outcome::kDecoded:
+      break;
   }
   return {std::move(picture), std::move(header.metadata), !header.has_resolution};
 }

@@ -22,8 +22,7 @@ std::vector<Sample> samples(std::int64_t size, std::int64_t wanted) {
       continue;
     }
     // Rounded once, as by the fused multiply-add in torch's kernels.
-    const auto centre =
-        static_cast<float>(static_cast<double>(scale) * (static_cast<double>(i) + 0.5) - 0.5);
+    const auto centre = static_cast<float>(static_cast<double>(scale) * (static_cast<double>(i) + 0.5) - 0.5);
     const auto low = static_cast<std::int64_t>(centre);
     const double share = static_cast<double>(centre) - static_cast<double>(low);
     sample = {low, std::min(low + 1, size - 1), static_cast<float>(share)};

@@ -88,8 +88,9 @@ Picture upright(Picture picture, int orientation) {
 Picture read_picture(std::span<const std::uint8_t> file, std::string_view name) {
   const bool png = formats::is_png(file);
   if (!png && !formats::is_jpeg(file)) {
-    throw InputError(std::string(name) +
-                     " is not a picture that can be read here: expected JPEG or PNG; convert it to one of them");
+    throw InputError(
+        std::string(name) +
+        " is not a picture that can be read here: expected JPEG or PNG; convert it to one of them");
   }
   formats::Decoded decoded = png ? formats::read_png(file, name) : formats::read_jpeg(file, name);
   const std::optional<int> orientation = formats::orientation(decoded.metadata);

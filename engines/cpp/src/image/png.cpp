@@ -29,7 +29,8 @@ class Decoder {
     if (setjmp(png_jmpbuf(png_)) != 0) return has_all_pixels();
     set_up();
     png_read_info(png_, info_);
-    if (png_get_image_width(png_, info_) != chunks_.width || png_get_image_height(png_, info_) != chunks_.height) {
+    if (png_get_image_width(png_, info_) != chunks_.width ||
+        png_get_image_height(png_, info_) != chunks_.height) {
       return false;
     }
     png_set_packing(png_);
@@ -108,7 +109,8 @@ class Meaning {
     if (chunks.colour == PNG_COLOR_TYPE_PALETTE) read_palette();
     if (!chunks.transparency) return;
     const Bytes clear = *chunks.transparency;
-    for (std::size_t i = 0; chunks.colour != PNG_COLOR_TYPE_PALETTE && i + 1 < clear.size() && i < 6; i += 2) {
+    for (std::size_t i = 0; chunks.colour != PNG_COLOR_TYPE_PALETTE && i + 1 < clear.size() && i < 6;
+         i += 2) {
       clear_[i / 2] = big16(clear, i);
     }
     // Pillow compares one bit with white or black, and the lowest byte with samples that it has scaled.
@@ -123,11 +125,16 @@ class Meaning {
 
   Pixel pixel(const std::uint8_t* sample) const {
     switch (chunks_.colour) {
-      case PNG_COLOR_TYPE_GRAY: return chunks_.bits == 16 ? wide_grey(sample) : grey(sample[0]);
-      case PNG_COLOR_TYPE_PALETTE: return palette_[sample[0]];
-      case PNG_COLOR_TYPE_GRAY_ALPHA: return {sample[0], sample[0], sample[0], sample[1]};
-      case PNG_COLOR_TYPE_RGB_ALPHA: return {sample[0], sample[1], sample[2], sample[3]};
-      default: return {sample[0], sample[1], sample[2], alpha(is_clear(sample))};
+      case PNG_COLOR_TYPE_GRAY:
+        return chunks_.bits == 16 ? wide_grey(sample) : grey(sample[0]);
+      case PNG_COLOR_TYPE_PALETTE:
+        return palette_[sample[0]];
+      case PNG_COLOR_TYPE_GRAY_ALPHA:
+        return {sample[0], sample[0], sample[0], sample[1]};
+      case PNG_COLOR_TYPE_RGB_ALPHA:
+        return {sample[0], sample[1], sample[2], sample[3]};
+      default:
+        return {sample[0], sample[1], sample[2], alpha(is_clear(sample))};
     }
   }
 
@@ -136,7 +143,8 @@ class Meaning {
 
   bool is_clear(const std::uint8_t* sample) const {
     if (!chunks_.transparency) return false;
-    return sample[0] == (clear_[0] & 0xFF) && sample[1] == (clear_[1] & 0xFF) && sample[2] == (clear_[2] & 0xFF);
+    return sample[0] == (clear_[0] & 0xFF) && sample[1] == (clear_[1] & 0xFF) &&
+           sample[2] == (clear_[2] & 0xFF);
   }
 
   Pixel grey(unsigned sample) const {

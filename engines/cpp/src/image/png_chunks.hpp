@@ -1,5 +1,5 @@
-// The chunks of a PNG file around its pixels, walked through as Pillow does: libpng would drop or refuse some that
-// Pillow takes, such as a damaged colour profile.
+// The chunks of a PNG file around its pixels, walked through as Pillow does: libpng would drop or refuse some
+// that Pillow takes, such as a damaged colour profile.
 #pragma once
 
 #include <array>
@@ -27,7 +27,8 @@ class PngChunkReader {
 
   // The chunks up to the first of the pixels.
   void read_before_pixels();
-  // The chunks behind that of the last pixels, to the end of which the decoder read `decoded` bytes of the file.
+  // The chunks behind that of the last pixels, to the end of which the decoder read `decoded` bytes of the
+  // file.
   void read_behind_pixels(std::size_t decoded);
 
   const PngChunks& chunks() const { return chunks_; }

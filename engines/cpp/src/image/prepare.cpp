@@ -23,7 +23,8 @@ Picture placed(const Picture& picture, int width, int height, int top, int left,
                const std::array<std::uint8_t, kChannels>& colour) {
   Picture canvas{width, height, {}};
   canvas.rgb.resize(static_cast<Size>(width) * static_cast<Size>(height) * kChannels);
-  for (Size i = 0; i < canvas.rgb.size(); i += kChannels) std::copy(colour.begin(), colour.end(), &canvas.rgb[i]);
+  for (Size i = 0; i < canvas.rgb.size(); i += kChannels)
+    std::copy(colour.begin(), colour.end(), &canvas.rgb[i]);
   for (Size y = 0; y < static_cast<Size>(picture.height); ++y) {
     std::memcpy(&canvas.rgb[offset(canvas, y + static_cast<Size>(top), static_cast<Size>(left))],
                 &picture.rgb[offset(picture, y, 0)], static_cast<Size>(picture.width) * kChannels);
@@ -47,7 +48,8 @@ Picture resized(const Picture& picture, const ImageSpec& spec) {
                     spec.resample);
   }
   if (!spec.shortest_edge) return picture;
-  const int shorter = std::min(picture.width, picture.height), longer = std::max(picture.width, picture.height);
+  const int shorter = std::min(picture.width, picture.height),
+            longer = std::max(picture.width, picture.height);
   const auto edge = static_cast<int>(*spec.shortest_edge);
   // As in Python, a quotient of whole numbers in double, cut off.
   const auto scaled = static_cast<int>(static_cast<double>(*spec.shortest_edge * longer) / shorter);
@@ -60,8 +62,8 @@ Picture visible(const Picture& picture, const ImageSpec& spec) {
   Picture seen = resized(picture, spec);
   if (!spec.crop) return seen;
   const auto height = static_cast<int>(spec.crop->down), width = static_cast<int>(spec.crop->across);
-  return part(seen, static_cast<Size>((seen.height - height) / 2), static_cast<Size>((seen.width - width) / 2), width,
-              height);
+  return part(seen, static_cast<Size>((seen.height - height) / 2),
+              static_cast<Size>((seen.width - width) / 2), width, height);
 }
 
 // The value of every 8-bit level in every channel: to look up is faster than to compute each pixel.
@@ -89,7 +91,8 @@ void append_tile(PreparedImage& image, const Picture& tile,
 }
 
 // A picture as one tile.
-PreparedImage whole(const Picture& tile, const ImageSpec& spec, const TileShape& shape, std::int64_t newlines) {
+PreparedImage whole(const Picture& tile, const ImageSpec& spec, const TileShape& shape,
+                    std::int64_t newlines) {
   PreparedImage image;
   image.side = shape.image_size;
   image.packing = {shape.tile_tokens + newlines, newlines, std::nullopt};
@@ -129,7 +132,8 @@ Picture padded(const Picture& picture, const Extent& size, const ImageSpec& spec
 }
 
 // A picture as a tile of all of it, then those that it is cut into, row by row.
-PreparedImage cut(const Picture& picture, const ImageSpec& spec, const TileShape& shape, const Tiling& tiling) {
+PreparedImage cut(const Picture& picture, const ImageSpec& spec, const TileShape& shape,
+                  const Tiling& tiling) {
   const Grid grid = picture_grid({picture.height, picture.width}, tiling, shape);
   const std::int64_t side = shape.image_size;
   const Picture canvas = padded(picture, {grid.tiles.down * side, grid.tiles.across * side}, spec);
@@ -149,8 +153,8 @@ PreparedImage cut(const Picture& picture, const ImageSpec& spec, const TileShape
 
 }  // namespace
 
-std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec, const TileShape& shape,
-                                   const std::optional<Tiling>& tiling) {
+std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec,
+                                   const TileShape& shape, const std::optional<Tiling>& tiling) {
   std::vector<PreparedImage> images;
   for (const Picture& picture : pictures) {
     if (!tiling) {

@@ -19,9 +19,9 @@ struct PreparedImage {
   Packing packing;            // How its patches become visual tokens.
 };
 
-// The pictures of one request. `tiling` says how they are cut, nothing that they are not. Throws InputError if one of
-// several is too long for the square that it is padded to.
-std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec, const TileShape& shape,
-                                   const std::optional<Tiling>& tiling);
+// The pictures of one request. `tiling` says how they are cut, nothing that they are not. Throws InputError
+// if one of several is too long for the square that it is padded to.
+std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec,
+                                   const TileShape& shape, const std::optional<Tiling>& tiling);
 
 }  // namespace star

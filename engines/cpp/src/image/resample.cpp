@@ -11,20 +11,20 @@
 //
 // Like PIL, Pillow is licensed under the open source MIT-CMU License:
 //
-// By obtaining, using, and/or copying this software and/or its associated documentation, you agree that you have
-// read, understood, and will comply with the following terms and conditions:
+// By obtaining, using, and/or copying this software and/or its associated documentation, you agree that you
+// have read, understood, and will comply with the following terms and conditions:
 //
-// Permission to use, copy, modify and distribute this software and its documentation for any purpose and without
-// fee is hereby granted, provided that the above copyright notice appears in all copies, and that both that
-// copyright notice and this permission notice appear in supporting documentation, and that the name of Secret Labs
-// AB or the author not be used in advertising or publicity pertaining to distribution of the software without
-// specific, written prior permission.
+// Permission to use, copy, modify and distribute this software and its documentation for any purpose and
+// without fee is hereby granted, provided that the above copyright notice appears in all copies, and that
+// both that copyright notice and this permission notice appear in supporting documentation, and that the name
+// of Secret Labs AB or the author not be used in advertising or publicity pertaining to distribution of the
+// software without specific, written prior permission.
 //
 // SECRET LABS AB AND THE AUTHOR DISCLAIMS ALL WARRANTIES WITH REGARD TO THIS SOFTWARE, INCLUDING ALL IMPLIED
 // WARRANTIES OF MERCHANTABILITY AND FITNESS. IN NO EVENT SHALL SECRET LABS AB OR THE AUTHOR BE LIABLE FOR ANY
-// SPECIAL, INDIRECT OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR PROFITS,
-// WHETHER IN AN ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF OR IN CONNECTION WITH THE
-// USE OR PERFORMANCE OF THIS SOFTWARE.
+// SPECIAL, INDIRECT OR CONSEQUENTIAL DAMAGES OR ANY DAMAGES WHATSOEVER RESULTING FROM LOSS OF USE, DATA OR
+// PROFITS, WHETHER IN AN ACTION OF CONTRACT, NEGLIGENCE OR OTHER TORTIOUS ACTION, ARISING OUT OF OR IN
+// CONNECTION WITH THE USE OR PERFORMANCE OF THIS SOFTWARE.
 #include "image/resample.hpp"
 
 #include <algorithm>
@@ -80,11 +80,16 @@ double lanczos(double x) { return -3.0 <= x && x < 3.0 ? sinc(x) * sinc(x / 3) :
 
 Filter filter_of(Resampling resampling) {
   switch (resampling) {
-    case Resampling::kLanczos: return {lanczos, 3.0};
-    case Resampling::kBilinear: return {bilinear, 1.0};
-    case Resampling::kBox: return {box, 0.5};
-    case Resampling::kHamming: return {hamming, 1.0};
-    default: return {bicubic, 2.0};
+    case Resampling::kLanczos:
+      return {lanczos, 3.0};
+    case Resampling::kBilinear:
+      return {bilinear, 1.0};
+    case Resampling::kBox:
+      return {box, 0.5};
+    case Resampling::kHamming:
+      return {hamming, 1.0};
+    default:
+      return {bicubic, 2.0};
   }
 }
 
@@ -197,7 +202,8 @@ std::vector<Size> nearest_places(int from, int to) {
 }
 
 Picture nearest(const Picture& from, int width, int height) {
-  const std::vector<Size> columns = nearest_places(from.width, width), rows = nearest_places(from.height, height);
+  const std::vector<Size> columns = nearest_places(from.width, width),
+                          rows = nearest_places(from.height, height);
   Picture to = empty(width, height);
   std::uint8_t* out = to.rgb.data();
   for (const Size row : rows) {

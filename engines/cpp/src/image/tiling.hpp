@@ -33,7 +33,8 @@ struct Grid {
   bool operator==(const Grid&) const = default;
 };
 
-// The pin point that keeps most pixels of a picture, then wastes least; the first of equals. There is one at least.
+// The pin point that keeps most pixels of a picture, then wastes least; the first of equals. There is one at
+// least.
 Extent best_pinpoint(const Extent& picture, const Tiling& tiling);
 
 Grid picture_grid(const Extent& picture, const Tiling& tiling, const TileShape& shape);
