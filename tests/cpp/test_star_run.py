@@ -38,12 +38,16 @@ Same = Callable[..., dict[str, Any]]
 def star_run() -> StarRun:
     program = BUILD / "star_run"
     if not program.is_file():
-        pytest.skip(f"{program} is not there: run `make test-cpp`, or set STAR_EXPORT_CPP to its build folder")
+        pytest.skip(
+            f"{program} is not there: run `make test-cpp`, or set STAR_EXPORT_CPP to its build folder"
+        )
 
     def call(*arguments: object) -> Run:
         environment = {**os.environ, "STAR_ONNXRUNTIME": str(LIBRARY)}
         command = [str(program), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        return subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=300, check=False
+        )
 
     return call
 
@@ -72,7 +76,12 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Of several sizes and kinds."""
     folder, chance = tmp_path_factory.mktemp("pictures"), np.random.default_rng(8)
     paths = []
-    for name, size in (("a.png", (400, 300)), ("b.jpg", (120, 500)), ("c.png", (64, 64)), ("d.jpg", (900, 200))):
+    for name, size in (
+        ("a.png", (400, 300)),
+        ("b.jpg", (120, 500)),
+        ("c.png", (64, 64)),
+        ("d.jpg", (900, 200)),
+    ):
         small = Image.fromarray(chance.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         paths.append(folder / name)
         small.resize(size, resample=3).save(paths[-1])
@@ -125,7 +134,9 @@ def _in_all_ways(same: Same, folder: Path, pictures: list[Path]) -> None:
         same(folder, *images(picture), "-p", "What is in the picture?", "--max-new-tokens", 12)
     same(folder, *images(*pictures[:3]), "-p", "Which is larger?", "--max-new-tokens", 12)
     same(folder, *images(pictures[0]), "-p", "Was ist das? 😀", "--keep", 5, "--max-new-tokens", 12)
-    same(folder, *images(pictures[0]), "-p", "Why?", "--seed", 7, "--temperature", 1.5, "--max-new-tokens", 12)
+    same(
+        folder, *images(pictures[0]), "-p", "Why?", "--seed", 7, "--temperature", 1.5, "--max-new-tokens", 12
+    )
 
 
 @pytest.mark.parametrize("preset", ["next", "onevision"])
@@ -217,7 +228,8 @@ def test_damaged_pictures(star_run: StarRun, cli: Cli, bundle: Any, tmp_path: Pa
         command = (folder, *images(picture), "-p", "What?")
         found, expected = star_run(*command), cli("run", *command)
         assert (found.returncode, found.stdout) == (2, "") == (expected.code, expected.out)
-        assert reason in found.stderr and reason in expected.err
+        assert reason in found.stderr
+        assert reason in expected.err
 
 
 @pytest.mark.parametrize(
@@ -227,7 +239,8 @@ def test_damaged_pictures(star_run: StarRun, cli: Cli, bundle: Any, tmp_path: Pa
 def test_usage(star_run: StarRun, tmp_path: Path, command: tuple[str, ...]) -> None:
     found = star_run(tmp_path, *images(SHAPES), "-p", "What?", *command)
     assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr.startswith("error: ") and command[0] in found.stderr
+    assert found.stderr.startswith("error: ")
+    assert command[0] in found.stderr
     assert star_run().returncode == 2
 
 
@@ -242,7 +255,8 @@ def test_libraries(star_run: StarRun, bundle: Any, tmp_path: Path) -> None:
     command = (bundle("mha"), *images(SHAPES), "-p", "What?", "--json")
     assert star_run(*command, "--onnxruntime", LIBRARY).returncode == 0
     found = star_run(*command, "--onnxruntime", tmp_path / "libonnxruntime.so")
-    assert found.returncode == 2 and "ONNX Runtime does not load" in found.stderr
+    assert found.returncode == 2
+    assert "ONNX Runtime does not load" in found.stderr
     assert "unknown backend tensorflow" in star_run(*command, "--backend", "tensorflow").stderr
 
 

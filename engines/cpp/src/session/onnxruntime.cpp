@@ -313,7 +313,7 @@ class OnnxRuntimeSession : public Session {
 std::unique_ptr<Session> open_onnxruntime(const Bundle& bundle, const OnnxRuntimeOptions& options) {
   if (bundle.spec().dtype == DType::kBfloat16) {
     throw BundleError(bundle.folder.string() + " is bfloat16, which ONNX Runtime cannot run; build with " +
-                      "dtype=float32, or run it on TensorRT");
+                      option("dtype=") + "float32, or run it on TensorRT");
   }
   const OnnxRuntimeLibrary& library = onnxruntime_library(options.library);
   Ort::InitApi(library.api);

@@ -98,9 +98,10 @@ std::vector<std::int64_t> end_token_ids(std::span<const std::string> texts, cons
   for (const std::string& text : texts) {
     const auto token = tokenizer.token_to_id(text);
     if (!token) {
-      throw SettingsError("end_tokens=" + utf8::repr(text) + " is no token of this model, which reads it as " +
+      throw SettingsError(option("end_tokens=") + utf8::repr(text) + " is no token of this model, which reads it as " +
                           std::to_string(tokenizer.encode(text, false).size()) +
-                          " tokens; give one that its tokenizer.json lists, or end answers with stop");
+                          " tokens; give one that its tokenizer.json lists, or end answers with " +
+                          option("stop"));
     }
     found.push_back(*token);
   }
