@@ -16,7 +16,7 @@ namespace {
 using std::to_string;
 
 constexpr std::array<std::string_view, 4> kStage1Scores{"received", "cls", "spread", "peaks"};
-constexpr std::array<std::string_view, 7> kStage2Scores{"text",        "last",  "raters",  "visual-heads",
+constexpr std::array<std::string_view, 7> kStage2Scores{"text",       "last",  "raters",  "visual-heads",
                                                         "text-peaks", "drift", "key-norm"};
 
 std::string spelled(double value) {
@@ -51,7 +51,9 @@ void check_images(const ImageLimits& images, const ModelSpec& model) {
   const std::int64_t tile = model.vision.image_size;
   if (model.tiling) {
     const auto& pinpoints = model.tiling->pinpoints;
-    const auto is_odd = [tile](const auto& pair) { return pair.first % tile != 0 || pair.second % tile != 0; };
+    const auto is_odd = [tile](const auto& pair) {
+      return pair.first % tile != 0 || pair.second % tile != 0;
+    };
     if (pinpoints.empty() || std::any_of(pinpoints.begin(), pinpoints.end(), is_odd)) {
       throw SettingsError("the pin points are no whole tiles of " + to_string(tile) + " px");
     }
@@ -182,12 +184,14 @@ std::size_t stage_number(std::span<const Stage> schedule, std::size_t index) {
 }
 
 void check_keep(std::span<const Stage> schedule, const Keep& keep) {
-  if (schedule.empty()) throw SettingsError("this bundle was built with prune=False; keep has no meaning for it");
+  if (schedule.empty())
+    throw SettingsError("this bundle was built with prune=False; keep has no meaning for it");
   if (const auto* last = std::get_if<std::int64_t>(&keep)) return check_last(schedule, *last);
   const auto& every = std::get<std::vector<std::int64_t>>(keep);
   if (every.size() != schedule.size()) {
     std::string joined;
-    for (const std::int64_t tokens : every) joined.append(joined.empty() ? "" : ",").append(to_string(tokens));
+    for (const std::int64_t tokens : every)
+      joined.append(joined.empty() ? "" : ",").append(to_string(tokens));
     throw SettingsError("keep=" + joined + " has " + to_string(every.size()) +
                         " budgets; give one number for the last stage, or " + to_string(schedule.size()) +
                         ", one for each");

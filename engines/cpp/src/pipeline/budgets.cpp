@@ -22,8 +22,8 @@ std::optional<Keep> budget(const ExportSpec& spec, const std::optional<Keep>& ke
   std::copy(inside.begin(), inside.end(), asked.end() - static_cast<std::ptrdiff_t>(inside.size()));
   const auto stages = spec.decoder_stages();
   const auto earlier = stages.first(stages.empty() ? 0 : stages.size() - 1);
-  const bool has_share = std::any_of(earlier.begin(), earlier.end(),
-                                     [](const Stage& stage) { return stage.share.has_value(); });
+  const bool has_share =
+      std::any_of(earlier.begin(), earlier.end(), [](const Stage& stage) { return stage.share.has_value(); });
   if (has_share || (keep && std::holds_alternative<std::vector<std::int64_t>>(*keep))) return Keep(asked);
   return Keep(asked.back());
 }
@@ -38,8 +38,8 @@ std::vector<std::int64_t> entering(const ExportSpec& spec, std::span<const Image
 std::int64_t new_tokens(const ExportSpec& spec, std::optional<std::int64_t> wanted) {
   const std::int64_t most = spec.max_new_tokens;
   if (wanted && (*wanted < 1 || *wanted > most)) {
-    throw SettingsError("max_new_tokens must be from 1 to " + to_string(most) + ", got " + to_string(*wanted) +
-                        "; for more, build the bundle with a larger max_new_tokens");
+    throw SettingsError("max_new_tokens must be from 1 to " + to_string(most) + ", got " +
+                        to_string(*wanted) + "; for more, build the bundle with a larger max_new_tokens");
   }
   return wanted.value_or(most);
 }
@@ -58,13 +58,13 @@ void check_limits(std::span<const ImageInputs> images, const ImageLimits& limits
   }
   if (tiles > limits.max_tiles) {
     throw InputError("a picture has " + to_string(tiles) + " tiles, this bundle takes " +
-                     to_string(limits.max_tiles) + "; scale it down or build with max_tiles=" +
-                     to_string(tiles));
+                     to_string(limits.max_tiles) +
+                     "; scale it down or build with max_tiles=" + to_string(tiles));
   }
   if (tokens > limits.max_image_tokens) {
     throw InputError("the pictures have " + to_string(tokens) + " visual tokens, this bundle has room for " +
-                     to_string(limits.max_image_tokens) + "; scale them down or build with max_image_tokens=" +
-                     to_string(tokens));
+                     to_string(limits.max_image_tokens) +
+                     "; scale them down or build with max_image_tokens=" + to_string(tokens));
   }
 }
 
