@@ -52,7 +52,8 @@ class Talker:
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, what: str, **values: Any) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"do": what, **values}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -170,7 +171,9 @@ def test_budgets(talker: Talker, bundle: Any, kind: str) -> None:
 def _expected_budgets(pipeline: Pipeline, images: Any, keep: Any, text: int, visual: int) -> dict[str, Any]:
     given = tuple(keep) if isinstance(keep, list) else keep
     prepared = [
-        PreparedImage(pixels=np.zeros(0, np.float32), packing=Packing(tokens=i["tokens"], newlines=i["newlines"]))
+        PreparedImage(
+            pixels=np.zeros(0, np.float32), packing=Packing(tokens=i["tokens"], newlines=i["newlines"])
+        )
         for i in images
     ]
     try:
@@ -327,7 +330,9 @@ def test_cut_files(talker: Talker, bundle: Any, tmp_path: Path) -> None:
         path.write_bytes(content)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../out", "a/../../out", "..\\out", "C:\\x", "C:x", "link/x", "graphs"])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../out", "a/../../out", "..\\out", "C:\\x", "C:x", "link/x", "graphs"]
+)
 def test_paths_stay_inside(talker: Talker, bundle: Any, tmp_path: Path, path: str) -> None:
     folder = Path(shutil.copytree(bundle("mha"), tmp_path / "bundle"))
     (folder / "link").symlink_to(tmp_path)
@@ -344,4 +349,5 @@ def test_paths_stay_inside(talker: Talker, bundle: Any, tmp_path: Path, path: st
 def test_libraries(talker: Talker, bundle: Any, tmp_path: Path) -> None:
     talker.tell("open", folder=str(bundle("mha")))
     found = talker.ask("load", library=str(tmp_path / "libonnxruntime.so"))
-    assert found["error"] == "PlatformError" and "STAR_ONNXRUNTIME" in found["message"]
+    assert found["error"] == "PlatformError"
+    assert "STAR_ONNXRUNTIME" in found["message"]

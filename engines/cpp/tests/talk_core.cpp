@@ -23,7 +23,8 @@ std::vector<T> read_array(const std::string& path) {
 }
 
 void write_bytes(const std::string& path, const void* data, std::size_t size) {
-  std::ofstream(path, std::ios::binary).write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
+  std::ofstream(path, std::ios::binary)
+      .write(static_cast<const char*>(data), static_cast<std::streamsize>(size));
 }
 
 std::optional<star::Keep> read_keep(const Json& json) {

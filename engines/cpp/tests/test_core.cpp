@@ -80,7 +80,8 @@ TEST_CASE("other formats are refused with what to do") {
   CHECK(wrong_version({{"format_version", 6}}).find("upgrade") != std::string::npos);
   CHECK(wrong_version({{"format_version", 4}}).find("build the bundle again") != std::string::npos);
   CHECK(wrong_version({{"format_version", "5"}}).find("has bundle format") == 0);
-  CHECK(wrong_version({{"format_version", 5}, {"contract_version", 2}}).find("contract 2") != std::string::npos);
+  CHECK(wrong_version({{"format_version", 5}, {"contract_version", 2}}).find("contract 2") !=
+        std::string::npos);
 }
 
 std::vector<std::byte> safetensors(std::string header, std::size_t bytes, std::uint64_t length) {
@@ -97,12 +98,19 @@ std::size_t count_in(std::string header, std::size_t bytes) {
 
 TEST_CASE("damaged weights files are refused") {
   CHECK(count_in(R"({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}})", 16) == 1);
-  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}})", 12), BundleError);
-  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}})", 16), BundleError);
-  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}})", 16), BundleError);
-  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4294967296], "data_offsets": [0, 0]}})", 0),
+  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}})", 12),
                   BundleError);
-  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [8, 4]}})", 16), BundleError);
+  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 12]}})", 16),
+                  BundleError);
+  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}})", 16),
+                  BundleError);
+  CHECK_THROWS_AS(
+      count_in(
+          R"({"a": {"dtype": "F32", "shape": [4294967296, 4294967296, 4294967296], "data_offsets": [0, 0]}})",
+          0),
+      BundleError);
+  CHECK_THROWS_AS(count_in(R"({"a": {"dtype": "F32", "shape": [-1], "data_offsets": [8, 4]}})", 16),
+                  BundleError);
   CHECK_THROWS_AS(count_in(R"({"a": 1})", 16), BundleError);
   CHECK_THROWS_AS(tensors_of(safetensors("{}", 0, std::uint64_t{1} << 63), "weights"), BundleError);
   CHECK_THROWS_AS(tensors_of({}, "weights"), BundleError);

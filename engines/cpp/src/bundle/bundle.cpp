@@ -71,7 +71,8 @@ void check_file(const fs::path& folder, const BundleFile& file, bool verify) {
   std::error_code failure;
   const auto size = fs::is_regular_file(path, failure) ? fs::file_size(path, failure) : 0;
   if (failure || !fs::is_regular_file(path, failure)) {
-    throw BundleError(folder.string() + " lacks " + file.path + "; copy the whole bundle again or rebuild it");
+    throw BundleError(folder.string() + " lacks " + file.path +
+                      "; copy the whole bundle again or rebuild it");
   }
   if (size != static_cast<std::uintmax_t>(file.bytes)) {
     throw BundleError(path.string() + " has " + std::to_string(size) + " bytes, the manifest says " +

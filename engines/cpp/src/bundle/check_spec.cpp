@@ -16,7 +16,7 @@ namespace {
 using std::to_string;
 
 constexpr std::array<std::string_view, 4> kStage1Scores{"received", "cls", "spread", "peaks"};
-constexpr std::array<std::string_view, 7> kStage2Scores{"text",        "last",  "raters",  "visual-heads",
+constexpr std::array<std::string_view, 7> kStage2Scores{"text",       "last",  "raters",  "visual-heads",
                                                         "text-peaks", "drift", "key-norm"};
 
 std::string spelled(double value) {
@@ -51,7 +51,9 @@ void check_images(const ImageLimits& images, const ModelSpec& model) {
   const std::int64_t tile = model.vision.image_size;
   if (model.tiling) {
     const auto& pinpoints = model.tiling->pinpoints;
-    const auto is_odd = [tile](const auto& pair) { return pair.first % tile != 0 || pair.second % tile != 0; };
+    const auto is_odd = [tile](const auto& pair) {
+      return pair.first % tile != 0 || pair.second % tile != 0;
+    };
     if (pinpoints.empty() || std::any_of(pinpoints.begin(), pinpoints.end(), is_odd)) {
       throw SettingsError("the pin points are no whole tiles of " + to_string(tile) + " px");
     }

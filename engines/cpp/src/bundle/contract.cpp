@@ -62,7 +62,8 @@ GraphSpec tiled_vision(const ExportSpec& spec) {
   return graph;
 }
 
-void add_cache(GraphSpec& graph, const std::string& past, const std::string& present, const TensorSpec& like) {
+void add_cache(GraphSpec& graph, const std::string& past, const std::string& present,
+               const TensorSpec& like) {
   graph.inputs.push_back({past, like.dtype, like.shape});
   graph.outputs.push_back({present, like.dtype, like.shape});
   graph.aliases[present] = past;
@@ -165,7 +166,8 @@ std::map<std::string, SizeRange> size_ranges(const ExportSpec& spec) {
   const std::int64_t most = spec.max_visual_tokens(), tile = spec.model.vision.tile_tokens();
   const std::int64_t least = spec.stage1() != nullptr ? 1 : tile;
   const bool is_tiled = spec.model.tiling.has_value();
-  std::map<std::string, SizeRange> ranges{{"B", {1, {}, {}}}, {"S", {least + 1, most + spec.max_text_tokens, {}}}};
+  std::map<std::string, SizeRange> ranges{{"B", {1, {}, {}}},
+                                          {"S", {least + 1, most + spec.max_text_tokens, {}}}};
   ranges["V"] = {least, most, is_tiled ? std::nullopt : std::optional(spec.image_tokens())};
   if (!spec.fixed_capacities) {
     const auto symbols = capacity_symbols(spec);

@@ -35,9 +35,9 @@ struct Dim {
   std::int64_t size = 0;
   std::string symbol;  // empty where the size is a number
 
-  Dim(std::int64_t number) : size(number) {}                 // NOLINT(google-explicit-constructor)
-  Dim(std::string name) : symbol(std::move(name)) {}         // NOLINT(google-explicit-constructor)
-  Dim(const char* name) : symbol(name) {}                    // NOLINT(google-explicit-constructor)
+  Dim(std::int64_t number) : size(number) {}          // NOLINT(google-explicit-constructor)
+  Dim(std::string name) : symbol(std::move(name)) {}  // NOLINT(google-explicit-constructor)
+  Dim(const char* name) : symbol(name) {}             // NOLINT(google-explicit-constructor)
 };
 
 // One graph input or output.

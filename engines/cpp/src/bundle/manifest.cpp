@@ -13,7 +13,8 @@ namespace {
 
 using std::to_string;
 
-constexpr std::string_view kTieRule = "equal scores keep the lower index; NaN ranks last; kept indices ascend";
+constexpr std::string_view kTieRule =
+    "equal scores keep the lower index; NaN ranks last; kept indices ascend";
 constexpr std::int64_t kCount = std::int64_t{1} << 31;
 
 void agree(const std::string& path, const std::string& expected, const std::string& found) {

@@ -106,7 +106,9 @@ ModelSpec read_model(const Value& value) {
 }
 
 bool is_score_name(const std::string& name) {
-  const auto is_right = [](unsigned char c) { return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-'; };
+  const auto is_right = [](unsigned char c) {
+    return (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || c == '-';
+  };
   return !name.empty() && name.size() <= 32 && name[0] >= 'a' && name[0] <= 'z' &&
          std::all_of(name.begin(), name.end(), is_right);
 }

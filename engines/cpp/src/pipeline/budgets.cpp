@@ -22,8 +22,8 @@ std::optional<Keep> budget(const ExportSpec& spec, const std::optional<Keep>& ke
   std::copy(inside.begin(), inside.end(), asked.end() - static_cast<std::ptrdiff_t>(inside.size()));
   const auto stages = spec.decoder_stages();
   const auto earlier = stages.first(stages.empty() ? 0 : stages.size() - 1);
-  const bool has_share = std::any_of(earlier.begin(), earlier.end(),
-                                     [](const Stage& stage) { return stage.share.has_value(); });
+  const bool has_share =
+      std::any_of(earlier.begin(), earlier.end(), [](const Stage& stage) { return stage.share.has_value(); });
   if (has_share || (keep && std::holds_alternative<std::vector<std::int64_t>>(*keep))) return Keep(asked);
   return Keep(asked.back());
 }

@@ -58,8 +58,9 @@ void check_image(const ImageInputs& image, const ExportSpec& spec) {
   const std::int64_t side = spec.model.vision.image_size, tile = 3 * side * side;
   const bool has_taps = spec.model.tiling && spec.model.tiling->max_grid;
   const std::int64_t taps = has_taps ? kTaps : 1;
-  const bool is_packed = !spec.model.tiling || (count_of(image.packed_index.size()) == taps * image.tokens &&
-                                                (!has_taps || image.packed_weights.size() == image.packed_index.size()));
+  const bool is_packed =
+      !spec.model.tiling || (count_of(image.packed_index.size()) == taps * image.tokens &&
+                             (!has_taps || image.packed_weights.size() == image.packed_index.size()));
   if (image.tiles < 1 || count_of(image.pixels.size()) % tile != 0 ||
       count_of(image.pixels.size()) / tile != image.tiles || image.tokens < 1 || !is_packed) {
     throw InputError("a picture of " + to_string(image.pixels.size()) + " values is not " +
@@ -68,12 +69,14 @@ void check_image(const ImageInputs& image, const ExportSpec& spec) {
 }
 
 bool are_within(std::span<const std::int64_t> values, std::int64_t end) {
-  return std::all_of(values.begin(), values.end(), [end](std::int64_t value) { return value >= 0 && value < end; });
+  return std::all_of(values.begin(), values.end(),
+                     [end](std::int64_t value) { return value >= 0 && value < end; });
 }
 
 // Graphs would read and write wherever these numbers say.
 void check_prompt(const PromptInputs& tokens, std::span<const VisionOutput> visions, const ExportSpec& spec) {
-  const std::int64_t length = count_of(tokens.input_ids.size()), visual = count_of(tokens.image_positions.size());
+  const std::int64_t length = count_of(tokens.input_ids.size()),
+                     visual = count_of(tokens.image_positions.size());
   std::int64_t features = 0;
   for (const VisionOutput& vision : visions) features += vision.num_tokens;
   if (length == 0 || !are_within(tokens.input_ids, spec.model.text.vocab_size) ||
@@ -239,16 +242,19 @@ void Steps::read(DecodeState& state, const PromptInputs& tokens, std::span<const
   const Outputs outputs = session_.run(kPrefill, feeds, state.caches_.get());
   state.output_ = outputs.find(kLogits)->second;
   for (const std::string& name : kept_names_) state.kept_.push_back(outputs.find(name)->second);
-  if (spec().adapts()) state.lengths_.back() = count_of(state.kept_positions().size());  // only the graph knows
+  if (spec().adapts())
+    state.lengths_.back() = count_of(state.kept_positions().size());  // only the graph knows
 }
 
 void Steps::decode(DecodeState& state, std::span<const std::int64_t> tokens) {
   if (state.stale()) {
     throw InputError(
-        "another generation or prefill took the KV caches of this sequence, or they were cleaned after logits "
+        "another generation or prefill took the KV caches of this sequence, or they were cleaned after "
+        "logits "
         "that were not finite; finish one before the next, or give it caches of its own");
   }
-  if (!are_within(tokens, spec().model.text.vocab_size)) throw InputError("a token is outside the vocabulary");
+  if (!are_within(tokens, spec().model.text.vocab_size))
+    throw InputError("a token is outside the vocabulary");
   while (!tokens.empty()) {
     const auto some = tokens.first(std::min(tokens.size(), static_cast<std::size_t>(spec().append_tokens)));
     std::vector<std::int64_t> lengths = state.lengths_;

@@ -66,7 +66,8 @@ class Steps {
 
   // KV caches of one sequence, the same ones as long as their capacities fit; who held them holds them no
   // more. Without `new_tokens` they have room for the longest answer.
-  std::shared_ptr<Caches> own_caches(const PromptInputs& tokens, const std::optional<Keep>& keep = std::nullopt,
+  std::shared_ptr<Caches> own_caches(const PromptInputs& tokens,
+                                     const std::optional<Keep>& keep = std::nullopt,
                                      std::optional<std::int64_t> new_tokens = std::nullopt);
 
   // Runs the prefill graph, which fills the caches from index 0. A prompt without a picture is run through

@@ -21,7 +21,8 @@ constexpr std::size_t kLength = 8;
 // A file descriptor until the end of the block.
 class Descriptor {
  public:
-  explicit Descriptor(const std::filesystem::path& path) : number_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
+  explicit Descriptor(const std::filesystem::path& path)
+      : number_(::open(path.c_str(), O_RDONLY | O_CLOEXEC)) {}
   ~Descriptor() {
     if (number_ >= 0) ::close(number_);
   }
@@ -90,7 +91,7 @@ std::vector<MappedTensor> read_tensors(std::span<const std::byte> file) {
 
 MappedFile::MappedFile(const std::filesystem::path& path) {
   const Descriptor file(path);
-  struct stat status {};
+  struct stat status{};
   if (file.number() < 0 || ::fstat(file.number(), &status) != 0) {
     throw BundleError(path.string() + " cannot be read; copy or build the bundle again");
   }
