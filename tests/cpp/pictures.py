@@ -117,6 +117,16 @@ def jpegs(random: Random) -> Iterator[bytes]:
     yield ycck(random)
 
 
+def large(random: Random) -> Iterator[bytes]:
+    """Files of some hundred kilobytes."""
+    image = Image.fromarray(noisy(random, 1003, 702))
+    for subsampling in range(3):
+        yield _saved(image, "JPEG", quality=92, subsampling=subsampling)
+        yield _saved(image, "JPEG", quality=92, subsampling=subsampling, progressive=True)
+    yield _saved(image, "PNG", compress_level=1)
+    yield _saved(Image.fromarray(noisy(random, 702, 1003, 4), "RGBA"), "PNG", compress_level=1)
+
+
 def ycck(random: Random) -> bytes:
     """Four channels, of which Adobe's marker says that three are a luma and chromas."""
     data = _saved(Image.fromarray(noisy(random, 45, 38, 4), "CMYK"), "JPEG", quality=90)
@@ -135,7 +145,9 @@ def header(width: int, height: int) -> bytes:
     return SIGNATURE + content + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def png(random: Random, size: tuple[int, int], bits: int, colour: int, *extra: bytes, behind: bytes = b"") -> bytes:
+def png(
+    random: Random, size: tuple[int, int], bits: int, colour: int, *extra: bytes, behind: bytes = b""
+) -> bytes:
     """A PNG file of random samples, with filters of all kinds."""
     width, height = size
     row_bytes = (width * bits * _SAMPLES[colour] + 7) // 8
@@ -193,7 +205,19 @@ def saved_pngs(random: Random) -> Iterator[bytes]:
         yield _saved(Image.fromarray(wide), "PNG")
         yield _saved(image.quantize(7), "PNG", transparency=3)
         yield _saved(image.quantize(100), "PNG", transparency=bytes(range(0, 200, 2)))
-        for colour, bits in ((0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16), (3, 4), (3, 8), (4, 16), (6, 8)):
+        for colour, bits in (
+            (0, 1),
+            (0, 2),
+            (0, 4),
+            (0, 8),
+            (0, 16),
+            (2, 8),
+            (2, 16),
+            (3, 4),
+            (3, 8),
+            (4, 16),
+            (6, 8),
+        ):
             yield interlaced(random, (width, height), bits, colour)
 
 
@@ -257,7 +281,9 @@ def odd_chunks() -> Iterator[bytes]:
     yield chunk(b"iTXt", b"key\0\0")
     yield chunk(b"prIv", b"private")
     yield chunk(b"acTL", struct.pack(">II", 2, 0))
-    yield chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 19, 26, 0, 0, 1, 1, 0, 0))
+    yield chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(
+        b"fcTL", struct.pack(">IIIIIHHBB", 0, 19, 26, 0, 0, 1, 1, 0, 0)
+    )
     yield chunk(b"hIST", b"")[:-1] + b"!"  # Its checksum is wrong.
 
 

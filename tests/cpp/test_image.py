@@ -111,24 +111,29 @@ def test_pngs(talker: Talker) -> None:
     assert assert_all_same(talker, pictures.pngs(np.random.default_rng(2))) > 600
 
 
+def test_large_pictures(talker: Talker) -> None:
+    """Files of several of the blocks that Pillow reads."""
+    assert assert_all_same(talker, pictures.large(np.random.default_rng(8))) == 8
+
+
 def test_animation_is_its_first_frame(talker: Talker) -> None:
     assert assert_all_same(talker, iter([pictures.animated(np.random.default_rng(3))])) == 1
 
 
 def test_damaged_files_are_refused_or_read_as_in_python(talker: Talker) -> None:
-    """Versions of libjpeg may differ in what they refuse, never in pixels."""
+    """Pixels never differ; versions of libjpeg differ rarely in what damage they refuse."""
     random = np.random.default_rng(int(os.environ.get("STAR_EXPORT_SEED", "4")))
     files = [*pictures.jpegs(random), *pictures.pngs(random), pictures.animated(random)]
     files += [pictures.with_text(random) for _ in range(50)]
-    count, refused = int(os.environ.get("STAR_EXPORT_DAMAGED", "1500")), 0
+    count, refused_by_one = int(os.environ.get("STAR_EXPORT_DAMAGED", "1500")), 0
     for _ in range(count):
         data = pictures.damaged(random, files[random.integers(len(files))])
         found, wanted = talker.read(data), expected(data)
-        if isinstance(found, str) and not isinstance(wanted, str):
-            refused += 1
+        if isinstance(found, str) != isinstance(wanted, str):
+            refused_by_one += 1
         else:
             assert same(found, wanted), (data, found, wanted)
-    assert refused <= count / 100
+    assert refused_by_one <= count / 100
 
 
 @pytest.mark.parametrize(
@@ -268,8 +273,8 @@ GOOD = {
 }  # fmt: skip
 ODD = (
     None, True, 0, 1, -1, 3, 336, 335, 337, 336.0, 16384, 16385, 2**63, 2**64, 1e300, 0.5, "3", [], {}, [336],
-    [336, 336], [336, 336.0], [337, 336], [336, 336, 336], [1, 1, 1], [0, 0, 0], [1e4, 0, 0], [0.5, 0.5, None],
-    [-1e3, 1e3, 0.001],
+    [336, 336], [336, 336.0], [337, 336], [336, 336, 336], [1, 1, 1], [0, 0, 0], [1e4, 0, 0],
+    [0.5, 0.5, None], [-1e3, 1e3, 0.001],
 )  # fmt: skip
 
 

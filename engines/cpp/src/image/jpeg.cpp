@@ -1,10 +1,12 @@
 // JPEG through libjpeg-turbo, as Pillow reads it. The header is walked through first, for what libjpeg does
 // not keep: EXIF and XMP data.
+// clang-format off
+#include <cstdio>  // jpeglib.h needs it before.
 #include <jpeglib.h>
+// clang-format on
 
 #include <algorithm>
 #include <csetjmp>
-#include <cstdio>  // jpeglib.h needs it before.
 #include <memory>
 
 #include "image/formats.hpp"
