@@ -21,7 +21,7 @@ class Talker:
     def __init__(self, name: str) -> None:
         program = BUILD / name
         if not program.exists():
-            pytest.skip(f"{program} is not there: build engines/cpp, or set STAR_EXPORT_CPP to its build folder")
+            pytest.skip(f"no {program}: build engines/cpp, or set STAR_EXPORT_CPP to its build folder")
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, what: str, **values: Any) -> Any:

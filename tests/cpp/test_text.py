@@ -63,7 +63,9 @@ def test_long_texts(kind: str, talker: Talker, files: dict[str, str], tmp_path: 
         assert talker.ask("encode", texts=[text], special=True) == [tokenizer.encode(text).ids]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama3", "digits", "words", "normal-NFC-never", "normal-NFKD-never"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "llama3", "digits", "words", "normal-NFC-never", "normal-NFKD-never"]
+)
 def test_every_character(kind: str, talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     tokenizer = _open(talker, files[kind], tmp_path)
     codes = [code for code in (*range(0x323C0), *range(0xE0000, 0xE0200)) if not 0xD800 <= code < 0xE000]
