@@ -26,7 +26,8 @@ class Talker:
 
     def ask(self, what: str, **values: Any) -> Any:
         """What the program answers."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"what": what, **values}).encode() + b"\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -42,7 +43,8 @@ class Talker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=60)

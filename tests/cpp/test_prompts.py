@@ -119,7 +119,9 @@ def test_answers_come_in_the_same_pieces(
         stop = [part for at in places if (part := text[at : at + choose.randint(1, 5)])]
         eos, limit = [choose.randrange(size) for _ in range(choose.choice((0, 1)))], choose.choice((5, 100))
         found = talker.ask("transcript", tokens=tokens, eos=eos, limit=limit, stop=stop)
-        assert found == _pieces(Transcript(tokenizer, eos_token_ids=eos, max_new_tokens=limit, stop=stop), tokens)
+        assert found == _pieces(
+            Transcript(tokenizer, eos_token_ids=eos, max_new_tokens=limit, stop=stop), tokens
+        )
 
 
 def _pieces(transcript: Transcript, tokens: list[int]) -> Any:
@@ -132,7 +134,9 @@ def _pieces(transcript: Transcript, tokens: list[int]) -> Any:
     return [pieces, transcript.text, transcript.finish_reason]
 
 
-@pytest.mark.parametrize("stop", [[""], ["x" * 257], ["é" * 256], ["x"] * 17, ["it's", "\n\"'"], ["a\x00\u200b", ""]])
+@pytest.mark.parametrize(
+    "stop", [[""], ["x" * 257], ["é" * 256], ["x"] * 17, ["it's", "\n\"'"], ["a\x00\u200b", ""]]
+)
 def test_stop_strings_are_checked_alike(
     stop: list[str], talker: Talker, files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -164,40 +168,60 @@ def _damaged_form(forms: dict[str, Any], key: str, value: Any) -> Iterator[dict[
         yield {**forms, key: {**value, "unknown": "start"}}
 
 
+def _refusal(prompt: dict[str, Any]) -> str | None:
+    """What Python says of a prompt's part, if it refuses it."""
+    try:
+        convert(prompt, PromptSpec)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def test_damaged_parameters_are_refused_alike(talker: Talker) -> None:
-    whole = replace(spec_of(""), chat_template="x", forms=prompt_forms(replace(spec_of(""), chat_template=None)))
+    whole = replace(
+        spec_of(""), chat_template="x", forms=prompt_forms(replace(spec_of(""), chat_template=None))
+    )
     count = 0
     for prompt in _damaged(msgspec.to_builtins(whole)):
-        try:
-            convert(prompt, PromptSpec)
-        except ValueError as error:
-            count += 1
-            with pytest.raises(BundleError) as raised:
-                talker.ask("prompt", file={"image": {}, "prompt": prompt}, path="p.json", image_token_id=32000)
-            assert str(raised.value).startswith("p.json is damaged: prompt"), prompt
-            found = str(raised.value).removeprefix("p.json is damaged: prompt").removesuffix("; build the bundle again")
-            assert found.lstrip(".: ") == str(error), prompt
+        if (reason := _refusal(prompt)) is None:
+            continue
+        count += 1
+        with pytest.raises(BundleError) as raised:
+            talker.ask("prompt", file={"image": {}, "prompt": prompt}, path="p.json", image_token_id=32000)
+        begin, end = "p.json is damaged: prompt", "; build the bundle again"
+        found = str(raised.value)
+        assert found.startswith(begin), prompt
+        assert found.removeprefix(begin).removesuffix(end).lstrip(".: ") == reason, prompt
     assert count > 80
 
 
 def test_damaged_tokenizers_are_refused(talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     """Whatever is left out or wrong: an error of a bundle, or a tokenizer that does not crash."""
     path, choose, refused = tmp_path / "tokenizer.json", random.Random(1), 0
-    wrongs: tuple[Any, ...] = (None, -1, 2**31, 2**64, 1e300, True, "", "x", [], {}, [[]], ["a"], {"type": "x"})
+    wrongs: tuple[Any, ...] = (
+        None,
+        -1,
+        2**31,
+        2**64,
+        1e300,
+        True,
+        "",
+        "x",
+        [],
+        {},
+        [[]],
+        ["a"],
+        {"type": "x"},
+    )
     for kind in ("llama2", "qwen2", "llama3", "metaspace", "llama2-lines"):
         for _ in range(300):
             file = json.loads(files[kind])
             _damage(file, choose, wrongs)
             path.write_text(json.dumps(file))
-            try:
-                talker.ask("open", path=str(path))
-                talker.ask("encode", texts=["What é 犬 12  <image>"], special=True)
-                talker.ask("decode", ids=[[5, 99, 2**31, 2**40, -1, 270]], skip=False)
-            except BundleError as error:
-                assert str(error).startswith(str(path))
+            found = _outcome(lambda: _use(talker, path))
+            if found is not None and found[0] is BundleError:
+                assert found[1].startswith(str(path))
                 refused += 1
-            except StarExportError:
-                pass
         content = files[kind].encode()
         for _ in range(60):
             at = choose.randrange(len(content))
@@ -205,6 +229,12 @@ def test_damaged_tokenizers_are_refused(talker: Talker, files: dict[str, str], t
             with pytest.raises(BundleError, match="is damaged: it is not JSON"):
                 talker.ask("open", path=str(path))
     assert refused > 700
+
+
+def _use(talker: Talker, path: Path) -> None:
+    talker.ask("open", path=str(path))
+    talker.ask("encode", texts=["What é 犬 12  <image>"], special=True)
+    talker.ask("decode", ids=[[5, 99, 2**31, 2**40, -1, 270]], skip=False)
 
 
 def _damage(value: Any, choose: random.Random, wrongs: tuple[Any, ...]) -> None:

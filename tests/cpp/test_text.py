@@ -1,6 +1,5 @@
 """C++ and Python make the same of texts."""
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +32,7 @@ def _open(talker: Talker, content: str, folder: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_and_texts_are_the_same(
-    kind: str, talker: Talker, files: dict[str, str], tmp_path: Path
-) -> None:
+def test_ids_and_texts_are_the_same(kind: str, talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     tokenizer = _open(talker, files[kind], tmp_path)
     texts = random_texts(COUNT, seed=KINDS.index(kind))
     for special in (True, False):
