@@ -21,12 +21,13 @@ class Talker:
     def __init__(self, name: str) -> None:
         program = BUILD / name
         if not program.exists():
-            pytest.skip(f"{program} is not there: build engines/cpp, or set STAR_EXPORT_CPP to its build folder")
+            pytest.skip(f"no {program}: build engines/cpp, or set STAR_EXPORT_CPP to its build folder")
         self._process = subprocess.Popen([program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def ask(self, what: str, **values: Any) -> Any:
         """What the program answers."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps({"what": what, **values}).encode() + b"\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -42,7 +43,8 @@ class Talker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=60)

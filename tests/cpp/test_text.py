@@ -1,6 +1,5 @@
 """C++ and Python make the same of texts."""
 
-import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +32,7 @@ def _open(talker: Talker, content: str, folder: Path) -> Tokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ids_and_texts_are_the_same(
-    kind: str, talker: Talker, files: dict[str, str], tmp_path: Path
-) -> None:
+def test_ids_and_texts_are_the_same(kind: str, talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     tokenizer = _open(talker, files[kind], tmp_path)
     texts = random_texts(COUNT, seed=KINDS.index(kind))
     for special in (True, False):
@@ -63,7 +60,9 @@ def test_long_texts(kind: str, talker: Talker, files: dict[str, str], tmp_path: 
         assert talker.ask("encode", texts=[text], special=True) == [tokenizer.encode(text).ids]
 
 
-@pytest.mark.parametrize("kind", ["qwen2", "llama3", "digits", "words", "normal-NFC-never", "normal-NFKD-never"])
+@pytest.mark.parametrize(
+    "kind", ["qwen2", "llama3", "digits", "words", "normal-NFC-never", "normal-NFKD-never"]
+)
 def test_every_character(kind: str, talker: Talker, files: dict[str, str], tmp_path: Path) -> None:
     tokenizer = _open(talker, files[kind], tmp_path)
     codes = [code for code in (*range(0x323C0), *range(0xE0000, 0xE0200)) if not 0xD800 <= code < 0xE000]

@@ -11,17 +11,21 @@ from star_export.testing.tokenizers import TOKENIZERS
 Json = dict[str, Any]
 MODELS = Path(__file__).parents[2] / "models"
 
-_WORDS = (
+_SENTENCES = (
     "What is in the picture? How many objects are there, and what colour is the one on the left? "
-    "USER: ASSISTANT: don't CAN'T I'LL we've they're 'sſ 'K 3.14159 2,000 ½ ② Grüße naïve café straße İstanbul"
-).split()
+    "USER: ASSISTANT: don't CAN'T I'LL we've they're 'sſ 'K 3.14159 2,000 ½ ② "
+    "Grüße naïve café straße İstanbul"
+)
+_WORDS = _SENTENCES.split()
 _PARTS = (
-    "日本語と한국어", "русский", "عربي", "हिन्दी", "ไทย", "e\u0301", "a\u0323\u0301\u0308", "\u1e9b\u0323", "ﬁ①Ａ™",
-    "👩‍🚀", "👨‍👩‍👧‍👦", "🏳️‍🌈", "🎉", "\0", "\x00\x01\x7f", "\u200b\u00a0\u3000", "\u180e\u0085", "\ufeff", "\ufffd",
-    "▁", "▁▁", "<0x0A>", "<0x+F>", "<0xZZ>", "Ġ", "Ċ", "    ", " " * 40, "\t", "\n", "\n\n\n", "\r\n", " \n ",
-    "<s>", "</s>", "<unk>", "<pad>", "<image>", " <image> ", "<image><image>", "x<image>y", "<|im_start|>",
-    "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "<ima", "ge>", "<word>", "a<word>b", "Left", "rIGHT",
-    "가각힣ᄀ", "\u1100\u1161\u11a8", "ǅ", "ﬃ", "\U00010d40\U0001e4f0\U0001612f", "\u0958", "0123456789" * 3, "a" * 60,
+    "日本語と한국어", "русский", "عربي", "हिन्दी", "ไทย", "e\u0301", "a\u0323\u0301\u0308",
+    "\u1e9b\u0323", "ﬁ①Ａ™", "👩‍🚀", "👨‍👩‍👧‍👦", "🏳️‍🌈", "🎉", "\0", "\x00\x01\x7f",
+    "\u200b\u00a0\u3000", "\u180e\u0085", "\ufeff", "\ufffd", "▁", "▁▁", "<0x0A>", "<0x+F>",
+    "<0xZZ>", "Ġ", "Ċ", "    ", " " * 40, "\t", "\n", "\n\n\n", "\r\n", " \n ", "<s>", "</s>",
+    "<unk>", "<pad>", "<image>", " <image> ", "<image><image>", "x<image>y", "<|im_start|>",
+    "<|im_end|>", "<|eot_id|>", "<|begin_of_text|>", "<ima", "ge>", "<word>", "a<word>b",
+    "Left", "rIGHT", "가각힣ᄀ", "\u1100\u1161\u11a8", "ǅ", "ﬃ", "\U00010d40\U0001e4f0\U0001612f",
+    "\u0958", "0123456789" * 3, "a" * 60,
 )  # fmt: skip
 
 
@@ -33,7 +37,9 @@ def random_texts(count: int, seed: int) -> list[str]:
 
 def _text(choose: random.Random) -> str:
     joint = choose.choice(("", " ", "", "  ", "\n"))
-    kinds = choose.choice((("word",), ("word", "part"), ("part",), ("any",), ("word", "part", "any", "latin")))
+    kinds = choose.choice(
+        (("word",), ("word", "part"), ("part",), ("any",), ("word", "part", "any", "latin"))
+    )
     return joint.join(_part(choose, choose.choice(kinds)) for _ in range(choose.randint(1, 12)))
 
 
@@ -149,7 +155,9 @@ _VARIANTS: dict[str, tuple[str, Callable[[Json], None]]] = {
         "llama2",
         _set(
             normalizer=_sequence("normalizers", {"type": "Prepend", "prepend": "_▁"}, _replace("▁_")),
-            pre_tokenizer=_sequence("pretokenizers", _split("Isolated", pattern="_"), _meta("first", split=True)),
+            pre_tokenizer=_sequence(
+                "pretokenizers", _split("Isolated", pattern="_"), _meta("first", split=True)
+            ),
         ),
     ),
     "unknown-dropped": ("llama2", _model(unk_token=None, byte_fallback=False)),
@@ -170,7 +178,9 @@ _VARIANTS: dict[str, tuple[str, Callable[[Json], None]]] = {
     ),
     "digit-runs": (
         "bytes",
-        _set(pre_tokenizer=_sequence("pretokenizers", {"type": "Digits", "individual_digits": False}, _BYTES)),
+        _set(
+            pre_tokenizer=_sequence("pretokenizers", {"type": "Digits", "individual_digits": False}, _BYTES)
+        ),
     ),
     "words": ("bytes", _add("q", single_word=True)),
     "no-decoder": ("bytes", _set(decoder=None, post_processor=None)),

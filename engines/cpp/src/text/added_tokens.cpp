@@ -24,7 +24,9 @@ std::size_t spaces_begin(std::string_view text, std::size_t end) {
 }
 
 std::size_t spaces_end(std::string_view text, std::size_t begin) {
-  while (begin < text.size() && utf8::is_space(utf8::at(text, begin).letter)) begin += utf8::at(text, begin).size;
+  while (begin < text.size() && utf8::is_space(utf8::at(text, begin).letter)) {
+    begin += utf8::at(text, begin).size;
+  }
   return begin;
 }
 
@@ -65,7 +67,8 @@ void AddedTokens::add(AddedToken token, const Bpe& model) {
 void AddedTokens::index(const std::string& path) {
   for (const auto& [id, token] : tokens_) {
     if (token.written.empty() || !(token.normalized ? normalized_ : plain_).add(token.written, id)) {
-      throw BundleError(path + ": " + utf8::repr(token.content) + " is written as another token or as nothing");
+      throw BundleError(path + ": " + utf8::repr(token.content) +
+                        " is written as another token or as nothing");
     }
   }
 }

@@ -26,7 +26,8 @@ struct AddedToken {
 class AddedTokens {
  public:
   // Raises BundleError for damaged ones.
-  AddedTokens(const nlohmann::json& list, const std::string& path, const Bpe& model, const Normalizer& normalizer);
+  AddedTokens(const nlohmann::json& list, const std::string& path, const Bpe& model,
+              const Normalizer& normalizer);
 
   // A text in pieces: tokens, and normalized texts between them.
   Pieces cut(std::string_view text, const Normalizer& normalizer) const;

@@ -67,7 +67,8 @@ void Bpe::read_vocab(const Fields& model) {
   ids_.reserve(values.size());
   tokens_.reserve(values.size());
   for (auto item = values.begin(); item != values.end(); ++item) {
-    const std::uint32_t id = item->is_number_unsigned() ? number_value(*item, vocab.path()) : vocab.number(item.key());
+    const bool whole = item->is_number_unsigned();
+    const std::uint32_t id = whole ? number_value(*item, vocab.path()) : vocab.number(item.key());
     tokens_[id] = &ids_.emplace(item.key(), id).first->first;
   }
 }

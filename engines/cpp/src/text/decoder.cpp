@@ -91,8 +91,9 @@ Decoder read_strip(const Fields& part) {
   return [content, start = part.number("start"), stop = part.number("stop")](Tokens& tokens) {
     for (std::string& token : tokens) {
       std::string_view rest = token;
-      for (std::uint32_t i = 0; i < start && rest.starts_with(content); ++i) rest.remove_prefix(content.size());
-      for (std::uint32_t i = 0; i < stop && rest.ends_with(content); ++i) rest.remove_suffix(content.size());
+      const std::size_t size = content.size();
+      for (std::uint32_t i = 0; i < start && rest.starts_with(content); ++i) rest.remove_prefix(size);
+      for (std::uint32_t i = 0; i < stop && rest.ends_with(content); ++i) rest.remove_suffix(size);
       token = std::string(rest);
     }
   };

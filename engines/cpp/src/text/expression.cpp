@@ -16,7 +16,8 @@ namespace {
 
 // PCRE2's own \s has U+180E too.
 constexpr std::string_view kSpaces =
-    "\\x{09}-\\x{0D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}\\x{3000}";
+    "\\x{09}-\\x{0D}\\x{20}\\x{85}\\x{A0}\\x{1680}\\x{2000}-\\x{200A}\\x{2028}\\x{2029}\\x{202F}\\x{205F}"
+    "\\x{3000}";
 
 template <std::size_t N>
 std::string members(std::string_view property, const utf8::Range (&newer)[N]) {

@@ -17,7 +17,7 @@ struct Match {
 
 class Expression {
  public:
-  // Raises Unsupported for syntax that PCRE2 and Oniguruma, which the tokenizers library uses, read differently.
+  // Raises BundleError for syntax that PCRE2 reads differently than the tokenizers library's Oniguruma.
   explicit Expression(std::string_view pattern);
 
   // All matches in a valid text, as Oniguruma finds them: none is empty where another ends.

@@ -13,7 +13,30 @@ namespace {
 
 constexpr std::size_t kLongestShown = 40;
 
-std::string_view kind(const nlohmann::json& value) {
+std::string written(const nlohmann::json& value, int depth);
+
+std::string inner(const nlohmann::json& value, int depth) {
+  if (depth > static_cast<int>(kLongestShown) / 2) return "...";  // too long to be shown
+  std::string items;
+  for (const auto& [key, item] : value.items()) {
+    if (items.size() > 2 * kLongestShown) break;
+    items += items.empty() ? "" : ", ";
+    if (value.is_object()) items += utf8::repr(key) + ": ";
+    items += written(item, depth + 1);
+  }
+  return value.is_object() ? "{" + items + "}" : "[" + items + "]";
+}
+
+std::string written(const nlohmann::json& value, int depth) {
+  if (value.is_null()) return "None";
+  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
+  if (value.is_string()) return utf8::repr(value.get_ref<const std::string&>());
+  return value.is_structured() ? inner(value, depth) : value.dump();
+}
+
+}  // namespace
+
+std::string_view json_kind(const nlohmann::json& value) {
   switch (value.type()) {
     case nlohmann::json::value_t::null:
       return "null";
@@ -32,32 +55,16 @@ std::string_view kind(const nlohmann::json& value) {
   }
 }
 
-std::string inner_repr(const nlohmann::json& value) {
-  std::string written;
-  for (const auto& [key, item] : value.items()) {
-    if (written.size() > kLongestShown) break;
-    written += (written.empty() ? "" : ", ") + (value.is_object() ? utf8::repr(key) + ": " : "") + repr(item);
-  }
-  return value.is_object() ? "{" + written + "}" : "[" + written + "]";
-}
-
-}  // namespace
-
 void refuse_part(const std::string& what, std::string_view expected) {
   throw Unsupported(what + " is not supported, expected " + std::string(expected));
 }
 
-std::string repr(const nlohmann::json& value) {
-  if (value.is_null()) return "None";
-  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
-  if (value.is_string()) return utf8::repr(value.get_ref<const std::string&>());
-  return value.is_structured() ? inner_repr(value) : value.dump();
-}
+std::string repr(const nlohmann::json& value) { return written(value, 0); }
 
 void refuse_value(const nlohmann::json& value, const std::string& path, std::string_view expected) {
   const std::string found = value.is_null() ? "" : repr(value);
   const bool shown = !found.empty() && utf8::length(found) <= kLongestShown;
-  throw BundleError(path + ": expected " + std::string(expected) + ", got " + std::string(kind(value)) +
+  throw BundleError(path + ": expected " + std::string(expected) + ", got " + std::string(json_kind(value)) +
                     (shown ? ", found " + found : ""));
 }
 
@@ -67,9 +74,13 @@ const std::string& text_value(const nlohmann::json& value, const std::string& pa
 }
 
 std::uint32_t number_value(const nlohmann::json& value, const std::string& path) {
-  if (!value.is_number_unsigned()) refuse_value(value, path, "int >= 0");
+  if (!value.is_number_integer()) refuse_value(value, path, "int");
+  const auto refuse = [&](std::string_view bound) {
+    throw BundleError(path + ": expected int " + std::string(bound) + ", found " + repr(value));
+  };
+  if (!value.is_number_unsigned()) refuse(">= 0");
   const auto number = value.get<std::uint64_t>();
-  if (number > std::numeric_limits<std::uint32_t>::max()) refuse_value(value, path, "int < 2**32");
+  if (number > std::numeric_limits<std::uint32_t>::max()) refuse("<= 4294967295");
   return static_cast<std::uint32_t>(number);
 }
 

@@ -48,10 +48,14 @@ class Fields {
 };
 
 // Refuse a value: "model.vocab: expected object, got str, found 'a'".
-[[noreturn]] void refuse_value(const nlohmann::json& value, const std::string& path, std::string_view expected);
+[[noreturn]] void refuse_value(const nlohmann::json& value, const std::string& path,
+                               std::string_view expected);
 
 const std::string& text_value(const nlohmann::json& value, const std::string& path);
 std::uint32_t number_value(const nlohmann::json& value, const std::string& path);
+
+// What msgspec calls the kind of a value: str, int, null, ...
+std::string_view json_kind(const nlohmann::json& value);
 
 // A value as Python's repr writes it, up to its first 41 characters or so.
 std::string repr(const nlohmann::json& value);

@@ -94,10 +94,10 @@ PreTokenizer read_split(const Fields& part) {
 PreTokenizer read_byte_level(const Fields& part) {
   static const Expression words(kGpt2Words);
   part.boolean("trim_offsets");  // says where tokens stand in the text, which nobody asks for
-  return [prefix = part.boolean("add_prefix_space"), expression = part.boolean("use_regex", true)](Pieces& pieces) {
+  return [prefix = part.boolean("add_prefix_space"), cuts = part.boolean("use_regex", true)](Pieces& pieces) {
     cut_pieces(pieces, [&](Piece&& piece) {
       if (prefix && !piece.text.starts_with(' ')) piece.prepend(" ");
-      return expression ? cut(piece, words.find_all(piece.text), Behavior::kIsolated) : Pieces{std::move(piece)};
+      return cuts ? cut(piece, words.find_all(piece.text), Behavior::kIsolated) : Pieces{std::move(piece)};
     });
     for (Piece& piece : pieces) {
       if (piece.token) continue;

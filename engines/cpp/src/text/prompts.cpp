@@ -73,15 +73,17 @@ TokenizedPrompt tokenize(std::string_view text, const Tokenizer& tokenizer, cons
   const std::vector<std::int64_t> prompt = encode_prompt(text, tokenizer, spec);
   const auto places = static_cast<std::size_t>(std::count(prompt.begin(), prompt.end(), spec.image_token_id));
   if (places != tokens_per_image.size()) {
-    throw InputError("the prompt has " + std::to_string(places) + " " + spec.image_token + " tokens, expected " +
-                     std::to_string(tokens_per_image.size()) + ", one for each picture");
+    throw InputError("the prompt has " + std::to_string(places) + " " + spec.image_token +
+                     " tokens, expected " + std::to_string(tokens_per_image.size()) +
+                     ", one for each picture");
   }
   TokenizedPrompt result;
   auto repeats = tokens_per_image.begin();
   for (const std::int64_t id : prompt) {
     const bool is_image = id == spec.image_token_id;
     for (std::int64_t left = is_image ? *repeats++ : 1; left > 0; --left) {
-      if (is_image) result.image_positions.push_back(static_cast<std::int64_t>(result.input_ids.size()));
+      const auto place = static_cast<std::int64_t>(result.input_ids.size());
+      if (is_image) result.image_positions.push_back(place);
       result.input_ids.push_back(id);
     }
   }

@@ -56,7 +56,8 @@ struct TokenizedPrompt {
 
 // Reads "prompt" of a preprocessor.json for a model with this image token.
 // `path` is the file's name in messages. Raises BundleError if a value is missing, unknown or does not fit.
-PromptSpec read_prompt(const nlohmann::json& preprocessor, const std::string& path, std::int64_t image_token_id);
+PromptSpec read_prompt(const nlohmann::json& preprocessor, const std::string& path,
+                       std::int64_t image_token_id);
 
 // Opens a bundle's tokenizer.json. Raises BundleError if it cannot be read, or has another image token.
 Tokenizer read_tokenizer(const std::filesystem::path& path, const PromptSpec& prompt);
@@ -67,14 +68,16 @@ Tokenizer read_tokenizer(const std::filesystem::path& path, const PromptSpec& pr
 std::string render(std::string_view question, const PromptSpec& spec, std::size_t images = 1);
 
 // Token ids of a rendered prompt, with BOS before them if the model has one and the prompt has not.
-std::vector<std::int64_t> encode_prompt(std::string_view text, const Tokenizer& tokenizer, const PromptSpec& spec);
+std::vector<std::int64_t> encode_prompt(std::string_view text, const Tokenizer& tokenizer,
+                                        const PromptSpec& spec);
 
 // Token ids of a rendered prompt, each image token repeated for every visual token of its picture.
 // Raises InputError if there are other than one image token for each picture, or no text follows the last.
 TokenizedPrompt tokenize(std::string_view text, const Tokenizer& tokenizer, const PromptSpec& spec,
                          std::span<const std::int64_t> tokens_per_image);
 
-// Ids of tokens that end an answer, such as <|eot_id|>. Raises SettingsError if a text is not exactly one token.
+// Ids of tokens that end an answer, such as <|eot_id|>.
+// Raises SettingsError if a text is not exactly one token.
 std::vector<std::int64_t> end_token_ids(std::span<const std::string> texts, const Tokenizer& tokenizer);
 
 }  // namespace star

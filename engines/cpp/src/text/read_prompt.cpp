@@ -43,14 +43,17 @@ PromptForms read_forms(const Fields& forms) {
 void read_texts(const Fields& prompt, PromptSpec& spec) {
   const Fields special = prompt.object("special_tokens");
   for (const auto& [name, value] : prompt.value("special_tokens").items()) {
-    // Inside a mapping, values have neither a path of their own nor a repr.
-    if (!value.is_string()) refuse_value(value, special.path() + "[...]", "str");
+    // Inside a mapping, Python's messages have neither the path of a value nor the value.
+    if (!value.is_string()) {
+      throw BundleError(special.path() + "[...]: expected str, got " + std::string(json_kind(value)));
+    }
     spec.special_tokens[name] = value.get<std::string>();
   }
   if (!prompt.contains("end_tokens")) return;
   const auto& tokens = prompt.array("end_tokens");
   for (std::size_t i = 0; i < tokens.size(); ++i) {
-    spec.end_tokens.push_back(text_value(tokens[i], prompt.path("end_tokens") + "[" + std::to_string(i) + "]"));
+    const std::string path = prompt.path("end_tokens") + "[" + std::to_string(i) + "]";
+    spec.end_tokens.push_back(text_value(tokens[i], path));
   }
 }
 
@@ -103,7 +106,8 @@ void check_fit(const PromptSpec& spec, std::int64_t image_token_id) {
 
 }  // namespace
 
-PromptSpec read_prompt(const nlohmann::json& preprocessor, const std::string& path, std::int64_t image_token_id) {
+PromptSpec read_prompt(const nlohmann::json& preprocessor, const std::string& path,
+                       std::int64_t image_token_id) {
   try {
     const Fields file(preprocessor, "");
     PromptSpec spec = read_spec(file.object("prompt"));

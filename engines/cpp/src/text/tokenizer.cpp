@@ -79,7 +79,8 @@ Tokenizer Tokenizer::parse(std::string_view content, const std::string& path) {
     throw BundleError(path + " cannot be used without Python: " + error.what() +
                       "; run the bundle with star-export run");
   } catch (const Json::exception& error) {
-    throw BundleError(path + " is damaged: it is not JSON: " + error.what() + "; build the bundle again");
+    throw BundleError(path + " is damaged: it is not JSON: " + utf8::lossy(error.what()) +
+                      "; build the bundle again");
   } catch (const Error& error) {
     throw BundleError(path + " is damaged: " + error.what() + "; build the bundle again");
   }

@@ -47,7 +47,7 @@ std::string TextStream::push(std::int64_t token) {
   window_.push_back(token);
   if (name->starts_with("<0x") && name->ends_with('>')) return "";
   const std::string text = tokenizer_.decode(window_);
-  const std::size_t open_end = text.ends_with(kIncomplete) ? 1 : 0;  // may become a character with the next token
+  const std::size_t open_end = text.ends_with(kIncomplete) ? 1 : 0;  // may become a character with the next
   std::string piece = slice(text, given_, utf8::length(text) - open_end);
   if (window_.size() > kContext) window_.erase(window_.begin(), window_.end() - kContext);
   const std::size_t left = utf8::length(tokenizer_.decode(window_));
@@ -60,8 +60,8 @@ std::string TextStream::finish() const {
   return slice(text, given_, utf8::length(text));
 }
 
-Transcript::Transcript(Tokenizer tokenizer, std::vector<std::int64_t> eos_token_ids, std::size_t max_new_tokens,
-                       std::vector<std::string> stop)
+Transcript::Transcript(Tokenizer tokenizer, std::vector<std::int64_t> eos_token_ids,
+                       std::size_t max_new_tokens, std::vector<std::string> stop)
     : stream_(std::move(tokenizer)),
       eos_(std::move(eos_token_ids)),
       limit_(max_new_tokens),
