@@ -159,7 +159,7 @@ def test_streaming(star_run: StarRun, cli: Cli, bundle: Any) -> None:  # noqa: F
 
 MINI_REFUSED: dict[str, tuple[object, ...]] = {
     "no such picture": (*images(Path("nowhere.png")), "-p", "What?"),
-    "web address": ("--image", "https://example.org/x.png", "-p", "What?"),
+    "web address": ("--image", "https:/example.org/x.png", "-p", "What?"),
     "too many pictures": (*images(*[SHAPES] * 4), "-p", "What?"),
     "empty prompt": (*images(SHAPES), "-p", " \n"),
     "long prompt": (*images(SHAPES), "-p", "word " * 300),
@@ -169,7 +169,7 @@ MINI_REFUSED: dict[str, tuple[object, ...]] = {
     "too much kept": (*images(SHAPES), "-p", "What?", "--keep", 517),
     "over stage 1": (*images(SHAPES), "-p", "What?", "--keep", 9999),
     "wrong stages": (*images(SHAPES), "-p", "What?", "--keep", "3,2,1"),
-    "rising stages": (*images(SHAPES), "-p", "What?", "--keep", "64,64"),
+    "rising stages": (*images(SHAPES), "-p", "What?", "--keep", "14,64"),
     "no new tokens": (*images(SHAPES), "-p", "What?", "--max-new-tokens", 0),
     "too many new tokens": (*images(SHAPES), "-p", "What?", "--max-new-tokens", 99999),
     "temperature": (*images(SHAPES), "-p", "What?", "--temperature", -1),
@@ -203,14 +203,17 @@ def test_damaged_bundles(star_run: StarRun, cli: Cli, bundle: Any, tmp_path: Pat
     folder = Path(shutil.copytree(bundle("mha"), tmp_path / "bundle"))
     manifest = json.loads((folder / "manifest.json").read_text())
     for key, value in (
-        ("format_version", 99),
         ("spec", {**manifest["spec"], "max_new_tokens": "many"}),
         ("spec", {**manifest["spec"], "odd": 1}),
-        ("files", manifest["files"][1:]),
+        ("files", [file for file in manifest["files"] if file["path"] != "tokenizer.json"]),
         ("files", [{**manifest["files"][0], "bytes": 3}, *manifest["files"][1:]]),
     ):
         (folder / "manifest.json").write_text(json.dumps({**manifest, key: value}))
         _refused_alike(star_run, cli, folder, *command)
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    found = star_run(folder, *command)
+    assert found.returncode == 2
+    assert f"{folder} has bundle format 99, this runtime reads " in found.stderr
     (folder / "manifest.json").write_text("{")
     found = star_run(folder, *command)
     assert found.returncode == 2
