@@ -7,6 +7,11 @@
 
 #include "errors.hpp"
 
+#ifdef __x86_64__
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 namespace star {
 namespace {
 
@@ -25,7 +30,40 @@ std::uint32_t big_endian(const std::byte* data) {
          std::to_integer<std::uint32_t>(data[2]) << 8 | std::to_integer<std::uint32_t>(data[3]);
 }
 
-void compress(std::array<std::uint32_t, 8>& state, const std::byte* block) {
+#ifdef __x86_64__
+// Four to five times as fast as plain code: a bundle is hashed whenever it is opened.
+__attribute__((target("sha,sse4.1"))) void compress_by_instructions(std::array<std::uint32_t, 8>& state,
+                                                                    const std::byte* block) {
+  const auto load = [](const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); };
+  const __m128i swap = _mm_set_epi64x(0x0c0d0e0f08090a0b, 0x0405060700010203);
+  const __m128i cdab = _mm_shuffle_epi32(load(&state[0]), 0xb1),
+                efgh = _mm_shuffle_epi32(load(&state[4]), 0x1b);
+  const __m128i first = _mm_alignr_epi8(cdab, efgh, 8), second = _mm_blend_epi16(efgh, cdab, 0xf0);
+  __m128i abef = first, cdgh = second, w[4];
+  for (int i = 0; i < 4; ++i) w[i] = _mm_shuffle_epi8(load(block + 16 * i), swap);
+  for (int i = 0; i < 16; ++i) {
+    __m128i& oldest = w[i % 4];
+    const __m128i sum = _mm_add_epi32(oldest, load(&kRounds[static_cast<std::size_t>(4 * i)]));
+    cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
+    abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
+    const __m128i last = w[(i + 3) % 4], seventh = _mm_alignr_epi8(last, w[(i + 2) % 4], 4);
+    const __m128i mixed = _mm_add_epi32(_mm_sha256msg1_epu32(oldest, w[(i + 1) % 4]), seventh);
+    oldest = _mm_sha256msg2_epu32(mixed, last);
+  }
+  const __m128i feba = _mm_shuffle_epi32(_mm_add_epi32(abef, first), 0x1b);
+  const __m128i dchg = _mm_shuffle_epi32(_mm_add_epi32(cdgh, second), 0xb1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[0]), _mm_blend_epi16(feba, dchg, 0xf0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(&state[4]), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+bool has_instructions() {
+  unsigned highest = 0, leaf = 0, b = 0, c = 0, d = 0;
+  if (__get_cpuid(1, &highest, &leaf, &c, &d) == 0 || (c & bit_SSE4_1) == 0) return false;
+  return __get_cpuid_count(7, 0, &leaf, &b, &c, &d) != 0 && (b & bit_SHA) != 0;
+}
+#endif
+
+void compress_plainly(std::array<std::uint32_t, 8>& state, const std::byte* block) {
   using std::rotr;
   std::array<std::uint32_t, 64> w;
   for (std::size_t t = 0; t < 16; ++t) w[t] = big_endian(block + 4 * t);
@@ -43,6 +81,14 @@ void compress(std::array<std::uint32_t, 8>& state, const std::byte* block) {
   }
   const std::array<std::uint32_t, 8> added{a, b, c, d, e, f, g, h};
   for (std::size_t i = 0; i < state.size(); ++i) state[i] += added[i];
+}
+
+void compress(std::array<std::uint32_t, 8>& state, const std::byte* block) {
+#ifdef __x86_64__
+  static const bool by_instructions = has_instructions();
+  if (by_instructions) return compress_by_instructions(state, block);
+#endif
+  compress_plainly(state, block);
 }
 
 }  // namespace
