@@ -226,7 +226,7 @@ def test_damaged_tokenizers_are_refused(talker: Talker, files: dict[str, str], t
         for _ in range(60):
             at = choose.randrange(len(content))
             path.write_bytes(content[:at] + bytes([choose.randrange(256)]) * choose.randint(0, 3))
-            with pytest.raises(BundleError, match="is damaged: it is not JSON"):
+            with pytest.raises(BundleError, match=r"is damaged: it (is not JSON|cannot be read)"):
                 talker.ask("open", path=str(path))
     assert refused > 700
 

@@ -16,10 +16,10 @@ namespace {
 constexpr const char* kFile = R"({
   "version": "1.0", "truncation": null, "padding": null,
   "added_tokens": [
-    {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-     "special": true},
-    {"id": 9, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": true, "normalized": false,
-     "special": true}],
+    {"id": 0, "content": "<s>", "single_word": false, "lstrip": false, "rstrip": false,
+     "normalized": false, "special": true},
+    {"id": 9, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": true,
+     "normalized": false, "special": true}],
   "normalizer": {"type": "Sequence", "normalizers": [
     {"type": "Prepend", "prepend": "▁"}, {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}]},
   "pre_tokenizer": null,
@@ -27,8 +27,8 @@ constexpr const char* kFile = R"({
     "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
     "pair": [], "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}}},
   "decoder": {"type": "Sequence", "decoders": [
-    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
-    {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+    {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+    {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
   "model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true, "byte_fallback": true,
     "vocab": {"<s>": 0, "<unk>": 1, "<0xC3>": 2, "<0xA9>": 3, "▁": 4, "a": 5, "b": 6, "▁a": 7, "ab": 8},
     "merges": ["▁ a", ["a", "b"]]}})";
@@ -83,14 +83,14 @@ TEST_CASE("what is not supported is refused by name") {
   changed["pre_tokenizer"] = {{"type", "Punctuation"}};
   CHECK_THROWS_WITH_AS(tokenizer(changed),
                        "tokenizer.json cannot be used without Python: pre_tokenizer: the pre-tokenizer "
-                       "'Punctuation' is not supported, expected Sequence, Split, ByteLevel, Metaspace or Digits; "
-                       "run the bundle with star-export run",
+                       "'Punctuation' is not supported, expected Sequence, Split, ByteLevel, Metaspace or "
+                       "Digits; run the bundle with star-export run",
                        star::BundleError);
   changed = file();
   changed["model"]["vocab"]["a"] = "5";
   CHECK_THROWS_WITH_AS(tokenizer(changed),
-                       "tokenizer.json is damaged: model.vocab.a: expected int, got str, found '5'; build the "
-                       "bundle again",
+                       "tokenizer.json is damaged: model.vocab.a: expected int, got str, found '5'; build "
+                       "the bundle again",
                        star::BundleError);
 }
 

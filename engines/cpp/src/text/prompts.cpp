@@ -100,8 +100,9 @@ std::vector<std::int64_t> end_token_ids(std::span<const std::string> texts, cons
   for (const std::string& text : texts) {
     const auto token = tokenizer.token_to_id(text);
     if (!token) {
-      throw SettingsError(option("end_tokens=") + utf8::repr(text) + " is no token of this model, which reads it as " +
-                          std::to_string(tokenizer.encode(text, false).size()) +
+      const std::string count = std::to_string(tokenizer.encode(text, false).size());
+      throw SettingsError(option("end_tokens=") + utf8::repr(text) +
+                          " is no token of this model, which reads it as " + count +
                           " tokens; give one that its tokenizer.json lists, or end answers with " +
                           option("stop"));
     }

@@ -1,9 +1,8 @@
 #include "text/tokenizer.hpp"
 
-#include <algorithm>
 #include <fstream>
-#include <iterator>
 #include <limits>
+#include <system_error>
 #include <utility>
 
 #include "errors.hpp"
@@ -65,9 +64,14 @@ struct Tokenizer::Parts {
 };
 
 Tokenizer Tokenizer::open(const std::filesystem::path& path) {
+  std::error_code error;
+  const bool is_file = std::filesystem::is_regular_file(path, error);
+  const auto size = is_file ? std::filesystem::file_size(path, error) : 0;
   std::ifstream file(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (!file) throw BundleError(path.string() + " is damaged: it cannot be read; build the bundle again");
+  std::string content(error ? 0 : static_cast<std::size_t>(size), '\0');
+  if (content.empty() || !file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+    throw BundleError(path.string() + " is damaged: it cannot be read; build the bundle again");
+  }
   return parse(content, path.string());
 }
 
