@@ -4,8 +4,9 @@
  *   star_error* error = star_pipeline_open("bundle", NULL, &pipeline);
  *   if (error != NULL) { puts(star_error_message(error)); star_error_free(error); return 2; }
  *
- * Handles are opaque, texts are UTF-8, and nothing is thrown. What can fail returns an error to free, or NULL. A
- * struct begins with its size, so that later versions can add members; all zeros but that are the defaults. */
+ * Handles are opaque, texts are UTF-8, and nothing is thrown. What can fail returns an error to free, or
+ * NULL. A struct begins with its size, so that later versions can add members; all zeros but that are the
+ * defaults. */
 #ifndef STAR_C_H
 #define STAR_C_H
 
@@ -30,13 +31,13 @@ typedef struct star_error star_error;
 typedef struct star_cancellation star_cancellation;
 
 typedef enum star_error_kind {
-  STAR_ERROR_SETTINGS = 1,  /* an option is out of range */
-  STAR_ERROR_BUNDLE = 2,    /* the bundle is missing, damaged, unsafe or of another version */
-  STAR_ERROR_INPUT = 3,     /* a picture or the prompt cannot be used with this bundle */
-  STAR_ERROR_PLATFORM = 4,  /* something that this machine lacks */
+  STAR_ERROR_SETTINGS = 1,   /* an option is out of range */
+  STAR_ERROR_BUNDLE = 2,     /* the bundle is missing, damaged, unsafe or of another version */
+  STAR_ERROR_INPUT = 3,      /* a picture or the prompt cannot be used with this bundle */
+  STAR_ERROR_PLATFORM = 4,   /* something that this machine lacks */
   STAR_ERROR_NON_FINITE = 5, /* the model's logits are NaN or infinite */
-  STAR_ERROR_CANCELLED = 6, /* the caller ended it */
-  STAR_ERROR_OTHER = 7      /* a fault of this library, or no memory */
+  STAR_ERROR_CANCELLED = 6,  /* the caller ended it */
+  STAR_ERROR_OTHER = 7       /* a fault of this library, or no memory */
 } star_error_kind;
 
 STAR_API star_error_kind star_error_kind_of(const star_error* error);
@@ -52,7 +53,8 @@ typedef struct star_options {
 } star_options;
 
 /* Reads a bundle and loads its graphs; `options` may be NULL. */
-STAR_API star_error* star_pipeline_open(const char* folder, const star_options* options, star_pipeline** pipeline);
+STAR_API star_error* star_pipeline_open(const char* folder, const star_options* options,
+                                        star_pipeline** pipeline);
 STAR_API void star_pipeline_close(star_pipeline* pipeline);
 
 /* A JPEG or PNG: the path of a file, or, where that is NULL, the bytes of one. */
@@ -62,34 +64,35 @@ typedef struct star_image {
   size_t size;
 } star_image;
 
-/* A piece of text as it comes, not terminated by NUL. Any value but 0 ends the answer, which is cancelled then. */
+/* A piece of text as it comes, not terminated by NUL. Any value but 0 ends the answer, which is cancelled
+ * then. */
 typedef int (*star_on_text)(void* context, const char* text, size_t size);
 
 typedef struct star_settings {
-  size_t size;              /* sizeof(star_settings) */
-  const int64_t* keep;      /* one number: visual tokens of all pictures after the last stage; else one for each */
-  size_t keep_count;        /* 0: the bundle's own */
-  int64_t max_new_tokens;   /* 0: what the caches hold */
-  double temperature;       /* 0 is greedy */
-  double top_p;             /* 0: 1.0, all tokens */
-  const uint64_t* seed;     /* NULL: a fresh one every time */
-  const char* const* stop;  /* strings that end the answer and are no part of it */
+  size_t size;         /* sizeof(star_settings) */
+  const int64_t* keep; /* one number: visual tokens of all pictures after the last stage; else one for each */
+  size_t keep_count;   /* 0: the bundle's own */
+  int64_t max_new_tokens;  /* 0: what the caches hold */
+  double temperature;      /* 0 is greedy */
+  double top_p;            /* 0: 1.0, all tokens */
+  const uint64_t* seed;    /* NULL: a fresh one every time */
+  const char* const* stop; /* strings that end the answer and are no part of it */
   size_t stop_count;
   const char* const* end_tokens; /* tokens that end it, besides the bundle's own */
   size_t end_token_count;
-  star_on_text on_text;     /* may be NULL; called in the caller's thread */
-  void* context;            /* passed on to on_text */
+  star_on_text on_text;                  /* may be NULL; called in the caller's thread */
+  void* context;                         /* passed on to on_text */
   const star_cancellation* cancellation; /* may be NULL */
 } star_settings;
 
-/* Answers a question about pictures; `settings` may be NULL. Any thread may ask; one answer is generated at a time,
- * the others wait. */
-STAR_API star_error* star_pipeline_generate(star_pipeline* pipeline, const star_image* images, size_t image_count,
-                                            const char* prompt, const star_settings* settings,
-                                            star_result** result);
+/* Answers a question about pictures; `settings` may be NULL. Any thread may ask; one answer is generated at a
+ * time, the others wait. */
+STAR_API star_error* star_pipeline_generate(star_pipeline* pipeline, const star_image* images,
+                                            size_t image_count, const char* prompt,
+                                            const star_settings* settings, star_result** result);
 
-/* Ends the generations that it was given to before their next tokens; any thread may ask for that, at any time. It
- * outlives them. */
+/* Ends the generations that it was given to before their next tokens; any thread may ask for that, at any
+ * time. It outlives them. */
 STAR_API star_error* star_cancellation_new(star_cancellation** cancellation);
 STAR_API void star_cancellation_cancel(star_cancellation* cancellation);
 STAR_API void star_cancellation_free(star_cancellation* cancellation);

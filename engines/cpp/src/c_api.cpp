@@ -1,11 +1,10 @@
-#include "star_c.h"
-
 #include <array>
 #include <memory>
 #include <new>
 
 #include "errors.hpp"
 #include "star/pipeline.hpp"
+#include "star_c.h"
 
 struct star_pipeline {
   star::Pipeline pipeline;
@@ -66,8 +65,9 @@ void require(const T* given, const char* name) {
 template <typename Struct>
 void require_size(const Struct& given, const char* name) {
   if (given.size < sizeof(Struct)) {
-    throw SettingsError(std::string(name) + ".size is " + std::to_string(given.size) + ", expected sizeof(" + name +
-                        "), which is " + std::to_string(sizeof(Struct)) + "; set it, or compile with this header");
+    throw SettingsError(std::string(name) + ".size is " + std::to_string(given.size) + ", expected sizeof(" +
+                        name + "), which is " + std::to_string(sizeof(Struct)) +
+                        "; set it, or compile with this header");
   }
 }
 
@@ -185,13 +185,17 @@ star_error* star_cancellation_new(star_cancellation** cancellation) {
   });
 }
 void star_cancellation_cancel(star_cancellation* cancellation) { cancellation->source.request_stop(); }
-void star_cancellation_free(star_cancellation* cancellation) { std::unique_ptr<star_cancellation>{cancellation}; }
+void star_cancellation_free(star_cancellation* cancellation) {
+  std::unique_ptr<star_cancellation>{cancellation};
+}
 
 const char* star_result_text(const star_result* result, size_t* size) {
   if (size != nullptr) *size = result->result.text.size();
   return result->result.text.c_str();
 }
-const char* star_result_finish_reason(const star_result* result) { return result->result.finish_reason.c_str(); }
+const char* star_result_finish_reason(const star_result* result) {
+  return result->result.finish_reason.c_str();
+}
 const int64_t* star_result_token_ids(const star_result* result, size_t* count) {
   return star::counted(result->result.token_ids, count);
 }

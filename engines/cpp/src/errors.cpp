@@ -13,9 +13,7 @@ Error::Error(ErrorKind kind, const std::string& marked)
       kind_(kind),
       marked_(marked) {}
 
-std::string option(std::string_view name) {
-  return std::string(kBegin).append(name).append(kEnd);
-}
+std::string option(std::string_view name) { return std::string(kBegin).append(name).append(kEnd); }
 
 std::string spelled(std::string_view marked, const std::function<std::string(const std::string&)>& spell) {
   std::string text;

@@ -22,8 +22,8 @@ struct PlatformError : Error {
   explicit PlatformError(const std::string& message) : Error(ErrorKind::kPlatform, message) {}
 };
 
-// An option in an error's text, marked so that a command line can put its flag there: `keep`, or `keep=` before
-// its value.
+// An option in an error's text, marked so that a command line can put its flag there: `keep`, or `keep=`
+// before its value.
 std::string option(std::string_view name);
 
 // A text with its marked options as `spell` has them.

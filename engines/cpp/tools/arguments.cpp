@@ -30,7 +30,8 @@ Keep parse_keep(const std::string& text) {
     const std::size_t end = std::min(text.find(',', first), text.size());
     const auto number = number_in<std::int64_t>(std::string_view(text).substr(first, end - first));
     if (!number) {
-      throw SettingsError("--keep: '" + text + "' is no number of visual tokens, nor a list such as 128,14 of " +
+      throw SettingsError("--keep: '" + text +
+                          "' is no number of visual tokens, nor a list such as 128,14 of " +
                           "one for each stage");
     }
     numbers.push_back(*number);
@@ -68,7 +69,8 @@ void describe(CLI::App& app, Arguments& asked, Texts& texts) {
   app.set_version_flag("--version", "star_run " STAR_VERSION);
   app.footer(kExamples);
   app.add_option("DIR", asked.folder, "A bundle made by `star-export build`.")->required();
-  add_repeated(app, "-i,--image", texts.images, "A JPEG or PNG file; repeat for more, in the order of their places.")
+  add_repeated(app, "-i,--image", texts.images,
+               "A JPEG or PNG file; repeat for more, in the order of their places.")
       ->required();
   app.add_option("-p,--prompt", asked.prompt,
                  "The question, which the pictures open; with <image> for each, the whole prompt as it is.")
@@ -87,10 +89,12 @@ void describe(CLI::App& app, Arguments& asked, Texts& texts) {
   app.add_option("--backend", asked.options.backend, "What runs it: onnxruntime.");
   app.add_option("--onnxruntime", texts.onnxruntime,
                  "The ONNX Runtime library, 1.24 or newer; by default $STAR_ONNXRUNTIME, or the system's.");
-  app.add_option("--threads", texts.threads, "CPU threads; all cores by default.")->check(CLI::Range(1, 1 << 20));
+  app.add_option("--threads", texts.threads, "CPU threads; all cores by default.")
+      ->check(CLI::Range(1, 1 << 20));
   app.add_flag("--verify", asked.options.verify, "Hash the weights before loading.");
   app.add_flag("--json", asked.json, "Print one JSON object and nothing else on stdout.");
-  app.add_flag("--bench", asked.bench, "Measure instead: medians of --repeats answers, after one to warm up.");
+  app.add_flag("--bench", asked.bench,
+               "Measure instead: medians of --repeats answers, after one to warm up.");
   app.add_option("--repeats", asked.repeats, "Measured rounds of --bench; 5 by default.")
       ->check(CLI::Range(1, 1 << 20));
 }

@@ -40,14 +40,17 @@ Json json_of(const Result& result) {
           {"stage2_indices", result.stage2_indices},
           {"prompt_tokens", result.prompt_tokens},
           {"timings_ms",
-           {{"vision", spent.vision}, {"prefill", spent.prefill}, {"decode", spent.decode}, {"total", spent.total}}}};
+           {{"vision", spent.vision},
+            {"prefill", spent.prefill},
+            {"decode", spent.decode},
+            {"total", spent.total}}}};
 }
 
 // Where the time of an answer went.
 void print_summary(const Result& result) {
   const Timings& spent = result.timings_ms;
-  std::fprintf(stderr, "%zu -> %zu visual tokens, vision %.0f ms, prefill %.0f ms", result.stage1_indices.size(),
-               result.stage2_indices.size(), spent.vision, spent.prefill);
+  std::fprintf(stderr, "%zu -> %zu visual tokens, vision %.0f ms, prefill %.0f ms",
+               result.stage1_indices.size(), result.stage2_indices.size(), spent.vision, spent.prefill);
   if (!spent.decode.empty()) {
     const double sum = std::accumulate(spent.decode.begin(), spent.decode.end(), 0.0);
     std::fprintf(stderr, ", %.1f ms per token", sum / static_cast<double>(spent.decode.size()));
@@ -77,7 +80,10 @@ void measure(Pipeline& pipeline, const Arguments& asked) {
   }
   const Json decode_ms = decode.empty() ? Json() : Json(median(decode));
   if (asked.json) {
-    print_json({{"repeats", asked.repeats}, {"tokens", tokens}, {"ttft_ms", median(first)}, {"decode_ms", decode_ms}});
+    print_json({{"repeats", asked.repeats},
+                {"tokens", tokens},
+                {"ttft_ms", median(first)},
+                {"decode_ms", decode_ms}});
     return;
   }
   std::ostringstream text;
@@ -127,7 +133,8 @@ int main(int argc, const char* const* argv) {
   } catch (const std::bad_alloc&) {
     return fail("not enough memory; close other programs or use a smaller model");
   } catch (const std::exception& error) {
-    return fail(std::string("unexpected: ") + error.what() + "; this is a fault of star-export: please report it");
+    return fail(std::string("unexpected: ") + error.what() +
+                "; this is a fault of star-export: please report it");
   }
 }
 

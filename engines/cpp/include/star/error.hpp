@@ -15,7 +15,8 @@ class STAR_API Error : public std::runtime_error {
  public:
   Error(ErrorKind kind, const std::string& marked);
   ErrorKind kind() const noexcept { return kind_; }
-  // The message with the names of options between U+FDD0 and U+FDD1, for front ends that have names of their own.
+  // The message with the names of options between U+FDD0 and U+FDD1, for front ends that have names of their
+  // own.
   const std::string& marked() const noexcept { return marked_; }
 
  private:

@@ -40,9 +40,9 @@ struct Timings {
 
 // A finished generation.
 struct Result {
-  std::string text;                          // the answer without special tokens
-  std::vector<std::int64_t> token_ids;       // its tokens, an end token included when there was one
-  std::string finish_reason;                 // "stop" after an end token or a stop string, "length" at the limit
+  std::string text;                     // the answer without special tokens
+  std::vector<std::int64_t> token_ids;  // its tokens, an end token included when there was one
+  std::string finish_reason;            // "stop" after an end token or a stop string, "length" at the limit
   std::vector<std::int64_t> stage1_indices;  // visual tokens that stage 1 kept, numbered across the pictures
   std::vector<std::int64_t> stage2_indices;  // stage-1 tokens that stage 2 kept
   std::int64_t prompt_tokens = 0;            // before stage 2, visual tokens included
@@ -51,8 +51,8 @@ struct Result {
 
 class Pipeline {
  public:
-  // Reads a bundle and loads its graphs. Throws an Error of kind kBundle if it is missing, damaged, unsafe or too
-  // new, kSettings for an unknown backend, kPlatform if this machine lacks what the backend needs.
+  // Reads a bundle and loads its graphs. Throws an Error of kind kBundle if it is missing, damaged, unsafe or
+  // too new, kSettings for an unknown backend, kPlatform if this machine lacks what the backend needs.
   STAR_API static Pipeline open(const std::filesystem::path& folder, const Options& options = {});
 
   STAR_API Pipeline(Pipeline&&) noexcept;
@@ -62,13 +62,15 @@ class Pipeline {
   // Answers a question about pictures. The prompt is a question, or, with <image> for each picture, the whole
   // prompt as it is.
   //
-  // Any thread may ask; one answer is generated at a time, the others wait. `stop` ends it before its next token,
-  // with an Error of kind kCancelled. What `on_text` throws ends it too, and passes on to the caller.
+  // Any thread may ask; one answer is generated at a time, the others wait. `stop` ends it before its next
+  // token, with an Error of kind kCancelled. What `on_text` throws ends it too, and passes on to the caller.
   //
-  // Throws an Error of kind kInput if a picture or the prompt cannot be used, kSettings if a number is out of range
-  // or an end token is unknown, kNonFinite if the model's logits are NaN or infinite; the next is not affected.
-  STAR_API Result generate(std::span<const Image> images, std::string_view prompt, const Settings& settings = {},
-                           const OnText& on_text = {}, const std::stop_token& stop = {});
+  // Throws an Error of kind kInput if a picture or the prompt cannot be used, kSettings if a number is out of
+  // range or an end token is unknown, kNonFinite if the model's logits are NaN or infinite; the next is not
+  // affected.
+  STAR_API Result generate(std::span<const Image> images, std::string_view prompt,
+                           const Settings& settings = {}, const OnText& on_text = {},
+                           const std::stop_token& stop = {});
 
  private:
   struct Parts;

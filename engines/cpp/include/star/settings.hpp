@@ -15,8 +15,8 @@ namespace star {
 // How a bundle is opened.
 struct Options {
   std::string backend = "onnxruntime";
-  // The ONNX Runtime library to load, 1.24 or newer. By default what the environment variable STAR_ONNXRUNTIME
-  // names, or what the system's loader finds. A process has one.
+  // The ONNX Runtime library to load, 1.24 or newer. By default what the environment variable
+  // STAR_ONNXRUNTIME names, or what the system's loader finds. A process has one.
   std::filesystem::path onnxruntime;
   std::optional<int> threads;  // of the CPU; all cores by default
   bool verify = false;         // hash every file first, the weights too

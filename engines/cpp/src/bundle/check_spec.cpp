@@ -158,7 +158,8 @@ void check_capacities(const ExportSpec& spec) {
 void check_last(std::span<const Stage> schedule, std::int64_t keep) {
   const Stage& last = schedule.back();
   const std::string named = option("keep=") + to_string(keep);
-  if (keep < 1) throw SettingsError(option("keep") + " must be at least 1 visual token, got " + to_string(keep));
+  if (keep < 1)
+    throw SettingsError(option("keep") + " must be at least 1 visual token, got " + to_string(keep));
   if (schedule.size() > 1) {
     const std::size_t before = schedule.size() - 2;
     const std::int64_t most = most_of(schedule[before]);
@@ -172,9 +173,8 @@ void check_last(std::span<const Stage> schedule, std::int64_t keep) {
   }
   const std::int64_t most = last.after_layer != 0 ? last.max_tokens : last.tokens;
   if (keep > most) {
-    const std::string remedy =
-        last.after_layer != 0 ? option("max_keep=") + to_string(keep)
-                              : option("schedule=") + to_string(keep) + "@0";
+    const std::string remedy = last.after_layer != 0 ? option("max_keep=") + to_string(keep)
+                                                     : option("schedule=") + to_string(keep) + "@0";
     throw SettingsError(named + " is over this bundle's maximum of " + to_string(most) +
                         "; build it again with " + remedy);
   }
@@ -195,7 +195,8 @@ void check_keep(std::span<const Stage> schedule, const Keep& keep) {
   const auto& every = std::get<std::vector<std::int64_t>>(keep);
   if (every.size() != schedule.size()) {
     std::string joined;
-    for (const std::int64_t tokens : every) joined.append(joined.empty() ? "" : ",").append(to_string(tokens));
+    for (const std::int64_t tokens : every)
+      joined.append(joined.empty() ? "" : ",").append(to_string(tokens));
     throw SettingsError(option("keep=") + joined + " has " + to_string(every.size()) +
                         " budgets; give one number for the last stage, or " + to_string(schedule.size()) +
                         ", one for each");

@@ -39,7 +39,8 @@ std::int64_t new_tokens(const ExportSpec& spec, std::optional<std::int64_t> want
   const std::int64_t most = spec.max_new_tokens;
   if (wanted && (*wanted < 1 || *wanted > most)) {
     throw SettingsError(option("max_new_tokens") + " must be from 1 to " + to_string(most) + ", got " +
-                        to_string(*wanted) + "; for more, build the bundle with a larger " + option("max_new_tokens"));
+                        to_string(*wanted) + "; for more, build the bundle with a larger " +
+                        option("max_new_tokens"));
   }
   return wanted.value_or(most);
 }

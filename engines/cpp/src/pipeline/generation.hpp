@@ -9,7 +9,8 @@
 
 namespace star {
 
-// Answers a request in the steps' own caches. Throws an Error of kind kCancelled when `stop` asks for the end.
+// Answers a request in the steps' own caches. Throws an Error of kind kCancelled when `stop` asks for the
+// end.
 Result answer_request(Steps& steps, const Request& request, Transcript transcript, const OnText& on_text,
                       const std::stop_token& stop);
 

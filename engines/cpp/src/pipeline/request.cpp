@@ -82,7 +82,8 @@ Requests::Requests(const Bundle& bundle)
   prompt_spec_ = read_prompt(parameters, path.string(), spec_.model.image_token_id);
   const auto image = parameters.find("image");
   if (image == parameters.end()) {
-    throw BundleError(path.string() + " is damaged: object missing required field image; build the bundle again");
+    throw BundleError(path.string() +
+                      " is damaged: object missing required field image; build the bundle again");
   }
   image_spec_ = read_image_spec(*image, shape_, spec_.model.tiling.has_value(), path.string());
   tokenizer_ = read_tokenizer(tokenizer_path_, prompt_spec_);
@@ -142,9 +143,10 @@ PromptInputs Requests::tokenize_prompt(std::string_view prompt, std::span<const 
   PromptInputs tokens{std::move(tokenized.input_ids), std::move(tokenized.image_positions),
                       std::move(tokenized.query_positions)};
   if (tokens.text_tokens() > spec_.max_text_tokens) {
-    throw InputError("the prompt has " + to_string(tokens.text_tokens()) + " text tokens, this bundle has room for " +
-                     to_string(spec_.max_text_tokens) + "; shorten it or build it again with " +
-                     option("max_text_tokens=") + to_string(tokens.text_tokens()));
+    throw InputError("the prompt has " + to_string(tokens.text_tokens()) +
+                     " text tokens, this bundle has room for " + to_string(spec_.max_text_tokens) +
+                     "; shorten it or build it again with " + option("max_text_tokens=") +
+                     to_string(tokens.text_tokens()));
   }
   return tokens;
 }

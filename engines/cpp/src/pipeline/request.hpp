@@ -34,8 +34,8 @@ class Requests {
   // Throws BundleError if tokenizer or preprocessing parameters cannot be read.
   explicit Requests(const Bundle& bundle);
 
-  // Throws InputError if a picture or the prompt cannot be used, SettingsError if a number is out of range or an
-  // end token is unknown.
+  // Throws InputError if a picture or the prompt cannot be used, SettingsError if a number is out of range or
+  // an end token is unknown.
   Request request(std::span<const Image> images, std::string_view prompt, const Settings& settings) const;
 
   // An empty answer to a request.

@@ -15,7 +15,8 @@ using std::to_string;
 std::string not_finite() {
   return "the model's logits are not finite: an overflow, if the bundle is float16 (build it with " +
          option("dtype=") + "bfloat16 or " + option("fp32_layers") +
-         "), else damaged weights or a damaged picture; star-export check names the first tensor that is not finite";
+         "), else damaged weights or a damaged picture; star-export check names the first tensor that is not "
+         "finite";
 }
 
 std::int64_t count_of(std::size_t size) { return static_cast<std::int64_t>(size); }
@@ -92,9 +93,9 @@ void check_prompt(const PromptInputs& tokens, std::span<const VisionOutput> visi
 void check_room(std::span<const std::int64_t> lengths, const Caches& caches) {
   for (std::size_t i = 0; i < lengths.size(); ++i) {
     if (lengths[i] <= caches.capacities()[i]) continue;
-    throw InputError("the KV caches have room for " + to_string(caches.capacities()[i]) + " tokens, not for " +
-                     to_string(lengths[i]) + "; ask for fewer new tokens, or build with a larger " +
-                     option("max_new_tokens"));
+    throw InputError("the KV caches have room for " + to_string(caches.capacities()[i]) +
+                     " tokens, not for " + to_string(lengths[i]) +
+                     "; ask for fewer new tokens, or build with a larger " + option("max_new_tokens"));
   }
 }
 

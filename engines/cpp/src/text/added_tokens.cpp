@@ -31,7 +31,7 @@ std::size_t spaces_end(std::string_view text, std::size_t begin) {
 }
 
 AddedToken read_token(const Fields& token, const Normalizer& normalizer) {
-  AddedToken read{token.text("content"),       "",
+  AddedToken read{token.text("content"),        "",
                   token.boolean("single_word"), token.boolean("lstrip"),
                   token.boolean("rstrip"),      token.boolean("normalized"),
                   token.boolean("special")};
@@ -136,7 +136,7 @@ bool AddedTokens::Trie::add(std::string_view content, std::uint32_t id) {
 }
 
 std::optional<std::pair<std::size_t, std::uint32_t>> AddedTokens::Trie::longest(std::string_view text,
-                                                                               std::size_t at) const {
+                                                                                std::size_t at) const {
   std::optional<std::pair<std::size_t, std::uint32_t>> found;
   std::size_t node = 0;
   for (std::size_t size = 0; at + size < text.size();) {

@@ -17,9 +17,7 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 // Two neighbours that a merge applies to; the lowest rank comes first, of equals the leftmost.
 struct Candidate {
   std::uint32_t rank, at, id;
-  bool operator>(const Candidate& other) const {
-    return std::tie(rank, at) > std::tie(other.rank, other.at);
-  }
+  bool operator>(const Candidate& other) const { return std::tie(rank, at) > std::tie(other.rank, other.at); }
 };
 
 struct Symbol {

@@ -139,9 +139,8 @@ Expression::Expression(std::string_view pattern) {
   if (code == nullptr) {
     throw BundleError("the expression " + utf8::repr(pattern) + " cannot be read: " + message(error));
   }
-  code_ = std::shared_ptr<const void>(code, [](const void* owned) {
-    pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(owned)));
-  });
+  code_ = std::shared_ptr<const void>(
+      code, [](const void* owned) { pcre2_code_free(static_cast<pcre2_code*>(const_cast<void*>(owned))); });
   pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where it is not available, the interpreter runs
 }
 

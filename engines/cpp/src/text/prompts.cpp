@@ -101,10 +101,9 @@ std::vector<std::int64_t> end_token_ids(std::span<const std::string> texts, cons
     const auto token = tokenizer.token_to_id(text);
     if (!token) {
       const std::string count = std::to_string(tokenizer.encode(text, false).size());
-      throw SettingsError(option("end_tokens=") + utf8::repr(text) +
-                          " is no token of this model, which reads it as " + count +
-                          " tokens; give one that its tokenizer.json lists, or end answers with " +
-                          option("stop"));
+      throw SettingsError(
+          option("end_tokens=") + utf8::repr(text) + " is no token of this model, which reads it as " +
+          count + " tokens; give one that its tokenizer.json lists, or end answers with " + option("stop"));
     }
     found.push_back(*token);
   }

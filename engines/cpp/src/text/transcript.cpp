@@ -36,8 +36,9 @@ void check_stop(std::span<const std::string> stop) {
     return !text.empty() && utf8::is_valid(text) && utf8::length(text) <= kLongestStop;
   };
   if (stop.size() > kMostStops || !std::all_of(stop.begin(), stop.end(), fits)) {
-    throw SettingsError(option("stop") + " takes at most " + std::to_string(kMostStops) + " strings of 1 to " +
-                        std::to_string(kLongestStop) + " characters, got " + shown(stop));
+    throw SettingsError(option("stop") + " takes at most " + std::to_string(kMostStops) +
+                        " strings of 1 to " + std::to_string(kLongestStop) + " characters, got " +
+                        shown(stop));
   }
 }
 

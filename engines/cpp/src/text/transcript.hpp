@@ -64,7 +64,7 @@ class Transcript {
   std::vector<std::int64_t> eos_;
   std::size_t limit_;
   std::vector<std::string> stop_;
-  bool stopped_ = false;  // by a stop string
+  bool stopped_ = false;   // by a stop string
   std::size_t given_ = 0;  // bytes of the text that were handed out
   std::vector<std::int64_t> token_ids_;
   std::string text_;

@@ -13,7 +13,7 @@ namespace {
 
 struct Form {
   std::size_t size;
-  char32_t bits;           // of the first byte
+  char32_t bits;            // of the first byte
   unsigned char low, high;  // what the second byte lies between
 };
 
