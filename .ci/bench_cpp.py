@@ -18,8 +18,8 @@ LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"
 NAMES = ("star_run", "star-export run")
 
 
-def measure(command: list[str]) -> tuple[float, float, str]:
-    """Milliseconds of a process, its peak MB, and what it printed."""
+def measure(command: list[str]) -> tuple[float, float, float, str]:
+    """Milliseconds of a process, of processors in it, its peak MB, and what it printed."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -29,7 +29,7 @@ def measure(command: list[str]) -> tuple[float, float, str]:
     spent = 1000 * (time.perf_counter() - start)
     if process.returncode:
         sys.exit(f"{command[0]} ended with {process.returncode}")
-    return spent, usage.ru_maxrss / 1024, printed
+    return spent, 1000 * (usage.ru_utime + usage.ru_stime), usage.ru_maxrss / 1024, printed
 
 
 def row(name: str, unit: str, values: list[list[float]]) -> None:
@@ -52,23 +52,22 @@ def main() -> None:
         [str(asked.build / "star_run"), "--onnxruntime", str(LIBRARY), *question],
         [str(Path(sys.executable).with_name("star-export")), "run", *question],
     )
-    first: list[list[float]] = [[], []]
-    memory: list[list[float]] = [[], []]
-    decode: list[list[float]] = [[], []]
-    ttft: list[list[float]] = [[], []]
+    first, busy, memory, ttft, decode = ([list[float](), list[float]()] for _ in range(5))
     for command in commands:
         measure([*command, "--max-new-tokens", "1"])  # files into the system's cache
     for _ in range(asked.repeats):
         for side, command in enumerate(commands):
-            spent, peak, _ = measure([*command, "--max-new-tokens", "1"])
-            answer = json.loads(measure(command)[2])["timings_ms"]
+            spent, work, peak, _ = measure([*command, "--max-new-tokens", "1"])
+            answer = json.loads(measure(command)[-1])["timings_ms"]
             first[side].append(spent)
+            busy[side].append(work)
             memory[side].append(peak)
             ttft[side].append(answer["vision"] + answer["prefill"])
             decode[side].extend(answer["decode"] or [0.0])
     print(f"medians of {asked.repeats}, in turns\n{'':32}{NAMES[0]:>15}{NAMES[1]:>20}{'ratio':>11}")
     row("process start to first token", "ms", first)
-    row("peak memory of that process", "MB", memory)
+    row("processor time of that", "ms", busy)
+    row("peak memory of that", "MB", memory)
     row("vision and prefill", "ms", ttft)
     row("each further token", "ms", decode)
 
