@@ -15,6 +15,9 @@ namespace star {
 struct TensorRTOptions {
   std::filesystem::path library;         // else what STAR_TENSORRT names, or the system's loader finds
   std::filesystem::path cuda_library;    // the CUDA runtime; else what STAR_CUDART names, or the loader finds
+  // Compiles the kernel of greedy sampling; else what STAR_NVRTC names, or the loader finds. Without one logits are
+  // copied to the host, which gives the same tokens later.
+  std::filesystem::path nvrtc_library;
   std::filesystem::path plugin_library;  // of engines that were built with one
   std::filesystem::path lean_library;    // the lean runtime of version-compatible engines of another version
   bool cuda_graph = true;                // whether decode steps run as a CUDA graph

@@ -3,11 +3,13 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <span>
 #include <memory>
 #include <mutex>
 #include <vector>
 
 #include "fake_gpu.hpp"
+#include "sampling/sampler.hpp"
 
 using Work = std::function<bool()>;
 
@@ -148,7 +150,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind kind,
                             cudaStream_t stream) {
-  if (kind == cudaMemcpyHostToDevice) gpu.uploaded += size;
+  (kind == cudaMemcpyHostToDevice ? gpu.uploaded : gpu.downloaded) += size;
   return fake_enqueue(stream, [=] {
     void* target = kind == cudaMemcpyHostToDevice ? fake_view(to, size) : to;
     const void* source = kind == cudaMemcpyDeviceToHost ? fake_view(from, size) : from;
@@ -258,5 +260,54 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
   }
   return lost;
 }
+
+cudaError_t cudaLibraryLoadData(cudaLibrary_t* library, const void*, cudaJitOption*, void**, unsigned,
+                                cudaLibraryOption*, void**, unsigned) {
+  *library = reinterpret_cast<cudaLibrary_t>(&gpu);
+  return cudaSuccess;
+}
+
+cudaError_t cudaLibraryGetKernel(cudaKernel_t* kernel, cudaLibrary_t library, const char* name) {
+  *kernel = reinterpret_cast<cudaKernel_t>(library);
+  return std::strcmp(name, "star_argmax") == 0 ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t cudaLibraryUnload(cudaLibrary_t) { return cudaSuccess; }
+
+// The one kernel: the index of the largest logit of each row.
+cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3, void** arguments, std::size_t, cudaStream_t stream) {
+  const void* logits = *static_cast<const void**>(arguments[0]);
+  const void* tokens = *static_cast<void**>(arguments[1]);
+  const auto vocab = static_cast<std::size_t>(*static_cast<int*>(arguments[2]));
+  ++gpu.kernels;
+  return fake_enqueue(stream, [=] {
+    const std::byte* source = fake_view(logits, grid.x * vocab * sizeof(float));
+    std::byte* target = fake_view(tokens, grid.x * sizeof(std::int64_t));
+    if (source == nullptr || target == nullptr) return false;
+    for (unsigned row = 0; row < grid.x; ++row) {
+      const auto* first = reinterpret_cast<const float*>(source) + row * vocab;
+      const std::int64_t token = star::argmax(std::span(first, vocab));
+      std::memcpy(target + row * sizeof token, &token, sizeof token);
+    }
+    return true;
+  });
+}
+
+// A fake NVRTC, whose machine code nobody reads.
+int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
+  *program = &gpu;
+  return 0;
+}
+int nvrtcCompileProgram(void*, int, const char* const*) { return gpu.compiles ? 0 : 5; }
+int nvrtcGetCUBINSize(void*, std::size_t* size) {
+  *size = 1;
+  return 0;
+}
+int nvrtcGetCUBIN(void*, char* code) {
+  *code = 0;
+  return 0;
+}
+int nvrtcDestroyProgram(void**) { return 0; }
+const char* nvrtcGetErrorString(int) { return "NVRTC_ERROR_INVALID_OPTION"; }
 
 }  // extern "C"

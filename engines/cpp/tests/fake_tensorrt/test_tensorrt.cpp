@@ -34,7 +34,7 @@ FakeGpu& gpu() {
 TensorRTOptions fake_options() {
   gpu();
   TensorRTOptions options;
-  options.library = options.cuda_library = FAKE_TENSORRT;
+  options.library = options.cuda_library = options.nvrtc_library = FAKE_TENSORRT;
   return options;
 }
 
@@ -222,6 +222,8 @@ TEST_CASE("a decode step is captured once and replayed, and waits for its token 
     token = state.next_token(greedy);
     CHECK(gpu().waited == waited + 1);
   }
+  CHECK(gpu().kernels == before.kernels + 9);
+  CHECK(gpu().downloaded == before.downloaded + 9 * sizeof(std::int64_t));
   CHECK(gpu().captured == before.captured + 1);
   CHECK(gpu().launched == before.launched + 7);
   CHECK(gpu().enqueued == before.enqueued + 2);
@@ -243,6 +245,22 @@ TEST_CASE("what cannot be captured runs without a CUDA graph") {
   const int launched = gpu().launched;
   CHECK(answer_of(again, asked) == captured);
   CHECK(gpu().launched == launched);
+}
+
+TEST_CASE("without NVRTC greedy tokens are those of logits on the host") {
+  const char* folder = bundle_folder();
+  if (folder == nullptr) return;
+  const Bundle bundle = open_bundle(folder);
+  const Asked asked = make_request(bundle.spec(), 8);
+  const auto session = open_fake(bundle);
+  Steps steps(*session);
+  const Answer answer = answer_of(steps, asked);
+  const Set refused(gpu().compiles, false);
+  const auto other = open_fake(bundle);
+  Steps again(*other);
+  const int kernels = gpu().kernels;
+  CHECK(answer_of(again, asked) == answer);
+  CHECK(gpu().kernels == kernels);
 }
 
 TEST_CASE("sessions share weights, and caches of one size a context") {

@@ -24,7 +24,9 @@ inline constexpr std::size_t kAlignment = 256;
   CALL(cudaMemcpyAsync) CALL(cudaMemsetAsync) CALL(cudaStreamCreateWithFlags) CALL(cudaStreamDestroy)  \
   CALL(cudaStreamSynchronize) CALL(cudaStreamBeginCapture) CALL(cudaStreamEndCapture)                  \
   CALL(cudaGraphInstantiate) CALL(cudaGraphDestroy) CALL(cudaGraphLaunch) CALL(cudaGraphExecDestroy)   \
-  CALL(cudaEventCreateWithFlags) CALL(cudaEventDestroy) CALL(cudaEventRecord) CALL(cudaEventSynchronize)
+  CALL(cudaEventCreateWithFlags) CALL(cudaEventDestroy) CALL(cudaEventRecord)                          \
+  CALL(cudaEventSynchronize) CALL(cudaLibraryLoadData) CALL(cudaLibraryGetKernel)                      \
+  CALL(cudaLibraryUnload) CALL(cudaLaunchKernel)
 
 // The functions of the CUDA runtime, under their names.
 struct CudaCalls {

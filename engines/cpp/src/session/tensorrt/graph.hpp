@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "session/session.hpp"
+#include "session/tensorrt/argmax.hpp"
 #include "session/tensorrt/cuda.hpp"
 #include "session/tensorrt/engine.hpp"
 
@@ -23,6 +24,7 @@ struct Queue {
 
   Stream stream;
   PinnedBuffer landing{kLandingBytes};
+  std::optional<Argmax> argmax;  // nothing where NVRTC is missing, or does not know the GPU
 
   // A copy in host memory; waits for the stream.
   HostArray fetch(const std::byte* address, DType dtype, const Shape& shape) const;

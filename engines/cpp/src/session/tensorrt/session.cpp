@@ -23,10 +23,12 @@ class TensorRTSession : public Session {
       : bundle_(bundle), facts_(read_facts(bundle, tensorrt_backend())), symbols_(capacity_symbols(bundle.spec())) {
     const TensorRTLibrary& library = load_tensorrt(options.library);
     load_cuda(options.cuda_library);
-    check_runnable(bundle, facts_, library.version, require_device());
+    const std::pair<int, int> capability = require_device();
+    check_runnable(bundle, facts_, library.version, capability);
     load_plugins(library, facts_, options);
     machinery_ = std::make_shared<Machinery>();
     machinery_->queue = std::make_shared<Queue>();
+    machinery_->queue->argmax = make_argmax(options, capability);
     machinery_->cuda_graph = options.cuda_graph;
     machinery_->weights = shared_weights(bundle, facts_);
     machinery_->runtime.emplace(library, facts_.version, options);
@@ -95,6 +97,14 @@ class TensorRTSession : public Session {
   void synchronize() override { machinery_->queue->stream.synchronize(); }
 
  private:
+  std::optional<Argmax> make_argmax(const TensorRTOptions& options, std::pair<int, int> capability) const {
+    try {
+      return Argmax(options.nvrtc_library, capability, facts_.max_batch());
+    } catch (const PlatformError&) {  // logits are copied then
+      return std::nullopt;
+    }
+  }
+
   static Shapes shapes_of(const Feeds& feeds) {
     Shapes shapes;
     for (const auto& [name, tensor] : feeds) {
