@@ -224,7 +224,8 @@ void check_runnable(const Bundle& bundle, const EngineFacts& facts, const std::s
                       facts.version + ", this machine has " + version + "; build them again: " +
                       rebuild_command(bundle, facts.backend));
   }
-  const std::string target = "sm" + std::to_string(capability.first) + std::to_string(capability.second);
+  std::string target = "sm";
+  target += std::to_string(capability.first) + std::to_string(capability.second);
   for (const std::string& built : facts.targets) {
     if (built == target || (built == kAmperePlus && capability >= std::pair(8, 0))) return;
   }

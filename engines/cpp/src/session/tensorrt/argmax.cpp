@@ -55,7 +55,8 @@ Nvrtc load_nvrtc(const std::filesystem::path& path) {
 
 std::vector<char> compile_argmax(const std::filesystem::path& path, std::pair<int, int> capability) {
   const Nvrtc nvrtc = load_nvrtc(path);
-  const std::string target = "sm_" + std::to_string(capability.first) + std::to_string(capability.second);
+  std::string target = "sm_";
+  target += std::to_string(capability.first) + std::to_string(capability.second);
   const auto check = [&](int error) {
     if (error != 0) throw PlatformError("NVRTC cannot compile for " + target + ": " + nvrtc.nvrtcGetErrorString(error));
   };

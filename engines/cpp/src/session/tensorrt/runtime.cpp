@@ -70,9 +70,10 @@ TensorRTLibrary load(const std::filesystem::path& path) {
                         std::to_string(NV_TENSORRT_MAJOR) + "; " + remedy());
   }
   const int minor = number_of(handle, "getInferLibMinorVersion");
-  TensorRTLibrary library{handle, std::to_string(major) + "." + std::to_string(minor)};
+  TensorRTLibrary library{handle, std::to_string(major) + '.' + std::to_string(minor)};
   for (const char* name : {"getInferLibPatchVersion", "getInferLibBuildVersion"}) {
-    library.version += "." + std::to_string(number_of(handle, name));
+    library.version += '.';
+    library.version += std::to_string(number_of(handle, name));
   }
   if (std::pair(major, minor) < kOldest) {
     throw PlatformError(std::string(kBackend) + " " + library.version + " is too old, " +
