@@ -16,21 +16,24 @@ LIBRARY = next(Path(onnxruntime.__file__).parent.glob("capi/libonnxruntime.so.*"
 
 
 @pytest.mark.parametrize(
-    ("preset", "kind"),
+    ("backend", "preset", "kind"),
     [
-        ("mha", {"dtype": "float32", "capacities": (40, 72)}),
-        ("mha", {"dtype": "float32", "weights": "baked"}),
-        ("gqa", {}),
-        ("mha", {"prune": False}),
-        ("mha", {"quantize": "int8"}),
+        ("tensorrt", "mha", {"dtype": "float32", "capacities": (40, 72)}),
+        ("tensorrt", "mha", {"dtype": "float32", "weights": "baked"}),
+        ("tensorrt", "gqa", {}),
+        ("tensorrt", "mha", {"prune": False}),
+        ("tensorrt", "mha", {"quantize": "int8"}),
+        ("tensorrt-rtx", "mha", {"dtype": "float32", "capacities": (40, 72)}),
     ],
-    ids=["float32", "baked", "float16", "unpruned", "int8"],
+    ids=["float32", "baked", "float16", "unpruned", "int8", "rtx"],
 )
-def test_tensorrt_session(fake_engine_bundle: Callable[..., Bundle], preset: str, kind: dict[str, Any]) -> None:
-    program = BUILD / "star_tensorrt_tests"
+def test_tensorrt_session(
+    fake_engine_bundle: Callable[..., Bundle], backend: str, preset: str, kind: dict[str, Any]
+) -> None:
+    program = BUILD / f"star_{backend.replace('-', '_')}_tests"
     if not program.exists():
         pytest.skip(f"no {program}: build engines/cpp, or set STAR_EXPORT_CPP to its build folder")
-    folder = fake_engine_bundle("tensorrt", preset, "sm89", **kind).folder
+    folder = fake_engine_bundle(backend, preset, "sm89", **kind).folder
     environment = {**os.environ, "STAR_FAKE_BUNDLE": str(folder), "STAR_ONNXRUNTIME": str(LIBRARY)}
     done = subprocess.run([program], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

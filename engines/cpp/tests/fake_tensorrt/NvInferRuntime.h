@@ -1,13 +1,19 @@
 // A fake: as much of TensorRT's interface as the session calls. Written for the tests from the public API's names;
-// nothing of NVIDIA's is in it. Its engines are ONNX graphs, see fake_engine.cpp.
+// nothing of NVIDIA's is in it. Its engines are ONNX graphs, see fake_engine.cpp. With STAR_TENSORRT_RTX it is a fake
+// TensorRT-RTX.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
+#ifdef STAR_TENSORRT_RTX
+#define NV_TENSORRT_MAJOR 1
+#define NV_TENSORRT_VERSION 10701
+#else
 #define NV_TENSORRT_MAJOR 10
 #define NV_TENSORRT_VERSION 101600
+#endif
 
 namespace nvinfer1 {
 
@@ -15,6 +21,10 @@ enum class DataType : std::int32_t { kFLOAT, kHALF, kINT8, kINT32, kBOOL, kUINT8
 enum class TensorIOMode : std::int32_t { kNONE, kINPUT, kOUTPUT };
 enum class TensorLocation : std::int32_t { kDEVICE, kHOST };
 enum class ExecutionContextAllocationStrategy : std::int32_t { kSTATIC, kON_PROFILE_CHANGE, kUSER_MANAGED };
+#ifdef STAR_TENSORRT_RTX
+enum class CudaGraphStrategy : std::int32_t { kDISABLED, kWHOLE_GRAPH_CAPTURE };
+enum class EngineValidity : std::int32_t { kVALID, kSUBOPTIMAL, kINVALID };
+#endif
 
 struct Dims {
   static constexpr std::int32_t MAX_DIMS = 8;
@@ -50,6 +60,9 @@ class IRuntimeConfig {
  public:
   virtual ~IRuntimeConfig() = default;
   virtual void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy strategy) noexcept = 0;
+#ifdef STAR_TENSORRT_RTX
+  virtual bool setCudaGraphStrategy(CudaGraphStrategy strategy) noexcept = 0;
+#endif
 };
 
 class ICudaEngine {
@@ -74,6 +87,10 @@ class IRuntime {
   virtual ~IRuntime() = default;
   virtual ICudaEngine* deserializeCudaEngine(const void* content, std::size_t size) noexcept = 0;
   virtual IRuntime* loadRuntime(const char* path) noexcept = 0;
+#ifdef STAR_TENSORRT_RTX
+  virtual EngineValidity getEngineValidity(const void* content, std::int64_t size,
+                                           std::uint64_t* diagnostics) const noexcept = 0;
+#endif
 };
 
 }  // namespace nvinfer1

@@ -68,6 +68,12 @@ class FakeConfig : public IRuntimeConfig {
   void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy given) noexcept override {
     strategy = given;
   }
+#ifdef STAR_TENSORRT_RTX
+  bool setCudaGraphStrategy(CudaGraphStrategy) noexcept override {
+    ++fake_gpu()->strategies;
+    return true;
+  }
+#endif
   ExecutionContextAllocationStrategy strategy = ExecutionContextAllocationStrategy::kSTATIC;
 };
 
@@ -314,6 +320,12 @@ class FakeRuntime : public IRuntime {
     }
   }
   IRuntime* loadRuntime(const char*) noexcept override { return nullptr; }
+#ifdef STAR_TENSORRT_RTX
+  EngineValidity getEngineValidity(const void*, std::int64_t, std::uint64_t* diagnostics) const noexcept override {
+    *diagnostics = fake_gpu()->fits ? 0 : 4;
+    return fake_gpu()->fits ? EngineValidity::kVALID : EngineValidity::kINVALID;
+  }
+#endif
 
  private:
   ILogger* logger_;
@@ -323,10 +335,10 @@ class FakeRuntime : public IRuntime {
 
 extern "C" {
 
-std::int32_t getInferLibMajorVersion() { return fake_gpu()->tensorrt_major; }
-std::int32_t getInferLibMinorVersion() { return 16; }
-std::int32_t getInferLibPatchVersion() { return 0; }
-std::int32_t getInferLibBuildVersion() { return 0; }
+std::int32_t getInferLibMajorVersion() { return fake_gpu()->tensorrt[0]; }
+std::int32_t getInferLibMinorVersion() { return fake_gpu()->tensorrt[1]; }
+std::int32_t getInferLibPatchVersion() { return fake_gpu()->tensorrt[2]; }
+std::int32_t getInferLibBuildVersion() { return fake_gpu()->tensorrt[3]; }
 
 void* createInferRuntime_INTERNAL(void* logger, std::int32_t) {
   ++fake_gpu()->runtimes;

@@ -4,16 +4,17 @@
 
 #include <cuda_runtime_api.h>
 
+#include <array>
 #include <cstddef>
 #include <functional>
 
 struct FakeGpu {
   int driver = 13000, devices = 1, major = 8, minor = 9;
   std::size_t memory = std::size_t{4} << 30;
-  int tensorrt_major = 10;
-  bool tensorrt_starts = true, captures = true, compiles = true;
+  std::array<int, 4> tensorrt{};  // version
+  bool tensorrt_starts = true, captures = true, compiles = true, fits = true;
   // What has happened.
-  int runtimes = 0, contexts = 0, enqueued = 0, captured = 0, launched = 0, waited = 0, allocated = 0, kernels = 0;
+  int runtimes = 0, contexts = 0, enqueued = 0, captured = 0, launched = 0, waited = 0, allocated = 0, kernels = 0, strategies = 0;
   std::size_t in_use = 0;
   std::size_t uploaded = 0, downloaded = 0;  // bytes
 };
