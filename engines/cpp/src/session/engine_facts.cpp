@@ -221,8 +221,8 @@ void check_runnable(const Bundle& bundle, const EngineFacts& facts, const std::s
                     std::pair<int, int> capability) {
   if (!version_fits(facts, version)) {
     throw BundleError(bundle.folder.string() + ": the engines were built by " + facts.backend + " " +
-                      facts.version + ", this machine has " + version + "; build them again: " +
-                      rebuild_command(bundle, facts.backend));
+                      facts.version + ", this machine has " + version +
+                      "; build them again: " + rebuild_command(bundle, facts.backend));
   }
   std::string target = "sm";
   target += std::to_string(capability.first) + std::to_string(capability.second);

@@ -1,6 +1,6 @@
-// What the manifest says about a bundle's engines, and what a machine needs to run them. Nothing here needs a GPU
-// or TensorRT: an engine belongs to one version and to the GPUs that it was built for, and both are compared
-// before anything is deserialised.
+// What the manifest says about a bundle's engines, and what a machine needs to run them. Nothing here needs a
+// GPU or TensorRT: an engine belongs to one version and to the GPUs that it was built for, and both are
+// compared before anything is deserialised.
 #pragma once
 
 #include <array>
@@ -44,11 +44,12 @@ struct EngineFacts {
 // What to type when engines are missing or do not fit.
 std::string rebuild_command(const Bundle& bundle, std::string_view backend);
 
-// A bundle's engines for one backend; throws BundleError if it has none, the manifest's entry is damaged, or the
-// weights are not those that they were built with.
+// A bundle's engines for one backend; throws BundleError if it has none, the manifest's entry is damaged, or
+// the weights are not those that they were built with.
 EngineFacts read_facts(const Bundle& bundle, std::string_view backend);
 
-// Throws BundleError with both versions or GPUs and the rebuild command if this machine cannot run the engines.
+// Throws BundleError with both versions or GPUs and the rebuild command if this machine cannot run the
+// engines.
 void check_runnable(const Bundle& bundle, const EngineFacts& facts, const std::string& version,
                     std::pair<int, int> capability);
 

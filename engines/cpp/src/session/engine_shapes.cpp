@@ -158,9 +158,9 @@ void ShapeRules::check_input(const TensorSpec& tensor, const Shape& shape, Symbo
   if (profile == profiles_.end()) return;
   for (std::size_t i = 0; i < shape.size(); ++i) {
     if (profile->second.min[i] <= shape[i] && shape[i] <= profile->second.max[i]) continue;
-    throw SettingsError(graph_ + ": " + tensor.name + " has shape " + describe(shape) + ", the engine takes " +
-                        describe(profile->second.min) + " to " + describe(profile->second.max) +
-                        "; for others, build the engines again: " + command_);
+    throw SettingsError(graph_ + ": " + tensor.name + " has shape " + describe(shape) +
+                        ", the engine takes " + describe(profile->second.min) + " to " +
+                        describe(profile->second.max) + "; for others, build the engines again: " + command_);
   }
 }
 

@@ -1,6 +1,6 @@
-// What an engine accepts, checked before TensorRT is asked: names, dtypes, shapes, profiles. Nothing here needs a
-// GPU or TensorRT. Every output size of the contract is an expression of input sizes, so shapes and the largest
-// buffers are known up front.
+// What an engine accepts, checked before TensorRT is asked: names, dtypes, shapes, profiles. Nothing here
+// needs a GPU or TensorRT. Every output size of the contract is an expression of input sizes, so shapes and
+// the largest buffers are known up front.
 #pragma once
 
 #include <cstdint>
@@ -25,10 +25,10 @@ using Profiles = std::map<std::string, Profile, std::less<>>;
 // One input or output as a deserialised engine describes it.
 struct EngineTensor {
   bool is_input = false;
-  std::string dtype;      // TensorRT's name, such as `HALF`
-  Shape shape;            // -1 where it is dynamic
-  std::string alias;      // for an output that is written in place, the input whose address it must share
-  bool on_host = false;   // whether TensorRT reads it from host memory
+  std::string dtype;     // TensorRT's name, such as `HALF`
+  Shape shape;           // -1 where it is dynamic
+  std::string alias;     // for an output that is written in place, the input whose address it must share
+  bool on_host = false;  // whether TensorRT reads it from host memory
 };
 using EngineTensors = std::map<std::string, EngineTensor, std::less<>>;
 
@@ -58,13 +58,13 @@ class ShapeRules {
   const std::string& graph() const { return graph_; }
   const GraphSpec& io() const { return io_; }
 
-  // The contract's symbolic sizes for the shapes of all inputs; throws SettingsError if the engine does not take
-  // one, with the input, its shape and what the engine takes.
+  // The contract's symbolic sizes for the shapes of all inputs; throws SettingsError if the engine does not
+  // take one, with the input, its shape and what the engine takes.
   SymbolSizes check(const Shapes& shapes) const;
   // Shape of every output for the sizes that `check` found.
   Shapes output_shapes(const SymbolSizes& sizes) const;
-  // Bytes of an input or output at the largest shapes that the engine takes; throws BundleError if the manifest
-  // has no range for one of its sizes.
+  // Bytes of an input or output at the largest shapes that the engine takes; throws BundleError if the
+  // manifest has no range for one of its sizes.
   std::size_t largest(const TensorSpec& tensor) const;
 
  private:

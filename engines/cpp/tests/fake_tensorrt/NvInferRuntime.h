@@ -1,6 +1,6 @@
-// A fake: as much of TensorRT's interface as the session calls. Written for the tests from the public API's names;
-// nothing of NVIDIA's is in it. Its engines are ONNX graphs, see fake_engine.cpp. With STAR_TENSORRT_RTX it is a fake
-// TensorRT-RTX.
+// A fake: as much of TensorRT's interface as the session calls. Written for the tests from the public API's
+// names; nothing of NVIDIA's is in it. Its engines are ONNX graphs, see fake_engine.cpp. With
+// STAR_TENSORRT_RTX it is a fake TensorRT-RTX.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,7 +17,18 @@
 
 namespace nvinfer1 {
 
-enum class DataType : std::int32_t { kFLOAT, kHALF, kINT8, kINT32, kBOOL, kUINT8, kFP8, kBF16, kINT64, kINT4 };
+enum class DataType : std::int32_t {
+  kFLOAT,
+  kHALF,
+  kINT8,
+  kINT32,
+  kBOOL,
+  kUINT8,
+  kFP8,
+  kBF16,
+  kINT64,
+  kINT4
+};
 enum class TensorIOMode : std::int32_t { kNONE, kINPUT, kOUTPUT };
 enum class TensorLocation : std::int32_t { kDEVICE, kHOST };
 enum class ExecutionContextAllocationStrategy : std::int32_t { kSTATIC, kON_PROFILE_CHANGE, kUSER_MANAGED };
@@ -59,7 +70,8 @@ class IExecutionContext {
 class IRuntimeConfig {
  public:
   virtual ~IRuntimeConfig() = default;
-  virtual void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy strategy) noexcept = 0;
+  virtual void setExecutionContextAllocationStrategy(
+      ExecutionContextAllocationStrategy strategy) noexcept = 0;
 #ifdef STAR_TENSORRT_RTX
   virtual bool setCudaGraphStrategy(CudaGraphStrategy strategy) noexcept = 0;
 #endif

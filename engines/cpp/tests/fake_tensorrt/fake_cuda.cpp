@@ -3,9 +3,9 @@
 #include <cstring>
 #include <deque>
 #include <map>
-#include <span>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <vector>
 
 #include "fake_gpu.hpp"
@@ -275,7 +275,8 @@ cudaError_t cudaLibraryGetKernel(cudaKernel_t* kernel, cudaLibrary_t library, co
 cudaError_t cudaLibraryUnload(cudaLibrary_t) { return cudaSuccess; }
 
 // The one kernel: the index of the largest logit of each row.
-cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3, void** arguments, std::size_t, cudaStream_t stream) {
+cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3, void** arguments, std::size_t,
+                             cudaStream_t stream) {
   const void* logits = *static_cast<const void**>(arguments[0]);
   const void* tokens = *static_cast<void**>(arguments[1]);
   const auto vocab = static_cast<std::size_t>(*static_cast<int*>(arguments[2]));
@@ -294,7 +295,8 @@ cudaError_t cudaLaunchKernel(const void*, dim3 grid, dim3, void** arguments, std
 }
 
 // A fake NVRTC, whose machine code nobody reads.
-int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
+int nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*,
+                       const char* const*) {
   *program = &gpu;
   return 0;
 }

@@ -1,5 +1,6 @@
-// A fake TensorRT: its engine files name a bundle and the graph that they stand for, and ONNX Runtime computes it.
-// A context remembers what it was told; a run reads and writes the memory that is bound, as it is by then.
+// A fake TensorRT: its engine files name a bundle and the graph that they stand for, and ONNX Runtime
+// computes it. A context remembers what it was told; a run reads and writes the memory that is bound, as it
+// is by then.
 #include <NvInferRuntime.h>
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
@@ -32,9 +33,10 @@ Ort::Env& environment() {
 
 DataType type_named(std::string_view name) {
   const std::map<std::string_view, DataType> types{
-      {"FLOAT", DataType::kFLOAT}, {"HALF", DataType::kHALF},   {"BF16", DataType::kBF16}, {"INT64", DataType::kINT64},
-      {"INT8", DataType::kINT8},   {"UINT8", DataType::kUINT8}, {"F32", DataType::kFLOAT}, {"F16", DataType::kHALF},
-      {"BF16", DataType::kBF16},   {"I64", DataType::kINT64},   {"I8", DataType::kINT8},   {"U8", DataType::kUINT8}};
+      {"FLOAT", DataType::kFLOAT}, {"HALF", DataType::kHALF}, {"BF16", DataType::kBF16},
+      {"INT64", DataType::kINT64}, {"INT8", DataType::kINT8}, {"UINT8", DataType::kUINT8},
+      {"F32", DataType::kFLOAT},   {"F16", DataType::kHALF},  {"BF16", DataType::kBF16},
+      {"I64", DataType::kINT64},   {"I8", DataType::kINT8},   {"U8", DataType::kUINT8}};
   return types.at(name);
 }
 
@@ -113,7 +115,8 @@ class FakeContext : public IExecutionContext {
 
   bool setTensorAddress(const char* name, void* address) noexcept override {
     const bool is_right = address != nullptr && reinterpret_cast<std::uintptr_t>(address) % kAlignment == 0;
-    if (!is_right || !graph_->tensors.contains(name)) return graph_->refuse(std::string(name) + " cannot be there");
+    if (!is_right || !graph_->tensors.contains(name))
+      return graph_->refuse(std::string(name) + " cannot be there");
     addresses_[name] = address;
     return true;
   }
@@ -123,7 +126,8 @@ class FakeContext : public IExecutionContext {
     if (static_cast<std::size_t>(dims.nbDims) != spec.shape.size()) return graph_->refuse("another rank");
     for (std::size_t i = 0; i < spec.shape.size(); ++i) {
       const star::Dim& dim = spec.shape[i];
-      if (dim.symbol.empty() && dim.size != dims.d[i]) return graph_->refuse(std::string(name) + " cannot be so");
+      if (dim.symbol.empty() && dim.size != dims.d[i])
+        return graph_->refuse(std::string(name) + " cannot be so");
       if (!dim.symbol.empty()) sizes_.insert_or_assign(dim.symbol, dims.d[i]);
     }
     shapes_[name] = star::Shape(dims.d, dims.d + dims.nbDims);
@@ -171,8 +175,8 @@ class FakeContext : public IExecutionContext {
     return shape;
   }
 
-  // ONNX Runtime computes with constants, whose products round otherwise than those of inputs; where anything else
-  // is bound than the weights, the results are poison.
+  // ONNX Runtime computes with constants, whose products round otherwise than those of inputs; where anything
+  // else is bound than the weights, the results are poison.
   static bool run(Graph& graph, const std::map<std::string, star::Shape>& shapes, const Places& addresses,
                   void* scratch) {
     std::byte* activations = fake_view(scratch, kScratch);
@@ -191,8 +195,8 @@ class FakeContext : public IExecutionContext {
         is_right = is_right && std::memcmp(data, tensor.weight->data.data(), size) == 0;
         continue;
       }
-      const Ort::Value value = Ort::Value::CreateTensor(host, data, size, shape.data(), shape.size(),
-                                                        element_type(tensor.type));
+      const Ort::Value value =
+          Ort::Value::CreateTensor(host, data, size, shape.data(), shape.size(), element_type(tensor.type));
       if (tensor.is_input) binding.BindInput(name.c_str(), value);
       if (!tensor.is_input) binding.BindOutput(name.c_str(), value);
       if (!tensor.is_input) outputs.emplace_back(data, size);
@@ -225,7 +229,9 @@ class FakeEngine : public ICudaEngine {
   TensorIOMode getTensorIOMode(const char* name) const noexcept override {
     return graph_->tensors.at(name).is_input ? TensorIOMode::kINPUT : TensorIOMode::kOUTPUT;
   }
-  DataType getTensorDataType(const char* name) const noexcept override { return graph_->tensors.at(name).type; }
+  DataType getTensorDataType(const char* name) const noexcept override {
+    return graph_->tensors.at(name).type;
+  }
   Dims getTensorShape(const char* name) const noexcept override {
     star::Shape shape;
     for (const star::Dim& dim : graph_->tensors.at(name).spec.shape) {
@@ -285,9 +291,11 @@ std::shared_ptr<Graph> read_graph(std::string_view content, ILogger* logger) {
   star::SymbolSizes sizes;
   const std::vector<std::string> symbols = star::capacity_symbols(spec);
   const std::int64_t room = entry.at("room").is_null() ? spec.room() : entry.at("room").get<std::int64_t>();
-  for (std::size_t i = 0; i < symbols.size(); ++i) sizes[symbols[i]] = spec.capacities()[i] - spec.room() + room;
+  for (std::size_t i = 0; i < symbols.size(); ++i)
+    sizes[symbols[i]] = spec.capacities()[i] - spec.room() + room;
   if (entry.at("weights") == "shared") {
-    const auto path = graph->bundle.path(name == "vision" ? "graphs/vision.safetensors" : "graphs/decoder.safetensors");
+    const auto path =
+        graph->bundle.path(name == "vision" ? "graphs/vision.safetensors" : "graphs/decoder.safetensors");
     graph->files.emplace_back(path);
     graph->weights = star::tensors_of(graph->files.back().data(), path);
   }
@@ -296,12 +304,13 @@ std::shared_ptr<Graph> read_graph(std::string_view content, ILogger* logger) {
     graph->tensors[weight.name] = {true, type_named(weight.dtype), std::move(of), "", &weight};
   }
   for (const star::TensorSpec& tensor : io.inputs) {
-    graph->tensors[tensor.name] = {true, type_named(star::tensorrt_name(tensor.dtype)), pinned(tensor, sizes), ""};
+    graph->tensors[tensor.name] = {true, type_named(star::tensorrt_name(tensor.dtype)), pinned(tensor, sizes),
+                                   ""};
   }
   for (const star::TensorSpec& tensor : io.outputs) {
     const auto alias = io.aliases.find(tensor.name);
-    graph->tensors[tensor.name] = {false, type_named(star::tensorrt_name(tensor.dtype)), pinned(tensor, sizes),
-                                   alias == io.aliases.end() ? "" : alias->second};
+    graph->tensors[tensor.name] = {false, type_named(star::tensorrt_name(tensor.dtype)),
+                                   pinned(tensor, sizes), alias == io.aliases.end() ? "" : alias->second};
   }
   graph->session = open_graph(graph->bundle, name);
   return graph;
@@ -313,15 +322,18 @@ class FakeRuntime : public IRuntime {
 
   ICudaEngine* deserializeCudaEngine(const void* content, std::size_t size) noexcept override {
     try {
-      return std::make_unique<FakeEngine>(read_graph({static_cast<const char*>(content), size}, logger_)).release();
+      return std::make_unique<FakeEngine>(read_graph({static_cast<const char*>(content), size}, logger_))
+          .release();
     } catch (const std::exception& error) {
-      logger_->log(ILogger::Severity::kERROR, ("not an engine of the fake GPU:\n " + std::string(error.what())).c_str());
+      logger_->log(ILogger::Severity::kERROR,
+                   ("not an engine of the fake GPU:\n " + std::string(error.what())).c_str());
       return nullptr;
     }
   }
   IRuntime* loadRuntime(const char*) noexcept override { return nullptr; }
 #ifdef STAR_TENSORRT_RTX
-  EngineValidity getEngineValidity(const void*, std::int64_t, std::uint64_t* diagnostics) const noexcept override {
+  EngineValidity getEngineValidity(const void*, std::int64_t,
+                                   std::uint64_t* diagnostics) const noexcept override {
     *diagnostics = fake_gpu()->fits ? 0 : 4;
     return fake_gpu()->fits ? EngineValidity::kVALID : EngineValidity::kINVALID;
   }

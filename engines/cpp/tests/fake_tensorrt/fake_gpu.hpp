@@ -1,5 +1,6 @@
-// A fake GPU: what the tests may set and count. Device memory is host memory under addresses that no process has,
-// so that code which follows one on the host dies; work begins when somebody waits for it, as late as may be.
+// A fake GPU: what the tests may set and count. Device memory is host memory under addresses that no process
+// has, so that code which follows one on the host dies; work begins when somebody waits for it, as late as
+// may be.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -14,7 +15,8 @@ struct FakeGpu {
   std::array<int, 4> tensorrt{};  // version
   bool tensorrt_starts = true, captures = true, compiles = true, fits = true;
   // What has happened.
-  int runtimes = 0, contexts = 0, enqueued = 0, captured = 0, launched = 0, waited = 0, allocated = 0, kernels = 0, strategies = 0;
+  int runtimes = 0, contexts = 0, enqueued = 0, captured = 0, launched = 0, waited = 0, allocated = 0,
+      kernels = 0, strategies = 0;
   std::size_t in_use = 0;
   std::size_t uploaded = 0, downloaded = 0;  // bytes
 };

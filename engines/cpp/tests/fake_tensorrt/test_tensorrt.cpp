@@ -1,6 +1,6 @@
-// The TensorRT session on a fake TensorRT and a fake GPU, which compute with ONNX Runtime: whole answers must be
-// those of the ONNX Runtime session, bit for bit. STAR_FAKE_BUNDLE names a bundle whose engines are the fake's
-// (tests/cpp/test_tensorrt.py makes some); without one there is nothing to test.
+// The TensorRT session on a fake TensorRT and a fake GPU, which compute with ONNX Runtime: whole answers must
+// be those of the ONNX Runtime session, bit for bit. STAR_FAKE_BUNDLE names a bundle whose engines are the
+// fake's (tests/cpp/test_tensorrt.py makes some); without one there is nothing to test.
 #include <dlfcn.h>
 #include <doctest/doctest.h>
 
@@ -46,7 +46,8 @@ Bundle fake_bundle(const char* folder) {
   Bundle bundle = open_bundle(folder);
   const std::string version = read_facts(bundle, backend()).version;
   std::array<int, 4>& numbers = gpu().tensorrt;
-  REQUIRE(std::sscanf(version.c_str(), "%d.%d.%d.%d", &numbers[0], &numbers[1], &numbers[2], &numbers[3]) == 4);
+  REQUIRE(std::sscanf(version.c_str(), "%d.%d.%d.%d", &numbers[0], &numbers[1], &numbers[2], &numbers[3]) ==
+          4);
   return bundle;
 }
 
@@ -138,7 +139,8 @@ TEST_CASE("versions are compared before anything else") {
   if (folder == nullptr) return;
   const Bundle bundle = fake_bundle(folder);
   const Set wrong(gpu().tensorrt[0], 9);
-  CHECK(has(failure_of(bundle), "is of major version 9, this program was built with headers of " + backend()));
+  CHECK(
+      has(failure_of(bundle), "is of major version 9, this program was built with headers of " + backend()));
   CHECK(gpu().runtimes == 0);
 }
 
@@ -183,13 +185,15 @@ TEST_CASE("engines that do not fit are refused") {
   CHECK(has(changed([](Json& facts) { facts["files"]["decode"] = facts["files"]["prefill"]; }),
             "prefill.engine lacks early_lengths; build the engines again: star-export build"));
   CHECK(has(changed([](Json& facts) { facts["files"]["decode"] = "tokenizer.json"; }), "cannot load"));
-  CHECK(has(changed([](Json& facts) { facts["profiles"]["decode"].erase("input_ids"); }), "its profiles are not"));
+  CHECK(has(changed([](Json& facts) { facts["profiles"]["decode"].erase("input_ids"); }),
+            "its profiles are not"));
   CHECK(has(changed([](Json& facts) { facts["plugins"] = "library"; }), "give its path with plugin_library"));
   CHECK(has(changed([](Json& facts) { facts["weights_files"]["graphs/decoder.safetensors"] = "00"; }),
             "take their weights from graphs/decoder.safetensors, which is not what they were built with"));
   Bundle bundle = fake_bundle(folder);
   bundle.manifest.engines = Json::object();
-  CHECK(has(failure_of(bundle), "has no " + backend() + " engines; make them: star-export build --from-bundle"));
+  CHECK(has(failure_of(bundle),
+            "has no " + backend() + " engines; make them: star-export build --from-bundle"));
 #ifdef STAR_TENSORRT_RTX
   {
     const Set other(gpu().fits, false);
@@ -293,7 +297,8 @@ TEST_CASE("sessions share weights, and caches of one size a context") {
   const Bundle bundle = fake_bundle(folder);
   const bool shared = !read_facts(bundle, backend()).weights_files.empty();
   std::size_t weights = 0;
-  for (const auto& path : bundle.weights()) weights += static_cast<std::size_t>(std::filesystem::file_size(path));
+  for (const auto& path : bundle.weights())
+    weights += static_cast<std::size_t>(std::filesystem::file_size(path));
   const auto first = open_fake(bundle);
   const std::size_t uploaded = gpu().uploaded;
   const auto second = open_fake(bundle);
@@ -316,7 +321,8 @@ TEST_CASE("capacities, sequences and old results") {
   const Bundle bundle = fake_bundle(folder);
   const auto session = open_fake(bundle);
   const EngineFacts facts = read_facts(bundle, backend());
-  for (const auto& [capacities, engines] : facts.by_capacities) CHECK(session->capacities(capacities) == capacities);
+  for (const auto& [capacities, engines] : facts.by_capacities)
+    CHECK(session->capacities(capacities) == capacities);
   std::vector<std::int64_t> needed(facts.by_capacities.front().first.size(), 1);
   CHECK(session->capacities(needed) == facts.by_capacities.front().first);
   needed.back() = facts.by_capacities.front().first.back() + 1;

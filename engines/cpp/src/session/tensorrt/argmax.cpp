@@ -5,6 +5,7 @@
 #include <array>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "argmax_kernel.hpp"  // from engines/tensorrt/argmax.cu
@@ -34,11 +35,21 @@ void find(void* library, const char* name, Function& function) {
   if (function == nullptr) throw PlatformError(std::string("NVRTC has no ") + name);
 }
 
+// NVRTC looks for a library of its own by name alone, where the loader may not find it.
+void load_builtins(const std::filesystem::path& folder) {
+  std::error_code failure;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, failure)) {
+    if (!entry.path().filename().string().starts_with("libnvrtc-builtins.so")) continue;
+    if (::dlopen(entry.path().c_str(), RTLD_NOW | RTLD_LOCAL) != nullptr) return;
+  }
+}
+
 Nvrtc load_nvrtc(const std::filesystem::path& path) {
   const char* given = std::getenv("STAR_NVRTC");
   std::string name = "libnvrtc.so." + std::to_string(CUDART_VERSION / 1000);
   if (given != nullptr && *given != '\0') name = given;
   if (!path.empty()) name = path.string();
+  if (const auto folder = std::filesystem::path(name).parent_path(); !folder.empty()) load_builtins(folder);
   void* library = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (library == nullptr) throw PlatformError(std::string("NVRTC does not load: ") + ::dlerror());
   Nvrtc nvrtc{};
@@ -58,7 +69,8 @@ std::vector<char> compile_argmax(const std::filesystem::path& path, std::pair<in
   std::string target = "sm_";
   target += std::to_string(capability.first) + std::to_string(capability.second);
   const auto check = [&](int error) {
-    if (error != 0) throw PlatformError("NVRTC cannot compile for " + target + ": " + nvrtc.nvrtcGetErrorString(error));
+    if (error != 0)
+      throw PlatformError("NVRTC cannot compile for " + target + ": " + nvrtc.nvrtcGetErrorString(error));
   };
   Nvrtc::Program program = nullptr;
   check(nvrtc.nvrtcCreateProgram(&program, kArgmaxKernel, "argmax.cu", 0, nullptr, nullptr));
@@ -75,7 +87,8 @@ std::vector<char> compile_argmax(const std::filesystem::path& path, std::pair<in
 }
 
 Argmax::Argmax(const std::filesystem::path& nvrtc, std::pair<int, int> capability, std::int64_t max_rows)
-    : tokens_(sizeof(std::int64_t) * static_cast<std::size_t>(max_rows), "token ids"), landing_(tokens_.size()) {
+    : tokens_(sizeof(std::int64_t) * static_cast<std::size_t>(max_rows), "token ids"),
+      landing_(tokens_.size()) {
   const std::vector<char> code = compile_argmax(nvrtc, capability);
   cudaLibrary_t library = nullptr;
   check_cuda(cuda().cudaLibraryLoadData(&library, code.data(), nullptr, nullptr, 0, nullptr, nullptr, 0),

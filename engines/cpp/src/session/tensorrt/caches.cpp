@@ -7,7 +7,7 @@ namespace star {
 Machinery::~Machinery() {
   if (!queue) return;
   try {
-    queue->stream.synchronize();  // the GPU may still be using what is freed
+    queue->stream.synchronize();    // the GPU may still be using what is freed
   } catch (const PlatformError&) {  // of work whose result nobody has read
   }
 }
@@ -21,8 +21,9 @@ std::unique_ptr<Execution> Machinery::execution(std::string_view graph,
                                      capture);
 }
 
-TensorRTCaches::TensorRTCaches(std::shared_ptr<Machinery> machinery, const GraphSpec& decode, std::int64_t batch,
-                               std::vector<std::int64_t> capacities, const std::vector<std::string>& symbols)
+TensorRTCaches::TensorRTCaches(std::shared_ptr<Machinery> machinery, const GraphSpec& decode,
+                               std::int64_t batch, std::vector<std::int64_t> capacities,
+                               const std::vector<std::string>& symbols)
     : machinery_(std::move(machinery)), capacities_(std::move(capacities)) {
   SymbolSizes known{{"B", batch}};
   for (std::size_t i = 0; i < symbols.size(); ++i) known[symbols[i]] = capacities_[i];
@@ -44,7 +45,7 @@ TensorRTCaches::TensorRTCaches(std::shared_ptr<Machinery> machinery, const Graph
 TensorRTCaches::~TensorRTCaches() {
   try {
     machinery_->queue->stream.synchronize();  // a run may still be writing
-  } catch (const PlatformError&) {  // of work whose result nobody has read
+  } catch (const PlatformError&) {            // of work whose result nobody has read
   }
   if (execution_) machinery_->idle[capacities_].push_back(std::move(execution_));
 }

@@ -63,8 +63,9 @@ CudaCalls load(const std::filesystem::path& path) {
   return loaded;
 }
 
-// Errors after which every further call fails in this process, by CUDA's numbers: memory that cannot be corrected
-// (214, 220, 226), a kernel's faults (700 to 721), the ends of MPS clients (810) and of external devices (911).
+// Errors after which every further call fails in this process, by CUDA's numbers: memory that cannot be
+// corrected (214, 220, 226), a kernel's faults (700 to 721), the ends of MPS clients (810) and of external
+// devices (911).
 bool is_sticky(cudaError_t error) {
   constexpr int kSticky[] = {214, 220, 226, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911};
   return std::find(std::begin(kSticky), std::end(kSticky), static_cast<int>(error)) != std::end(kSticky);
@@ -87,7 +88,8 @@ const CudaCalls& cuda() { return calls; }
 void check_cuda(cudaError_t error, const std::string& doing) {
   if (error == cudaSuccess) return;
   calls.cudaGetLastError();  // else the next call that succeeds would seem to have failed
-  const std::string text = std::string(calls.cudaGetErrorName(error)) + " (" + calls.cudaGetErrorString(error) + ")";
+  const std::string text =
+      std::string(calls.cudaGetErrorName(error)) + " (" + calls.cudaGetErrorString(error) + ")";
   if (is_sticky(error)) {
     throw PlatformError("the GPU is lost, " + doing + ": " + text + "; start the program again");
   }
@@ -128,10 +130,10 @@ DeviceBuffer::DeviceBuffer(std::size_t size, const std::string& what) : size_(st
   const cudaError_t error = calls.cudaMalloc(&memory, size_);
   if (error == cudaErrorMemoryAllocation) {
     calls.cudaGetLastError();
-    throw PlatformError("the GPU has no room for " + what + ": " + gigabytes(size_) + " GB asked for, " +
-                        gigabytes(gpu_memory().free) + " GB free; close what else uses it, or build the bundle " +
-                        "again with a smaller max_text_tokens or max_new_tokens, or its engines with " +
-                        "weight_streaming");
+    throw PlatformError(
+        "the GPU has no room for " + what + ": " + gigabytes(size_) + " GB asked for, " +
+        gigabytes(gpu_memory().free) + " GB free; close what else uses it, or build the bundle " +
+        "again with a smaller max_text_tokens or max_new_tokens, or its engines with " + "weight_streaming");
   }
   check_cuda(error, "allocating " + what);
   memory_ = Owned<void*, FreeDevice>(memory);

@@ -1,5 +1,5 @@
-// CUDA in the few pieces a session needs: its runtime library, loaded while the program runs, and an owner for
-// every handle. Which GPU: the first visible one, so CUDA_VISIBLE_DEVICES chooses.
+// CUDA in the few pieces a session needs: its runtime library, loaded while the program runs, and an owner
+// for every handle. Which GPU: the first visible one, so CUDA_VISIBLE_DEVICES chooses.
 #pragma once
 
 #include <cuda_runtime_api.h>
@@ -17,16 +17,17 @@ namespace star {
 // Tensors that share an allocation start at multiples of this, as separate ones would.
 inline constexpr std::size_t kAlignment = 256;
 
-#define STAR_CUDA_CALLS(CALL)                                                                          \
-  CALL(cudaDriverGetVersion) CALL(cudaRuntimeGetVersion) CALL(cudaGetDeviceCount)                      \
-  CALL(cudaDeviceGetAttribute) CALL(cudaMemGetInfo) CALL(cudaGetErrorName) CALL(cudaGetErrorString)    \
-  CALL(cudaGetLastError) CALL(cudaMalloc) CALL(cudaFree) CALL(cudaMallocHost) CALL(cudaFreeHost)       \
-  CALL(cudaMemcpyAsync) CALL(cudaMemsetAsync) CALL(cudaStreamCreateWithFlags) CALL(cudaStreamDestroy)  \
-  CALL(cudaStreamSynchronize) CALL(cudaStreamBeginCapture) CALL(cudaStreamEndCapture)                  \
-  CALL(cudaGraphInstantiate) CALL(cudaGraphDestroy) CALL(cudaGraphLaunch) CALL(cudaGraphExecDestroy)   \
-  CALL(cudaEventCreateWithFlags) CALL(cudaEventDestroy) CALL(cudaEventRecord)                          \
-  CALL(cudaEventSynchronize) CALL(cudaLibraryLoadData) CALL(cudaLibraryGetKernel)                      \
-  CALL(cudaLibraryUnload) CALL(cudaLaunchKernel)
+#define STAR_CUDA_CALLS(CALL)                                                                                \
+  CALL(cudaDriverGetVersion)                                                                                 \
+  CALL(cudaRuntimeGetVersion) CALL(cudaGetDeviceCount) CALL(cudaDeviceGetAttribute) CALL(cudaMemGetInfo)     \
+      CALL(cudaGetErrorName) CALL(cudaGetErrorString) CALL(cudaGetLastError) CALL(cudaMalloc) CALL(cudaFree) \
+          CALL(cudaMallocHost) CALL(cudaFreeHost) CALL(cudaMemcpyAsync) CALL(cudaMemsetAsync)                \
+              CALL(cudaStreamCreateWithFlags) CALL(cudaStreamDestroy) CALL(cudaStreamSynchronize)            \
+                  CALL(cudaStreamBeginCapture) CALL(cudaStreamEndCapture) CALL(cudaGraphInstantiate)         \
+                      CALL(cudaGraphDestroy) CALL(cudaGraphLaunch) CALL(cudaGraphExecDestroy)                \
+                          CALL(cudaEventCreateWithFlags) CALL(cudaEventDestroy) CALL(cudaEventRecord)        \
+                              CALL(cudaEventSynchronize) CALL(cudaLibraryLoadData)                           \
+                                  CALL(cudaLibraryGetKernel) CALL(cudaLibraryUnload) CALL(cudaLaunchKernel)
 
 // The functions of the CUDA runtime, under their names.
 struct CudaCalls {
@@ -35,8 +36,8 @@ struct CudaCalls {
 #undef STAR_CUDA_MEMBER
 };
 
-// Loads the CUDA runtime, once for the process. Throws PlatformError if there is none, or it is another than the
-// headers are of.
+// Loads the CUDA runtime, once for the process. Throws PlatformError if there is none, or it is another than
+// the headers are of.
 const CudaCalls& load_cuda(const std::filesystem::path& path);
 // The one that was loaded.
 const CudaCalls& cuda();
@@ -156,8 +157,8 @@ class Stream {
   void record(const Event& event) const;
   void launch(const CudaGraph& graph) const;
 
-  // Records what `enqueue` puts on this stream instead of running it. Where something in it cannot be captured,
-  // its exception comes out and the stream is usable again.
+  // Records what `enqueue` puts on this stream instead of running it. Where something in it cannot be
+  // captured, its exception comes out and the stream is usable again.
   template <typename Enqueue>
   CudaGraph capture(Enqueue enqueue) const {
     begin_capture();

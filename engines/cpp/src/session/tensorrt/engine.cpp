@@ -72,7 +72,8 @@ std::string stored_type(std::string_view dtype) {
 EngineWeight as_taken(const MappedTensor& stored, const EngineTensor& by_engine) {
   std::int64_t elements = 1;
   for (const std::int64_t size : by_engine.shape) elements *= size;
-  if (by_engine.dtype == "INT4" && stored.shape == Shape{(elements + 1) / 2}) return {"INT4", by_engine.shape};
+  if (by_engine.dtype == "INT4" && stored.shape == Shape{(elements + 1) / 2})
+    return {"INT4", by_engine.shape};
   return {stored_type(stored.dtype), stored.shape};
 }
 
@@ -81,12 +82,12 @@ EngineWeight as_taken(const MappedTensor& stored, const EngineTensor& by_engine)
 void check_validity(nvinfer1::IRuntime& runtime, std::span<const std::byte> content,
                     const std::filesystem::path& path, const std::string& command) {
   std::uint64_t diagnostics = 0;
-  const auto validity = runtime.getEngineValidity(content.data(), static_cast<std::int64_t>(content.size()),
-                                                  &diagnostics);
+  const auto validity =
+      runtime.getEngineValidity(content.data(), static_cast<std::int64_t>(content.size()), &diagnostics);
   if (validity != nvinfer1::EngineValidity::kINVALID) return;  // others run, if slower than one built here
   throw BundleError(path.string() + " does not fit " + std::string(tensorrt_backend()) +
-                    " on this GPU (diagnostics " + std::to_string(diagnostics) + "); build the engines again: " +
-                    command);
+                    " on this GPU (diagnostics " + std::to_string(diagnostics) +
+                    "); build the engines again: " + command);
 }
 #endif
 
@@ -98,7 +99,8 @@ std::unique_ptr<nvinfer1::IExecutionContext> create_context(const LoadedEngine& 
   const std::unique_ptr<nvinfer1::IRuntimeConfig> config(loaded.engine->createRuntimeConfig());
   if (config) {
     // Graphs of one session never run at once, so that all contexts share one scratch.
-    config->setExecutionContextAllocationStrategy(nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
+    config->setExecutionContextAllocationStrategy(
+        nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED);
 #ifdef STAR_TENSORRT_RTX
     if (capture) config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE);
 #endif

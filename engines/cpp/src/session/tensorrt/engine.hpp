@@ -36,10 +36,10 @@ LoadedEngine load_engine(nvinfer1::IRuntime& runtime, const std::filesystem::pat
 
 // One execution context: shapes and addresses set, and perhaps a CUDA graph of it.
 //
-// With full TensorRT the first run after a change of shape or address is an ordinary one, which lets TensorRT do
-// what it put off; the second is captured, later ones are replays. TensorRT-RTX captures by itself: a graph of
-// ours would keep its generic kernels for ever, while it swaps in kernels for the shape at hand once they are
-// compiled.
+// With full TensorRT the first run after a change of shape or address is an ordinary one, which lets TensorRT
+// do what it put off; the second is captured, later ones are replays. TensorRT-RTX captures by itself: a
+// graph of ours would keep its generic kernels for ever, while it swaps in kernels for the shape at hand once
+// they are compiled.
 class Execution {
  public:
   // `scratch` has at least the engine's `scratch_bytes`; the addresses of weights never change. Throws
@@ -48,8 +48,8 @@ class Execution {
             const Addresses& weights, bool capture);
 
   // Puts one run on the stream, without waiting for it. `shapes` are of every input, and fit the profile;
-  // `outputs` are of every output, as the contract computes them. Throws PlatformError if TensorRT refuses, or
-  // disagrees about the shape of an output.
+  // `outputs` are of every output, as the contract computes them. Throws PlatformError if TensorRT refuses,
+  // or disagrees about the shape of an output.
   void run(const Shapes& shapes, const Shapes& outputs, const Addresses& addresses);
 
  private:

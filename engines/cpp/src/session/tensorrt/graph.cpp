@@ -66,8 +66,8 @@ void GraphMemory::feed(const Feeds& feeds, const EngineTensors& tensors, Address
 
 std::byte* GraphMemory::place(const TensorSpec& spec, const Tensor& tensor, bool on_host) {
   if (dtype_of(tensor) != spec.dtype) {
-    throw InputError(name_ + ": " + spec.name + " must be " + std::string(row_of(spec.dtype).name) + ", got " +
-                     std::string(row_of(dtype_of(tensor)).name));
+    throw InputError(name_ + ": " + spec.name + " must be " + std::string(row_of(spec.dtype).name) +
+                     ", got " + std::string(row_of(dtype_of(tensor)).name));
   }
   HostArray copied;
   HostTensor host;
@@ -104,7 +104,8 @@ std::vector<std::int64_t> TensorRTArray::argmax() const {
   const auto* values = reinterpret_cast<const float*>(logits.data.data());
   std::vector<std::int64_t> tokens;
   for (std::int64_t row = 0; row < shape_.front(); ++row) {
-    tokens.push_back(star::argmax(std::span(values + static_cast<std::size_t>(row) * vocabulary, vocabulary)));
+    tokens.push_back(
+        star::argmax(std::span(values + static_cast<std::size_t>(row) * vocabulary, vocabulary)));
   }
   return tokens;
 }

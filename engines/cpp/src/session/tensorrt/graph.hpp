@@ -18,7 +18,8 @@ namespace star {
 // Engines of one graph by the capacities of the KV caches that they take.
 using EnginesBySize = std::map<std::vector<std::int64_t>, LoadedEngine>;
 
-// The queue of a session, and the pinned memory through which results come back, in pieces when they are larger.
+// The queue of a session, and the pinned memory through which results come back, in pieces when they are
+// larger.
 struct Queue {
   static constexpr std::size_t kLandingBytes = std::size_t{4} << 20;
 

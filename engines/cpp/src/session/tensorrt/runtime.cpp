@@ -27,8 +27,8 @@ constexpr const char* kPackage = "tensorrt, in tensorrt_libs";
 constexpr std::size_t kMostErrors = 1024;
 
 std::string remedy() {
-  return std::string("give the path of its library, or set STAR_TENSORRT to it (the pip package ") + kPackage +
-         ", has one)";
+  return std::string("give the path of its library, or set STAR_TENSORRT to it (the pip package ") +
+         kPackage + ", has one)";
 }
 
 // What the system's loader says of the last failure.
@@ -77,8 +77,8 @@ TensorRTLibrary load(const std::filesystem::path& path) {
   }
   if (std::pair(major, minor) < kOldest) {
     throw PlatformError(std::string(kBackend) + " " + library.version + " is too old, " +
-                        std::to_string(kOldest.first) + "." + std::to_string(kOldest.second) + " is needed; " +
-                        remedy());
+                        std::to_string(kOldest.first) + "." + std::to_string(kOldest.second) +
+                        " is needed; " + remedy());
   }
   return library;
 }
@@ -126,7 +126,8 @@ const TensorRTLibrary& load_tensorrt(const std::filesystem::path& path) {
   return *loaded;
 }
 
-Runtime::Runtime(const TensorRTLibrary& library, const std::string& built_by, const TensorRTOptions& options) {
+Runtime::Runtime(const TensorRTLibrary& library, const std::string& built_by,
+                 const TensorRTOptions& options) {
   TensorRTLog& log = tensorrt_log();
   const std::size_t heard = log.heard();
   using Create = void* (*)(void*, std::int32_t);
@@ -137,12 +138,14 @@ Runtime::Runtime(const TensorRTLibrary& library, const std::string& built_by, co
   }
   if (!runtime_ || log.heard() != heard) {
     static_cast<void>(runtime_.release());  // to delete one that could not start ends the process
-    throw PlatformError(std::string(kBackend) + " " + library.version + " cannot start: " + log.first_error(heard));
+    throw PlatformError(std::string(kBackend) + " " + library.version +
+                        " cannot start: " + log.first_error(heard));
   }
 #ifndef STAR_TENSORRT_RTX
   if (built_by == library.version) return;
   if (options.lean_library.empty()) {
-    throw PlatformError("engines of tensorrt " + built_by + " need its lean runtime here, found none; run: pip " +
+    throw PlatformError("engines of tensorrt " + built_by +
+                        " need its lean runtime here, found none; run: pip " +
                         "install tensorrt-lean==" + built_by + ", and give the path of its libnvinfer_lean");
   }
   lean_.reset(runtime_->loadRuntime(options.lean_library.c_str()));

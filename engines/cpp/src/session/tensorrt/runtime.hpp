@@ -40,7 +40,8 @@ TensorRTLog& tensorrt_log();
 // PlatformError.
 const TensorRTLibrary& load_tensorrt(const std::filesystem::path& path);
 
-// What loads engines of one TensorRT version; the second runtime is that of a lean library that the first loaded.
+// What loads engines of one TensorRT version; the second runtime is that of a lean library that the first
+// loaded.
 class Runtime {
  public:
   // Call it only where there is a device. Throws PlatformError if TensorRT cannot start, or engines of the

@@ -1,8 +1,9 @@
 // The TensorRT and TensorRT-RTX backend: a bundle's engines on one GPU.
 //
-// Everything but KV caches is allocated at load: inputs and outputs at the largest shapes of the engines' profiles,
-// one scratch, for the engines of every size of caches alike. Addresses never change, so the CUDA graph of a decode
-// step stays valid. Work is queued on one stream and nothing waits for it but reading a result.
+// Everything but KV caches is allocated at load: inputs and outputs at the largest shapes of the engines'
+// profiles, one scratch, for the engines of every size of caches alike. Addresses never change, so the CUDA
+// graph of a decode step stays valid. Work is queued on one stream and nothing waits for it but reading a
+// result.
 #include <algorithm>
 
 #include "errors.hpp"
@@ -20,7 +21,9 @@ constexpr std::int64_t kStreamingReserve = std::int64_t{1} << 30;
 class TensorRTSession : public Session {
  public:
   TensorRTSession(const Bundle& bundle, const TensorRTOptions& options)
-      : bundle_(bundle), facts_(read_facts(bundle, tensorrt_backend())), symbols_(capacity_symbols(bundle.spec())) {
+      : bundle_(bundle),
+        facts_(read_facts(bundle, tensorrt_backend())),
+        symbols_(capacity_symbols(bundle.spec())) {
     const TensorRTLibrary& library = load_tensorrt(options.library);
     load_cuda(options.cuda_library);
     const std::pair<int, int> capability = require_device();
@@ -39,7 +42,7 @@ class TensorRTSession : public Session {
 
   ~TensorRTSession() override {
     try {
-      synchronize();  // the GPU may still be using what is freed
+      synchronize();                  // the GPU may still be using what is freed
     } catch (const PlatformError&) {  // of work whose result nobody has read
     }
   }
@@ -53,7 +56,8 @@ class TensorRTSession : public Session {
   // The smallest that there are engines for.
   std::vector<std::int64_t> capacities(std::span<const std::int64_t> needed) const override {
     for (const auto& [size, engines] : facts_.by_capacities) {
-      if (std::equal(needed.begin(), needed.end(), size.begin(), size.end(), std::less_equal<>())) return size;
+      if (std::equal(needed.begin(), needed.end(), size.begin(), size.end(), std::less_equal<>()))
+        return size;
     }
     return spec().capacities();
   }
@@ -62,8 +66,8 @@ class TensorRTSession : public Session {
                                           std::span<const std::int64_t> capacities) override {
     if (batch < 1 || batch > facts_.max_batch()) {
       throw SettingsError("the decode engine takes 1 to " + std::to_string(facts_.max_batch()) +
-                          " sequences, got " + std::to_string(batch) + "; for more, build the engines again: " +
-                          rebuild_command(bundle_, facts_.backend));
+                          " sequences, got " + std::to_string(batch) +
+                          "; for more, build the engines again: " + rebuild_command(bundle_, facts_.backend));
     }
     return std::make_shared<TensorRTCaches>(machinery_, contract().find(kDecode)->second, batch,
                                             std::vector(capacities.begin(), capacities.end()), symbols_);
@@ -76,20 +80,23 @@ class TensorRTSession : public Session {
     GraphMemory& memory = *memory_.find(graph)->second;
     Shapes shapes = shapes_of(feeds);
     Addresses addresses;
-    for (const TensorSpec& output : memory.plain_outputs()) addresses[output.name] = memory.output(output.name);
+    for (const TensorSpec& output : memory.plain_outputs())
+      addresses[output.name] = memory.output(output.name);
     if (own != nullptr) {
       shapes.insert(own->shapes().begin(), own->shapes().end());
       addresses.insert(own->addresses().begin(), own->addresses().end());
     }
     const Shapes outputs = memory.output_shapes(shapes, loaded.rules);
     memory.feed(feeds, loaded.tensors, addresses);
-    Execution& execution =
-        own != nullptr && graph == kDecode ? own->execution() : *machinery_->shared.at({std::string(graph), size});
+    Execution& execution = own != nullptr && graph == kDecode
+                               ? own->execution()
+                               : *machinery_->shared.at({std::string(graph), size});
     execution.run(shapes, outputs, addresses);
     Outputs results;
     for (const TensorSpec& output : memory.plain_outputs()) {
       const Shape& shape = outputs.find(output.name)->second;
-      results.emplace(output.name, std::make_shared<TensorRTArray>(memory_.find(graph)->second, output, shape));
+      results.emplace(output.name,
+                      std::make_shared<TensorRTArray>(memory_.find(graph)->second, output, shape));
     }
     return results;
   }
@@ -114,24 +121,25 @@ class TensorRTSession : public Session {
     return shapes;
   }
 
-  // All of them, at once: what shares one scratch has to know the largest need, and a damaged engine shows before
-  // there are requests.
+  // All of them, at once: what shares one scratch has to know the largest need, and a damaged engine shows
+  // before there are requests.
   void load_engines() {
     const std::string command = rebuild_command(bundle_, facts_.backend);
     static const std::vector<MappedTensor> kNone;
     const auto& weights = machinery_->weights ? machinery_->weights->tensors() : kNone;
     for (const auto& [size, engines] : facts_.by_capacities) {
       for (const auto& [graph, file] : engines.files) {
-        ShapeRules rules(graph, contract().find(graph)->second, engines.profiles.find(graph)->second, command);
-        machinery_->engines[graph].emplace(
-            size, load_engine(machinery_->runtime->get(), bundle_.path(file), std::move(rules), weights, command));
+        ShapeRules rules(graph, contract().find(graph)->second, engines.profiles.find(graph)->second,
+                         command);
+        machinery_->engines[graph].emplace(size, load_engine(machinery_->runtime->get(), bundle_.path(file),
+                                                             std::move(rules), weights, command));
       }
     }
   }
 
-  // Divides the GPU's memory among the weights of all engines: TensorRT's automatic budget sees one engine, so
-  // that the first would take what the others need. Decode comes first: it reads all of its weights for every
-  // token, the others once per request.
+  // Divides the GPU's memory among the weights of all engines: TensorRT's automatic budget sees one engine,
+  // so that the first would take what the others need. Decode comes first: it reads all of its weights for
+  // every token, the others once per request.
   void set_weight_budgets(const std::optional<std::int64_t>& total) {
     const auto engine_of = [&](std::string_view graph) -> nvinfer1::ICudaEngine& {
       return *machinery_->engines.find(graph)->second.at(spec().capacities()).engine;

@@ -1,7 +1,7 @@
 // The weights of a bundle on the GPU, once for all engines that take them as inputs.
 //
-// TensorRT keeps constants inside each engine: prefill and decode would then hold the decoder's weights twice, on
-// disk and on the GPU. As inputs they are bound like any other tensor.
+// TensorRT keeps constants inside each engine: prefill and decode would then hold the decoder's weights
+// twice, on disk and on the GPU. As inputs they are bound like any other tensor.
 #pragma once
 
 #include <future>
@@ -38,8 +38,8 @@ class SharedWeights {
   std::shared_future<void> filled_;
 };
 
-// The weights that a bundle's engines take as inputs, on their way to the GPU or there already: sessions of one
-// process share them. Null where they are constants inside each engine.
+// The weights that a bundle's engines take as inputs, on their way to the GPU or there already: sessions of
+// one process share them. Null where they are constants inside each engine.
 std::shared_ptr<const SharedWeights> shared_weights(const Bundle& bundle, const EngineFacts& facts);
 
 }  // namespace star
