@@ -150,6 +150,7 @@ cudaError_t cudaFreeHost(void* pointer) {
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t size, cudaMemcpyKind kind,
                             cudaStream_t stream) {
+  const std::scoped_lock lock(mutex);
   (kind == cudaMemcpyHostToDevice ? gpu.uploaded : gpu.downloaded) += size;
   return fake_enqueue(stream, [=] {
     void* target = kind == cudaMemcpyHostToDevice ? fake_view(to, size) : to;
