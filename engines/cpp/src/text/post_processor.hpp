@@ -1,0 +1,18 @@
+// The post-processor: tokens around those of a text.
+#pragma once
+
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace star {
+
+// What a template has, in order: the text's tokens in the place of nothing.
+using PostProcessor = std::vector<std::optional<std::uint32_t>>;
+
+// Raises BundleError for one that is damaged or not supported.
+PostProcessor read_post_processor(const nlohmann::json& value, const std::string& path);
+
+}  // namespace star

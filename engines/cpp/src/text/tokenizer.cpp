@@ -1,0 +1,146 @@
+#include "text/tokenizer.hpp"
+
+#include <fstream>
+#include <limits>
+#include <system_error>
+#include <utility>
+
+#include "errors.hpp"
+#include "text/added_tokens.hpp"
+#include "text/bpe.hpp"
+#include "text/decoder.hpp"
+#include "text/fields.hpp"
+#include "text/normalizer.hpp"
+#include "text/post_processor.hpp"
+#include "text/pre_tokenizer.hpp"
+#include "text/unsupported.hpp"
+#include "text/utf8.hpp"
+
+namespace star {
+namespace {
+
+using Json = nlohmann::json;
+
+const Json& optional_part(const Fields& file, std::string_view key) {
+  static const Json none;
+  return file.has(key) ? file.value(key) : none;
+}
+
+// Both would change ids; a build leaves them out.
+void require_plain(const Fields& file) {
+  for (const std::string_view key : {"truncation", "padding"}) {
+    if (file.has(key)) refuse_part(std::string(key), "none");
+  }
+  if (file.has("version") && file.text("version") != "1.0") file.refuse("version", "1.0");
+}
+
+}  // namespace
+
+struct Tokenizer::Parts {
+  explicit Parts(const Fields& file)
+      : model(file.object("model")),
+        normalizer(read_normalizer(optional_part(file, "normalizer"), "normalizer")),
+        pre_tokenizer(read_pre_tokenizer(optional_part(file, "pre_tokenizer"), "pre_tokenizer")),
+        post_processor(read_post_processor(optional_part(file, "post_processor"), "post_processor")),
+        added(file.has("added_tokens") ? file.value("added_tokens") : Json::array(), "added_tokens", model,
+              normalizer) {
+    require_plain(file);
+    if (file.has("decoder")) decoder = read_decoder(file.value("decoder"), "decoder");
+  }
+
+  // A token as the decoder takes it.
+  const std::string* token(std::int64_t id) const {
+    if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) return nullptr;
+    const AddedToken* found = added.token(static_cast<std::uint32_t>(id));
+    return found != nullptr ? &found->written : model.token(static_cast<std::uint32_t>(id));
+  }
+
+  Bpe model;
+  Normalizer normalizer;
+  PreTokenizer pre_tokenizer;
+  PostProcessor post_processor;
+  AddedTokens added;
+  Decoder decoder;  // none: tokens with spaces between them
+};
+
+Tokenizer Tokenizer::open(const std::filesystem::path& path) {
+  std::error_code error;
+  const bool is_file = std::filesystem::is_regular_file(path, error);
+  const auto size = is_file ? std::filesystem::file_size(path, error) : 0;
+  std::ifstream file(path, std::ios::binary);
+  std::string content(error ? 0 : static_cast<std::size_t>(size), '\0');
+  if (content.empty() || !file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+    throw BundleError(path.string() + " is damaged: it cannot be read; build the bundle again");
+  }
+  return parse(content, path.string());
+}
+
+Tokenizer Tokenizer::parse(std::string_view content, const std::string& path) {
+  try {
+    const Json json = Json::parse(content);
+    return Tokenizer(std::make_shared<const Parts>(Fields(json, "")));
+  } catch (const Unsupported& error) {
+    throw BundleError(path + " cannot be used without Python: " + error.what() +
+                      "; run the bundle with star-export run");
+  } catch (const Json::exception& error) {
+    throw BundleError(path + " is damaged: it is not JSON: " + utf8::lossy(error.what()) +
+                      "; build the bundle again");
+  } catch (const Error& error) {
+    throw BundleError(path + " is damaged: " + error.what() + "; build the bundle again");
+  }
+}
+
+std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_special_tokens) const {
+  if (!utf8::is_valid(text)) {
+    throw InputError("the prompt is not valid Unicode: it holds bytes that are no UTF-8; leave them out");
+  }
+  Pieces pieces = parts_->added.cut(text, parts_->normalizer);
+  parts_->pre_tokenizer(pieces);
+  std::vector<std::uint32_t> ids;
+  for (const Piece& piece : pieces) {
+    piece.token ? ids.push_back(*piece.token) : parts_->model.encode(piece.text, ids);
+  }
+  if (!add_special_tokens) return {ids.begin(), ids.end()};
+  std::vector<std::int64_t> result;
+  for (const auto& special : parts_->post_processor) {
+    if (special) {
+      result.push_back(*special);
+    } else {
+      result.insert(result.end(), ids.begin(), ids.end());
+    }
+  }
+  return result;
+}
+
+std::string Tokenizer::decode(std::span<const std::int64_t> ids, bool skip_special_tokens) const {
+  std::vector<std::string> tokens;
+  for (const std::int64_t id : ids) {
+    const std::string* token = parts_->token(id);
+    if (token == nullptr || (skip_special_tokens && parts_->added.is_special(*token))) continue;
+    if (!parts_->decoder && !tokens.empty()) tokens.emplace_back(" ");
+    tokens.push_back(*token);
+  }
+  if (parts_->decoder) parts_->decoder(tokens);
+  std::string text;
+  for (const std::string& token : tokens) text += token;
+  return text;
+}
+
+std::optional<std::int64_t> Tokenizer::token_to_id(std::string_view token) const {
+  const auto added = parts_->added.find(token);
+  const auto found = added ? added : parts_->model.find(token);
+  return found ? std::optional<std::int64_t>(*found) : std::nullopt;
+}
+
+std::optional<std::string> Tokenizer::id_to_token(std::int64_t id) const {
+  const std::string* token = parts_->token(id);
+  return token != nullptr ? std::optional(*token) : std::nullopt;
+}
+
+bool Tokenizer::is_special(std::int64_t id) const {
+  if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) return false;
+  const AddedToken* token = parts_->added.token(static_cast<std::uint32_t>(id));
+  return token != nullptr && token->special;
+}
+
+}  // namespace star
