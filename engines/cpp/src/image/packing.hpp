@@ -6,14 +6,13 @@
 #include <optional>
 #include <vector>
 
+#include "bundle/contract.hpp"
 #include "image/tiling.hpp"
 
 namespace star {
 
 // Stands for a newline among the numbers of patches.
 inline constexpr std::int64_t kNewline = -1;
-// Patches that a visual token may be made of.
-inline constexpr std::size_t kTaps = 4;
 
 // The visual tokens of one picture: its first tile's, then those of its grid, row by row.
 struct Packing {

@@ -2,9 +2,8 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
-#include <utility>
-#include <vector>
+
+#include "bundle/spec.hpp"
 
 namespace star {
 
@@ -13,13 +12,6 @@ struct Extent {
   std::int64_t down = 0;
   std::int64_t across = 0;
   bool operator==(const Extent&) const = default;
-};
-
-// How a family cuts pictures into tiles.
-struct Tiling {
-  std::vector<std::pair<std::int64_t, std::int64_t>> pinpoints;  // (height, width)
-  std::optional<std::int64_t> max_grid;
-  bool several_whole = false;
 };
 
 // The vision tower as far as pictures are concerned.
