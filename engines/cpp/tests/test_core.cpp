@@ -34,6 +34,20 @@ TEST_CASE("SHA-256 is FIPS 180's") {
   }
 }
 
+TEST_CASE("JSON that is too deep to walk through is refused") {
+  const auto nested = [](std::size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  CHECK(repr(parse_json(nested(500))).size() > 20);
+  CHECK_THROWS_AS(parse_json(nested(1'000'000)), BundleError);
+  CHECK(parse_json("\"\\\"" + std::string(1000, '[') + "\"").is_string());
+}
+
+TEST_CASE("bytes of a tensor are counted as far as a number goes") {
+  constexpr std::int64_t kHuge = std::int64_t{1} << 40;
+  CHECK(bytes_of(4, std::vector<std::int64_t>{2, 3}) == 24);
+  CHECK(bytes_of(4, std::vector<std::int64_t>{kHuge, 0, kHuge}) == 0);
+  CHECK_FALSE(bytes_of(4, std::vector<std::int64_t>{kHuge, kHuge}));
+}
+
 TEST_CASE("random numbers are those of numpy.random.default_rng") {
   CHECK(Random(0).uniform() == 0.6369616873214543);
   CHECK(Random(42).uniform() == 0.7739560485559633);
