@@ -78,7 +78,7 @@ TEST_CASE("values of JSON") {
   CHECK(object.get("n").integer(1, 64) == 64);
   CHECK_THROWS_WITH(object.get("s").integer(1, 64), "spec.s: expected int, got str, found '64'");
   CHECK_THROWS_WITH(object.get("f").integer(1, 64), "spec.f: expected int, got float, found 64.0");
-  CHECK_THROWS_WITH(object.get("b").integer(1, 64), "spec.b: expected int, got bool, found true");
+  CHECK_THROWS_WITH(object.get("b").integer(1, 64), "spec.b: expected int, got bool, found True");
   CHECK_THROWS_AS(object.get("u").integer(1, 64), BundleError);
   CHECK_THROWS_WITH(object.get("n").integer(65, 70), "spec.n: expected int >= 65, found 64");
   CHECK_THROWS_WITH(object.get("x"), "spec: object missing required field x");
