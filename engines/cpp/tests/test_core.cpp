@@ -34,6 +34,20 @@ TEST_CASE("SHA-256 is FIPS 180's") {
   }
 }
 
+TEST_CASE("JSON that is too deep to walk through is refused") {
+  const auto nested = [](std::size_t depth) { return std::string(depth, '[') + std::string(depth, ']'); };
+  CHECK(repr(parse_json(nested(500))).size() > 20);
+  CHECK_THROWS_AS(parse_json(nested(1'000'000)), BundleError);
+  CHECK(parse_json("\"\\\"" + std::string(1000, '[') + "\"").is_string());
+}
+
+TEST_CASE("bytes of a tensor are counted as far as a number goes") {
+  constexpr std::int64_t kHuge = std::int64_t{1} << 40;
+  CHECK(bytes_of(4, std::vector<std::int64_t>{2, 3}) == 24);
+  CHECK(bytes_of(4, std::vector<std::int64_t>{kHuge, 0, kHuge}) == 0);
+  CHECK_FALSE(bytes_of(4, std::vector<std::int64_t>{kHuge, kHuge}));
+}
+
 TEST_CASE("random numbers are those of numpy.random.default_rng") {
   CHECK(Random(0).uniform() == 0.6369616873214543);
   CHECK(Random(42).uniform() == 0.7739560485559633);
@@ -64,7 +78,7 @@ TEST_CASE("values of JSON") {
   CHECK(object.get("n").integer(1, 64) == 64);
   CHECK_THROWS_WITH(object.get("s").integer(1, 64), "spec.s: expected int, got str, found '64'");
   CHECK_THROWS_WITH(object.get("f").integer(1, 64), "spec.f: expected int, got float, found 64.0");
-  CHECK_THROWS_WITH(object.get("b").integer(1, 64), "spec.b: expected int, got bool, found true");
+  CHECK_THROWS_WITH(object.get("b").integer(1, 64), "spec.b: expected int, got bool, found True");
   CHECK_THROWS_AS(object.get("u").integer(1, 64), BundleError);
   CHECK_THROWS_WITH(object.get("n").integer(65, 70), "spec.n: expected int >= 65, found 64");
   CHECK_THROWS_WITH(object.get("x"), "spec: object missing required field x");

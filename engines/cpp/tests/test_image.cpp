@@ -43,6 +43,13 @@ TEST_CASE("what is no picture is an input error") {
       star::InputError);
 }
 
+TEST_CASE("a sliver is not resized to gigabytes") {
+  star::ImageSpec spec;
+  spec.shortest_edge = 1 << 14;
+  const std::vector<star::Picture> pictures{{200, 1, std::vector<std::uint8_t>(600)}};
+  CHECK_THROWS_AS(star::prepare(pictures, spec, {336, 14, 576}, std::nullopt), star::InputError);
+}
+
 TEST_CASE("parameters that do not fit the model are a bundle error") {
   const star::TileShape shape{336, 14, 576};
   nlohmann::json image{{"shortest_edge", 336},  {"resize_to", nullptr},     {"resample", 3},
@@ -53,7 +60,7 @@ TEST_CASE("parameters that do not fit the model are a bundle error") {
   image["resample"] = "3";
   CHECK_THROWS_WITH_AS(
       star::read_image_spec(image, shape, false, "p"),
-      "p is damaged: image.resample: expected int from 0 to 5, found \"3\"; build the bundle again",
+      "p is damaged: image.resample: expected int, got str, found '3'; build the bundle again",
       star::BundleError);
 }
 

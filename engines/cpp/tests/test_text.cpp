@@ -116,3 +116,18 @@ TEST_CASE("a stop string is no part of the text") {
   CHECK(transcript.text() == "a");
   CHECK_THROWS_AS(star::check_stop(std::vector<std::string>{""}), star::SettingsError);
 }
+
+TEST_CASE("a first character that others join stays whole") {
+  nlohmann::json content = file();
+  content["normalizer"]["normalizers"] = {
+      {{"type", "Prepend"}, {"prepend", "a"}}, {{"type", "NFC"}}, {{"type", "NFC"}}};
+  CHECK_FALSE(tokenizer(content).encode("e\u0301a", false).empty());
+}
+
+TEST_CASE("a tokenizer that doubles texts again and again is refused") {
+  nlohmann::json content = file();
+  const nlohmann::json step{
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  content["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", std::vector(60, step)}};
+  CHECK_THROWS_AS(tokenizer(content).encode("\u00e9", false), star::InputError);
+}

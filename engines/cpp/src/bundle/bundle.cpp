@@ -6,6 +6,7 @@
 
 #include "bundle/sha256.hpp"
 #include "errors.hpp"
+#include "memory.hpp"
 
 namespace star {
 namespace {
@@ -114,7 +115,7 @@ Bundle open_bundle(const fs::path& folder, bool verify) {
   }
   Bundle bundle{folder, {}};
   try {
-    bundle.manifest = read_manifest(values);
+    bundle.manifest = within_memory<BundleError>("it", "free some", [&] { return read_manifest(values); });
   } catch (const BundleError& error) {
     throw BundleError((folder / kManifest).string() + " is damaged: " + error.marked() +
                       "; build the bundle again");

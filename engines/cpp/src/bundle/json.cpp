@@ -6,38 +6,54 @@
 #include <sstream>
 
 #include "errors.hpp"
+#include "memory.hpp"
+#include "text/utf8.hpp"
 
 namespace star {
 namespace {
 
-std::string_view kind_of(const Json& json) {
-  switch (json.type()) {
-    case Json::value_t::object:
-      return "object";
-    case Json::value_t::array:
-      return "array";
-    case Json::value_t::string:
-      return "str";
-    case Json::value_t::boolean:
-      return "bool";
-    case Json::value_t::number_integer:
-    case Json::value_t::number_unsigned:
-      return "int";
-    case Json::value_t::number_float:
-      return "float";
-    default:
-      return "null";
-  }
-}
+constexpr std::size_t kLongestShown = 40;
+// As deep as Python's reader goes, about; what walks through values calls itself.
+constexpr int kDeepest = 500;
 
 std::string named(const std::string& path) { return path.empty() ? "" : path + ": "; }
 
 // The value in words; nothing when it is long.
-std::string found(const Json& json) {
-  if (json.is_structured() || json.is_null()) return "";
-  const std::string text =
-      json.is_string() ? "'" + json.get_ref<const std::string&>() + "'" : json.dump(-1, ' ', false);
-  return text.size() > 40 ? "" : ", found " + text;
+std::string found(const Json& value) {
+  if (value.is_null()) return "";
+  const std::string text = repr(value);
+  return utf8::length(text) > kLongestShown ? "" : ", found " + text;
+}
+
+std::string written(const Json& value, int depth) {
+  if (value.is_null()) return "None";
+  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
+  if (value.is_string()) return utf8::repr(value.get_ref<const std::string&>());
+  if (!value.is_structured()) return value.dump();
+  if (depth > static_cast<int>(kLongestShown) / 2) return "...";  // too long to be shown
+  std::string items;
+  for (const auto& [key, item] : value.items()) {
+    if (items.size() > 2 * kLongestShown) break;
+    items += items.empty() ? "" : ", ";
+    if (value.is_object()) items += utf8::repr(key) + ": ";
+    items += written(item, depth + 1);
+  }
+  return value.is_object() ? "{" + items + "}" : "[" + items + "]";
+}
+
+bool is_deep(std::string_view text) {
+  int depth = 0;
+  bool is_string = false;
+  for (std::size_t at = 0; at < text.size(); ++at) {
+    const char c = text[at];
+    if (c == '"') is_string = !is_string;
+    if (is_string && c == '\\') ++at;
+    if (is_string) continue;
+    if (c == '[' || c == '{') ++depth;
+    if (c == ']' || c == '}') --depth;
+    if (depth > kDeepest) return true;
+  }
+  return false;
 }
 
 std::string spelled(double value) {
@@ -49,9 +65,11 @@ std::string spelled(double value) {
 }  // namespace
 
 std::string read_file(const std::filesystem::path& path, std::size_t most) {
-  std::ifstream file(path, std::ios::binary);
   std::error_code failure;
-  const auto size = std::filesystem::file_size(path, failure);
+  // To open a pipe would wait for who writes into it.
+  const bool is_file = std::filesystem::is_regular_file(path, failure);
+  const auto size = is_file ? std::filesystem::file_size(path, failure) : 0;
+  std::ifstream file(is_file ? path : std::filesystem::path(), std::ios::binary);
   if (!file || failure) throw BundleError(path.string() + " cannot be read; copy or build the bundle again");
   if (size > most) {
     throw BundleError(path.string() + " has " + std::to_string(size) + " bytes, expected at most " +
@@ -64,11 +82,38 @@ std::string read_file(const std::filesystem::path& path, std::size_t most) {
 }
 
 Json parse_json(std::string_view text) {
+  if (is_deep(text)) throw BundleError("it is not JSON: lists are too deep inside of each other");
   try {
-    return Json::parse(text);
+    return within_memory<BundleError>("it", "free some", [text] { return Json::parse(text); });
   } catch (const Json::exception& error) {
-    throw BundleError(std::string("it is not JSON: ") + error.what());
+    throw BundleError("it is not JSON: " + utf8::lossy(error.what()));
   }
+}
+
+std::string_view json_kind(const Json& value) {
+  switch (value.type()) {
+    case Json::value_t::null:
+      return "null";
+    case Json::value_t::boolean:
+      return "bool";
+    case Json::value_t::string:
+      return "str";
+    case Json::value_t::number_float:
+      return "float";
+    case Json::value_t::array:
+      return "array";
+    case Json::value_t::object:
+      return "object";
+    default:
+      return "int";
+  }
+}
+
+std::string repr(const Json& value) { return written(value, 0); }
+
+void refuse_value(const Json& value, const std::string& path, std::string_view expected) {
+  throw BundleError(named(path) + "expected " + std::string(expected) + ", got " +
+                    std::string(json_kind(value)) + found(value));
 }
 
 void Value::refuse(const std::string& expected) const {
@@ -76,7 +121,7 @@ void Value::refuse(const std::string& expected) const {
 }
 
 void Value::require(bool is_right, std::string_view kind) const {
-  if (!is_right) refuse("expected " + std::string(kind) + ", got " + std::string(kind_of(*json_)));
+  if (!is_right) refuse_value(*json_, path_, kind);
 }
 
 std::int64_t Value::integer(std::int64_t least, std::int64_t most) const {

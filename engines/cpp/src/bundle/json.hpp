@@ -17,8 +17,17 @@ using Json = nlohmann::json;
 // The content of a file, or BundleError where it cannot be read or is larger than `most` bytes.
 std::string read_file(const std::filesystem::path& path, std::size_t most);
 
-// Throws BundleError if the text is no JSON.
+// Throws BundleError if the text is no JSON, or is deeper than a program may follow.
 Json parse_json(std::string_view text);
+
+// What msgspec calls the kind of a value: str, int, null, ...
+std::string_view json_kind(const Json& value);
+
+// A value as Python's repr writes it, up to its first 41 characters or so.
+std::string repr(const Json& value);
+
+// Refuse a value: "model.vocab: expected object, got str, found 'a'".
+[[noreturn]] void refuse_value(const Json& value, const std::string& path, std::string_view expected);
 
 // One JSON value and where it stands. What is not as expected is a BundleError that begins with that path.
 class Value {

@@ -10,28 +10,21 @@ namespace {
 // A grid is scaled down when its sides are longer than allowed by more than this (OneVision).
 constexpr double kTolerated = 1.1;
 
-struct Sides {
-  std::int64_t rows, columns;
-};
-
-// Python's `a // b`, which is not the floor of the rounded quotient.
-std::int64_t floor_divided(std::int64_t number, double divisor) {
-  const auto value = static_cast<double>(number);
-  const double quotient = (value - std::fmod(value, divisor)) / divisor;
-  const double whole = std::floor(quotient);
-  return static_cast<std::int64_t>(quotient - whole > 0.5 ? whole + 1.0 : whole);
-}
-
-// Rows and columns of visual tokens of a grid that shows so many patches.
-Sides scaled_down(Sides patches, const Tiling& tiling, std::int64_t side) {
-  if (!tiling.max_grid) return patches;
-  const auto area = static_cast<double>(patches.rows * patches.columns);
-  const double ratio = std::sqrt(area / static_cast<double>(*tiling.max_grid * side * side));
-  if (!(ratio > kTolerated)) return patches;
-  return {floor_divided(patches.rows, ratio), floor_divided(patches.columns, ratio)};
+// Python's `a // b`, exact where a quotient that is rounded to a whole number would be one too many.
+std::int64_t whole_quotient(std::int64_t value, double divisor) {
+  const auto dividend = static_cast<double>(value);
+  return static_cast<std::int64_t>(std::round((dividend - std::fmod(dividend, divisor)) / divisor));
 }
 
 }  // namespace
+
+Extent scaled_down(const Extent& patches, const Tiling& tiling, std::int64_t side) {
+  if (!tiling.max_grid) return patches;
+  const auto area = static_cast<double>(patches.down * patches.across);
+  const double ratio = std::sqrt(area / static_cast<double>(*tiling.max_grid * side * side));
+  if (!(ratio > kTolerated)) return patches;
+  return {whole_quotient(patches.down, ratio), whole_quotient(patches.across, ratio)};
+}
 
 void every_picture(const ModelSpec& model, std::int64_t max_tiles,
                    const std::function<void(std::int64_t, std::int64_t)>& visit) {
@@ -39,15 +32,15 @@ void every_picture(const ModelSpec& model, std::int64_t max_tiles,
   if (!model.tiling) return visit(whole, 0);
   const std::int64_t tile = model.vision.image_size, side = model.vision.grid_side();
   for (const auto& [height, width] : model.tiling->pinpoints) {
-    const Sides tiles{height / tile, width / tile}, all{tiles.rows * side, tiles.columns * side};
-    if (tiles.rows * tiles.columns >= max_tiles) continue;
-    const auto visit_grid = [&](Sides patches) {
-      const Sides shape = scaled_down(patches, *model.tiling, side);
-      visit(whole + shape.rows * (shape.columns + 1), shape.rows);
+    const Extent tiles{height / tile, width / tile}, all{tiles.down * side, tiles.across * side};
+    if (tiles.down * tiles.across >= max_tiles) continue;
+    const auto visit_grid = [&](const Extent& patches) {
+      const Extent shape = scaled_down(patches, *model.tiling, side);
+      visit(whole + shape.down * (shape.across + 1), shape.down);
     };
-    for (std::int64_t top = 0; top <= all.rows / 2; ++top) visit_grid({all.rows - 2 * top, all.columns});
-    for (std::int64_t left = 1; left <= all.columns / 2; ++left) {
-      visit_grid({all.rows, all.columns - 2 * left});
+    for (std::int64_t top = 0; top <= all.down / 2; ++top) visit_grid({all.down - 2 * top, all.across});
+    for (std::int64_t left = 1; left <= all.across / 2; ++left) {
+      visit_grid({all.down, all.across - 2 * left});
     }
   }
 }

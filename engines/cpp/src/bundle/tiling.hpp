@@ -5,8 +5,12 @@
 #include <functional>
 
 #include "bundle/spec.hpp"
+#include "image/tiling.hpp"
 
 namespace star {
+
+// Rows and columns of visual tokens of a grid that shows so many patches, of tiles with `side` patches.
+Extent scaled_down(const Extent& patches, const Tiling& tiling, std::int64_t side);
 
 // A number that follows from a picture's visual tokens and the newlines among them.
 using PictureCount = std::function<std::int64_t(std::int64_t tokens, std::int64_t newlines)>;

@@ -7,6 +7,7 @@
 
 #include "errors.hpp"
 #include "image/formats.hpp"
+#include "memory.hpp"
 
 namespace star {
 namespace formats {
@@ -83,9 +84,7 @@ Picture upright(Picture picture, int orientation) {
   return turned;
 }
 
-}  // namespace
-
-Picture read_picture(std::span<const std::uint8_t> file, std::string_view name) {
+Picture read(std::span<const std::uint8_t> file, std::string_view name) {
   const bool png = formats::is_png(file);
   if (!png && !formats::is_jpeg(file)) {
     throw InputError(
@@ -96,6 +95,12 @@ Picture read_picture(std::span<const std::uint8_t> file, std::string_view name) 
   const std::optional<int> orientation = formats::orientation(decoded.metadata);
   if (!orientation && !decoded.forgives_exif) formats::cannot_decode(name, "its EXIF data is unreadable");
   return upright(std::move(decoded.picture), orientation.value_or(1));
+}
+
+}  // namespace
+
+Picture read_picture(std::span<const std::uint8_t> file, std::string_view name) {
+  return within_memory<InputError>(name, "scale it down", [&] { return read(file, name); });
 }
 
 }  // namespace star

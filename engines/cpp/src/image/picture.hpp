@@ -9,7 +9,11 @@
 namespace star {
 
 // Pictures with more pixels are refused before they are decoded.
+#ifdef STAR_FUZZ
+inline constexpr std::int64_t kMaxPixels = 1 << 20;  // A fuzzer's time is for what is read.
+#else
 inline constexpr std::int64_t kMaxPixels = 100'000'000;
+#endif
 // Longest allowed side over shortest: resizing a sliver would need gigabytes.
 inline constexpr int kMaxAspectRatio = 200;
 

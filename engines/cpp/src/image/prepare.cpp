@@ -6,6 +6,7 @@
 #include <string>
 
 #include "errors.hpp"
+#include "memory.hpp"
 
 namespace star {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 using Size = std::size_t;
 
 constexpr Size kChannels = 3;
+// Pixels of a picture that is resized before a part of it is cut out: gigabytes.
+constexpr int kMostResized = 1 << 30;
 
 Size offset(const Picture& picture, Size y, Size x) {
   return (y * static_cast<Size>(picture.width) + x) * kChannels;
@@ -51,8 +54,12 @@ Picture resized(const Picture& picture, const ImageSpec& spec) {
   const int shorter = std::min(picture.width, picture.height),
             longer = std::max(picture.width, picture.height);
   const auto edge = static_cast<int>(*spec.shortest_edge);
-  // As in Python, a quotient of whole numbers in double, cut off.
+  // As in Python, a quotient of whole numbers in double, cut off. An int holds it: kMaxAspectRatio.
   const auto scaled = static_cast<int>(static_cast<double>(*spec.shortest_edge * longer) / shorter);
+  if (scaled > kMostResized / edge) {
+    throw InputError("a picture is " + std::to_string(picture.width) + "x" + std::to_string(picture.height) +
+                     ", too long to have a shorter side of " + std::to_string(edge) + " pixels; cut it");
+  }
   return picture.width <= picture.height ? resample(picture, edge, scaled, spec.resample)
                                          : resample(picture, scaled, edge, spec.resample);
 }
@@ -151,10 +158,8 @@ PreparedImage cut(const Picture& picture, const ImageSpec& spec, const TileShape
   return image;
 }
 
-}  // namespace
-
-std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec,
-                                   const TileShape& shape, const std::optional<Tiling>& tiling) {
+std::vector<PreparedImage> prepare_all(std::span<const Picture> pictures, const ImageSpec& spec,
+                                       const TileShape& shape, const std::optional<Tiling>& tiling) {
   std::vector<PreparedImage> images;
   for (const Picture& picture : pictures) {
     if (!tiling) {
@@ -166,6 +171,14 @@ std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const Imag
     }
   }
   return images;
+}
+
+}  // namespace
+
+std::vector<PreparedImage> prepare(std::span<const Picture> pictures, const ImageSpec& spec,
+                                   const TileShape& shape, const std::optional<Tiling>& tiling) {
+  return within_memory<InputError>("a picture", "scale it down",
+                                   [&] { return prepare_all(pictures, spec, shape, tiling); });
 }
 
 }  // namespace star

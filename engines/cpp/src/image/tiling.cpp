@@ -6,11 +6,10 @@
 #include <cmath>
 #include <utility>
 
+#include "bundle/tiling.hpp"
+
 namespace star {
 namespace {
-
-// A grid is scaled down when its sides are longer than allowed by more than this.
-constexpr double kTolerated = 1.1;
 
 // Python's int(round(value, 7)), by the decimal digits as Python rounds: 143.99999999 is 144.
 std::int64_t rounded_down(double value) {
@@ -19,12 +18,6 @@ std::int64_t rounded_down(double value) {
   std::int64_t whole = 0;
   std::from_chars(digits.begin(), end, whole);
   return whole;
-}
-
-// Python's //, exact where a quotient that is rounded to a whole number would be one too many.
-std::int64_t whole_quotient(std::int64_t value, double divisor) {
-  const auto dividend = static_cast<double>(value);
-  return static_cast<std::int64_t>(std::round((dividend - std::fmod(dividend, divisor)) / divisor));
 }
 
 }  // namespace
@@ -59,16 +52,7 @@ Grid picture_grid(const Extent& picture, const Tiling& tiling, const TileShape& 
     first.across = (whole.across - rounded_down(width * (rows / height))) / 2;
   }
   const Extent patches{whole.down - 2 * first.down, whole.across - 2 * first.across};
-  Extent scaled = patches;
-  if (tiling.max_grid) {
-    const std::int64_t allowed = *tiling.max_grid * shape.grid_side() * shape.grid_side();
-    const double ratio =
-        std::sqrt(static_cast<double>(patches.down * patches.across) / static_cast<double>(allowed));
-    if (ratio > kTolerated) {
-      scaled = {whole_quotient(patches.down, ratio), whole_quotient(patches.across, ratio)};
-    }
-  }
-  return {tiles, first, patches, scaled};
+  return {tiles, first, patches, scaled_down(patches, tiling, shape.grid_side())};
 }
 
 }  // namespace star

@@ -9,6 +9,7 @@
 #include <limits>
 #include <utility>
 
+#include "bundle/dtypes.hpp"
 #include "bundle/json.hpp"
 #include "errors.hpp"
 
@@ -41,17 +42,6 @@ constexpr std::size_t itemsize(std::string_view dtype) {
   return 1;
 }
 
-// Bytes of a tensor, or nothing where no memory has so many.
-std::optional<std::uint64_t> bytes_of(const MappedTensor& tensor) {
-  std::uint64_t bytes = itemsize(tensor.dtype);
-  for (const std::int64_t size : tensor.shape) {
-    const auto count = static_cast<std::uint64_t>(size);
-    if (count != 0 && bytes > std::numeric_limits<std::uint64_t>::max() / count) return std::nullopt;
-    bytes *= count;
-  }
-  return bytes;
-}
-
 MappedTensor read_tensor(const std::string& name, const Value& value, std::span<const std::byte> data) {
   constexpr std::int64_t kMost = std::numeric_limits<std::int64_t>::max();
   Object object(value);
@@ -62,7 +52,7 @@ MappedTensor read_tensor(const std::string& name, const Value& value, std::span<
   if (pair.size() != 2) offsets.refuse("expected array of length 2");
   const auto first = static_cast<std::uint64_t>(pair[0].integer(0, kMost));
   const auto end = static_cast<std::uint64_t>(pair[1].integer(0, kMost));
-  if (first > end || end > data.size() || bytes_of(tensor) != end - first) {
+  if (first > end || end > data.size() || bytes_of(itemsize(tensor.dtype), tensor.shape) != end - first) {
     throw BundleError(name + " has not the bytes of its shape");
   }
   tensor.data = data.subspan(first, end - first);

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <set>
 
 #include "errors.hpp"
@@ -48,10 +49,9 @@ DType dtype_of(ONNXTensorElementDataType type) {
                     ", which the contract does not have; build the bundle again");
 }
 
+// As many as no memory has where they cannot be counted.
 std::size_t bytes_of(DType dtype, const std::vector<std::int64_t>& shape) {
-  std::size_t bytes = row_of(dtype).itemsize;
-  for (const std::int64_t size : shape) bytes *= static_cast<std::size_t>(size);
-  return bytes;
+  return star::bytes_of(row_of(dtype).itemsize, shape).value_or(std::numeric_limits<std::size_t>::max());
 }
 
 Ort::MemoryInfo host_memory() { return Ort::MemoryInfo::CreateCpu(OrtDeviceAllocator, OrtMemTypeCPU); }

@@ -61,7 +61,7 @@ Bpe::Bpe(const Fields& model) {
 
 void Bpe::read_vocab(const Fields& model) {
   const Fields vocab = model.object("vocab");
-  const Fields::Json& values = model.value("vocab");
+  const Json& values = model.value("vocab");
   ids_.reserve(values.size());
   tokens_.reserve(values.size());
   for (auto item = values.begin(); item != values.end(); ++item) {
@@ -72,7 +72,7 @@ void Bpe::read_vocab(const Fields& model) {
 }
 
 void Bpe::read_merges(const Fields& model) {
-  const Fields::Json& merges = model.array("merges");
+  const Json& merges = model.array("merges");
   merges_.reserve(merges.size());
   std::uint32_t rank = 0;
   for (const auto& merge : merges) {
@@ -86,7 +86,7 @@ void Bpe::read_merges(const Fields& model) {
       add_merge(line.substr(0, space), line.substr(space + 1), rank++);
     } else if (merge.is_array() && merge.size() == 2) {
       const std::string path = model.path("merges");
-      add_merge(text_value(merge[0], path), text_value(merge[1], path), rank++);
+      add_merge(Value(merge[0], path).text(), Value(merge[1], path).text(), rank++);
     } else {
       refuse_value(merge, model.path("merges"), "two tokens");
     }

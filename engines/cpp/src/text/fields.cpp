@@ -9,79 +9,13 @@
 #include "text/utf8.hpp"
 
 namespace star {
-namespace {
-
-constexpr std::size_t kLongestShown = 40;
-
-std::string written(const nlohmann::json& value, int depth);
-
-std::string inner(const nlohmann::json& value, int depth) {
-  if (depth > static_cast<int>(kLongestShown) / 2) return "...";  // too long to be shown
-  std::string items;
-  for (const auto& [key, item] : value.items()) {
-    if (items.size() > 2 * kLongestShown) break;
-    items += items.empty() ? "" : ", ";
-    if (value.is_object()) items += utf8::repr(key) + ": ";
-    items += written(item, depth + 1);
-  }
-  return value.is_object() ? "{" + items + "}" : "[" + items + "]";
-}
-
-std::string written(const nlohmann::json& value, int depth) {
-  if (value.is_null()) return "None";
-  if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
-  if (value.is_string()) return utf8::repr(value.get_ref<const std::string&>());
-  return value.is_structured() ? inner(value, depth) : value.dump();
-}
-
-}  // namespace
-
-std::string_view json_kind(const nlohmann::json& value) {
-  switch (value.type()) {
-    case nlohmann::json::value_t::null:
-      return "null";
-    case nlohmann::json::value_t::boolean:
-      return "bool";
-    case nlohmann::json::value_t::string:
-      return "str";
-    case nlohmann::json::value_t::number_float:
-      return "float";
-    case nlohmann::json::value_t::array:
-      return "array";
-    case nlohmann::json::value_t::object:
-      return "object";
-    default:
-      return "int";
-  }
-}
 
 void refuse_part(const std::string& what, std::string_view expected) {
   throw Unsupported(what + " is not supported, expected " + std::string(expected));
 }
 
-std::string repr(const nlohmann::json& value) { return written(value, 0); }
-
-void refuse_value(const nlohmann::json& value, const std::string& path, std::string_view expected) {
-  const std::string found = value.is_null() ? "" : repr(value);
-  const bool shown = !found.empty() && utf8::length(found) <= kLongestShown;
-  throw BundleError(path + ": expected " + std::string(expected) + ", got " + std::string(json_kind(value)) +
-                    (shown ? ", found " + found : ""));
-}
-
-const std::string& text_value(const nlohmann::json& value, const std::string& path) {
-  if (!value.is_string()) refuse_value(value, path, "str");
-  return value.get_ref<const std::string&>();
-}
-
-std::uint32_t number_value(const nlohmann::json& value, const std::string& path) {
-  if (!value.is_number_integer()) refuse_value(value, path, "int");
-  const auto refuse = [&](std::string_view bound) {
-    throw BundleError(path + ": expected int " + std::string(bound) + ", found " + repr(value));
-  };
-  if (!value.is_number_unsigned()) refuse(">= 0");
-  const auto number = value.get<std::uint64_t>();
-  if (number > std::numeric_limits<std::uint32_t>::max()) refuse("<= 4294967295");
-  return static_cast<std::uint32_t>(number);
+std::uint32_t number_value(const Json& value, const std::string& path) {
+  return static_cast<std::uint32_t>(Value(value, path).integer(0, std::numeric_limits<std::uint32_t>::max()));
 }
 
 Fields::Fields(const Json& object, std::string path) : object_(&object), path_(std::move(path)) {
@@ -92,12 +26,12 @@ std::string Fields::path(std::string_view key) const {
   return path_.empty() ? std::string(key) : path_ + "." + std::string(key);
 }
 
-const Fields::Json* Fields::find(std::string_view key) const {
+const Json* Fields::find(std::string_view key) const {
   const auto found = object_->find(key);
   return found == object_->end() || found->is_null() ? nullptr : &*found;
 }
 
-const Fields::Json& Fields::value(std::string_view key) const {
+const Json& Fields::value(std::string_view key) const {
   const auto found = object_->find(key);
   if (found != object_->end()) return *found;
   const std::string prefix = path_.empty() ? "" : path_ + ": ";
@@ -106,19 +40,15 @@ const Fields::Json& Fields::value(std::string_view key) const {
 
 Fields Fields::object(std::string_view key) const { return Fields(value(key), path(key)); }
 
-const Fields::Json& Fields::array(std::string_view key) const {
+const Json& Fields::array(std::string_view key) const {
   const Json& found = value(key);
   if (!found.is_array()) refuse(key, "array");
   return found;
 }
 
-const std::string& Fields::text(std::string_view key) const { return text_value(value(key), path(key)); }
+const std::string& Fields::text(std::string_view key) const { return Value(value(key), path(key)).text(); }
 
-bool Fields::boolean(std::string_view key) const {
-  const Json& found = value(key);
-  if (!found.is_boolean()) refuse(key, "bool");
-  return found.get<bool>();
-}
+bool Fields::boolean(std::string_view key) const { return Value(value(key), path(key)).boolean(); }
 
 bool Fields::boolean(std::string_view key, bool otherwise) const {
   return has(key) ? boolean(key) : otherwise;
@@ -145,9 +75,7 @@ void Fields::refuse(std::string_view key, std::string_view expected) const {
 }
 
 void Fields::refuse_choice(std::string_view key) const {
-  const std::string found = repr(value(key));
-  throw BundleError(path(key) + ": invalid enum value '" + text(key) + "'" +
-                    (utf8::length(found) <= kLongestShown ? ", found " + found : ""));
+  Value(value(key), path(key)).refuse("invalid enum value '" + text(key) + "'");
 }
 
 }  // namespace star

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
+
+#include "bundle/json.hpp"
 
 namespace star {
 
@@ -16,8 +17,6 @@ namespace star {
 // words of star_export/typed.py; the caller puts the file's name around it.
 class Fields {
  public:
-  using Json = nlohmann::json;
-
   Fields(const Json& object, std::string path);
 
   const std::string& path() const { return path_; }
@@ -47,17 +46,6 @@ class Fields {
   std::string path_;
 };
 
-// Refuse a value: "model.vocab: expected object, got str, found 'a'".
-[[noreturn]] void refuse_value(const nlohmann::json& value, const std::string& path,
-                               std::string_view expected);
-
-const std::string& text_value(const nlohmann::json& value, const std::string& path);
-std::uint32_t number_value(const nlohmann::json& value, const std::string& path);
-
-// What msgspec calls the kind of a value: str, int, null, ...
-std::string_view json_kind(const nlohmann::json& value);
-
-// A value as Python's repr writes it, up to its first 41 characters or so.
-std::string repr(const nlohmann::json& value);
+std::uint32_t number_value(const Json& value, const std::string& path);
 
 }  // namespace star

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <memory>
-#include <new>
 
 #include "errors.hpp"
 #include "text/fields.hpp"
@@ -25,7 +24,7 @@ std::string map_all(std::string_view text, utf8proc_option_t options) {
   const auto size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
                                  static_cast<utf8proc_ssize_t>(text.size()), &mapped, options);
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owned(mapped, std::free);
-  if (size < 0) throw std::bad_alloc();  // the text is valid
+  if (size < 0) throw InputError(std::string("the prompt cannot be normalized: ") + utf8proc_errmsg(size));
   return {reinterpret_cast<const char*>(mapped), static_cast<std::size_t>(size)};
 }
 
@@ -51,6 +50,10 @@ Normalizer unicode(unsigned options) {
     std::size_t begun = normal_form(std::string_view(piece.text).substr(0, piece.from_start), options).size();
     piece.text = normal_form(piece.text, options);
     if (begins) begun = std::max(begun, utf8::at(piece.text, 0).size);  // marks may have joined it
+    const auto is_inside = [&](std::size_t byte) {
+      return byte < piece.text.size() && (piece.text[byte] & 0xC0) == 0x80;
+    };
+    while (is_inside(begun)) ++begun;  // of a character that later ones have joined
     piece.from_start = std::min(begun, piece.text.size());
   };
 }

@@ -9,14 +9,14 @@ namespace {
 
 constexpr std::size_t kLongestText = std::size_t{1} << 28;
 
+}  // namespace
+
 void require_sane(std::size_t size) {
   if (size > kLongestText) {
     throw InputError("the bundle's tokenizer cannot encode this prompt: it makes a text of more than " +
                      std::to_string(kLongestText) + " bytes of it");
   }
 }
-
-}  // namespace
 
 Piece Piece::part(std::size_t begin, std::size_t end) const {
   const std::size_t begun = begin < from_start ? std::min(from_start, end) - begin : 0;

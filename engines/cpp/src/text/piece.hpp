@@ -19,9 +19,12 @@ struct Piece {
 
   Piece part(std::size_t begin, std::size_t end) const;
   void prepend(std::string_view prefix);
-  // Raises InputError where texts grow beyond all sense.
+  // As prepend, raises InputError where texts grow beyond all sense.
   void replace(const std::vector<Match>& matches, std::string_view content);
 };
+
+// Raises InputError for texts of more bytes than any prompt has.
+void require_sane(std::size_t size);
 
 using Pieces = std::vector<Piece>;
 

@@ -101,6 +101,7 @@ PreTokenizer read_byte_level(const Fields& part) {
     });
     for (Piece& piece : pieces) {
       if (piece.token) continue;
+      require_sane(2 * piece.text.size());
       piece.from_start = bytes_as_letters(std::string_view(piece.text).substr(0, piece.from_start)).size();
       piece.text = bytes_as_letters(piece.text);
     }

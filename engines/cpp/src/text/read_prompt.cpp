@@ -53,7 +53,7 @@ void read_texts(const Fields& prompt, PromptSpec& spec) {
   const auto& tokens = prompt.array("end_tokens");
   for (std::size_t i = 0; i < tokens.size(); ++i) {
     const std::string path = prompt.path("end_tokens") + "[" + std::to_string(i) + "]";
-    spec.end_tokens.push_back(text_value(tokens[i], path));
+    spec.end_tokens.push_back(Value(tokens[i], path).text());
   }
 }
 

@@ -1,11 +1,10 @@
 #include "text/tokenizer.hpp"
 
-#include <fstream>
 #include <limits>
-#include <system_error>
 #include <utility>
 
 #include "errors.hpp"
+#include "memory.hpp"
 #include "text/added_tokens.hpp"
 #include "text/bpe.hpp"
 #include "text/decoder.hpp"
@@ -19,7 +18,7 @@
 namespace star {
 namespace {
 
-using Json = nlohmann::json;
+constexpr std::size_t kLargestFile = std::size_t{1} << 28;
 
 const Json& optional_part(const Fields& file, std::string_view key) {
   static const Json none;
@@ -48,6 +47,16 @@ struct Tokenizer::Parts {
     if (file.has("decoder")) decoder = read_decoder(file.value("decoder"), "decoder");
   }
 
+  std::vector<std::uint32_t> encode(std::string_view text) const {
+    Pieces pieces = added.cut(text, normalizer);
+    pre_tokenizer(pieces);
+    std::vector<std::uint32_t> ids;
+    for (const Piece& piece : pieces) {
+      piece.token ? ids.push_back(*piece.token) : model.encode(piece.text, ids);
+    }
+    return ids;
+  }
+
   // A token as the decoder takes it.
   const std::string* token(std::int64_t id) const {
     if (id < 0 || id > std::numeric_limits<std::uint32_t>::max()) return nullptr;
@@ -64,12 +73,10 @@ struct Tokenizer::Parts {
 };
 
 Tokenizer Tokenizer::open(const std::filesystem::path& path) {
-  std::error_code error;
-  const bool is_file = std::filesystem::is_regular_file(path, error);
-  const auto size = is_file ? std::filesystem::file_size(path, error) : 0;
-  std::ifstream file(path, std::ios::binary);
-  std::string content(error ? 0 : static_cast<std::size_t>(size), '\0');
-  if (content.empty() || !file.read(content.data(), static_cast<std::streamsize>(content.size()))) {
+  std::string content;
+  try {
+    content = read_file(path, kLargestFile);
+  } catch (const BundleError&) {
     throw BundleError(path.string() + " is damaged: it cannot be read; build the bundle again");
   }
   return parse(content, path.string());
@@ -77,14 +84,13 @@ Tokenizer Tokenizer::open(const std::filesystem::path& path) {
 
 Tokenizer Tokenizer::parse(std::string_view content, const std::string& path) {
   try {
-    const Json json = Json::parse(content);
-    return Tokenizer(std::make_shared<const Parts>(Fields(json, "")));
+    const Json json = parse_json(content);
+    return within_memory<BundleError>("it", "free some", [&] {
+      return Tokenizer(std::make_shared<const Parts>(Fields(json, "")));
+    });
   } catch (const Unsupported& error) {
     throw BundleError(path + " cannot be used without Python: " + error.what() +
                       "; run the bundle with star-export run");
-  } catch (const Json::exception& error) {
-    throw BundleError(path + " is damaged: it is not JSON: " + utf8::lossy(error.what()) +
-                      "; build the bundle again");
   } catch (const Error& error) {
     throw BundleError(path + " is damaged: " + error.what() + "; build the bundle again");
   }
@@ -94,12 +100,8 @@ std::vector<std::int64_t> Tokenizer::encode(std::string_view text, bool add_spec
   if (!utf8::is_valid(text)) {
     throw InputError("the prompt is not valid Unicode: it holds bytes that are no UTF-8; leave them out");
   }
-  Pieces pieces = parts_->added.cut(text, parts_->normalizer);
-  parts_->pre_tokenizer(pieces);
-  std::vector<std::uint32_t> ids;
-  for (const Piece& piece : pieces) {
-    piece.token ? ids.push_back(*piece.token) : parts_->model.encode(piece.text, ids);
-  }
+  const auto ids =
+      within_memory<InputError>("the prompt", "shorten it", [&] { return parts_->encode(text); });
   if (!add_special_tokens) return {ids.begin(), ids.end()};
   std::vector<std::int64_t> result;
   for (const auto& special : parts_->post_processor) {
