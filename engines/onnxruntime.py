@@ -151,6 +151,7 @@ class OnnxRuntimeSession(Session):
         prepacked: Graphs whose weights are packed at load: more memory.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
+        arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
         exact: See :class:`star_export.engines.backends.Runtime`.
 
     Raises:
@@ -166,6 +167,7 @@ class OnnxRuntimeSession(Session):
         threads: int | None = None,
         prepacked: Collection[str] = (),
         spinning: bool = False,
+        arena: bool = False,
         exact: bool = False,
     ) -> None:
         check_device(device)
@@ -174,7 +176,7 @@ class OnnxRuntimeSession(Session):
         self.max_batch: int | None = None
         self.resizable = not self.spec.fixed_capacities
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
-        self._exact = exact
+        self._arena, self._exact = arena, exact
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.plain_outputs] for graph, io in self.contract.items()
         }
@@ -261,6 +263,7 @@ class OnnxRuntimeSession(Session):
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+        options.enable_cpu_mem_arena = self._arena
         if not self._spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         level = "1" if self._exact else "4"  # 4: activations are rounded to 8 bits, block by block
