@@ -26,6 +26,7 @@ from star_export.engines.session import (
     refuse_closed,
 )
 from star_export.errors import BundleError, PlatformError
+from star_export.memory import give_back
 
 #: Execution providers of each device; what CUDA has no kernel for runs on the CPU.
 PROVIDERS = {
@@ -295,6 +296,8 @@ class OnnxRuntimeSession(Session):
                 "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         self._check_border(graph, session)
+        if self.spec.quantization:
+            give_back()  # the C library holds a good part of what packing took
         return session
 
     def _check_border(self, graph: str, session: ort.InferenceSession) -> None:
