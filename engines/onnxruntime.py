@@ -35,8 +35,8 @@ PROVIDERS = {
 }
 
 #: Graphs whose weights are copied into ONNX Runtime's packed layout at load where batches are decoded:
-#: products of a few rows gain much. Else all graphs read the bundle's files, which are in memory once: one
-#: row is multiplied as quickly, hundreds nearly so (docs/performance.md, `make bench-session`).
+#: products of a few rows gain much. Else all graphs read the bundle's files, which are in memory once: for
+#: one row packing gains a quarter of the time and nearly doubles the memory (`make bench-session`).
 #: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
 PREPACKED_FOR_BATCHES = (DECODE,)
 
