@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -80,14 +80,20 @@ docs: $(READY)
 mini: $(READY)
 	$(BIN)/python -m models.training mini models/mini --work build/mini
 
+# The same without practice halfway, for docs/accuracy-late.md.
+mini-late: $(READY)
+	$(BIN)/python -m models.training mini-late models/mini-late --work build/mini-late
+
 # The mini OneVision model of models/mini-onevision, likewise; it begins with the mini model's language model.
 mini-onevision: $(READY)
 	$(BIN)/python -m models.training mini-onevision models/mini-onevision --work build/mini-onevision
 
-# docs/accuracy.md and its plot; an hour on a CPU core. A run that was stopped goes on with RESUME=--resume.
+# docs/accuracy.md, docs/accuracy-late.md and their plots; an hour on a CPU core. A run that was stopped goes on with
+# RESUME=--resume.
 accuracy: $(READY)
 	mkdir -p build
 	$(BIN)/star-export compare --model models/mini --task shapes --limit 280 --threads 1 --quantize int8 --quantize int4 -o docs/accuracy.md --answers build/accuracy.jsonl $(RESUME)
+	$(BIN)/star-export compare --model models/mini-late --task shapes --limit 280 --threads 1 -o docs/accuracy-late.md --answers build/accuracy-late.jsonl $(RESUME)
 
 # The table of docs/performance.md.
 BENCH := build/bench

@@ -16,6 +16,7 @@ from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
 from star_export.contract import GRAPHS
 from star_export.engines.onnxruntime import PREPACKED_FOR_BATCHES, OnnxRuntimeSession
+from star_export.memory import resident_bytes
 
 DEFAULT = "default"
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -23,6 +24,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "for batches": {"prepacked": PREPACKED_FOR_BATCHES},
     "all prepacked": {"prepacked": GRAPHS},
     "spinning": {"spinning": True},
+    "arena": {"arena": True},
 }
 ROUNDS, TOKENS = 5, 16
 
@@ -33,11 +35,11 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     bundle = open_bundle(folder)
     pipeline = Pipeline(bundle, OnnxRuntimeSession(bundle, **VARIANTS[variant]))
     loaded = time.perf_counter()
-    tokens = pipeline.tokenize("What is in the picture?")
-    image = pipeline.prepare(picture)
+    images = pipeline.prepare(picture)
+    tokens = pipeline.tokenize("What is in the picture?", images)
     for _ in range(2):
         start = time.perf_counter()
-        vision = pipeline.steps.encode_image(image)
+        vision = pipeline.steps.encode_image(images[0])
         seen = time.perf_counter()
         state = pipeline.steps.prefill(tokens, vision, keep=pipeline.budget(None))
         prefilled = time.perf_counter()
@@ -45,12 +47,15 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
             pipeline.steps.decode(state, state.best_token())
         decoded = time.perf_counter()
     anonymous = Path("/proc/self/status").read_text().partition("RssAnon:")[2].split()[0]
+    peak = resident_bytes("peak")
+    assert peak is not None
     return {
         "load s": loaded - begin,
         "vision ms": 1000 * (seen - start),
         "prefill ms": 1000 * (prefilled - seen),
         "decode ms/token": 1000 * (decoded - prefilled) / TOKENS,
         "own memory GB": 1024 * int(anonymous) / 1e9,
+        "peak memory GB": peak / 1e9,
     }
 
 

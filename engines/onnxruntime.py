@@ -26,6 +26,7 @@ from star_export.engines.session import (
     refuse_closed,
 )
 from star_export.errors import BundleError, PlatformError
+from star_export.memory import give_back
 
 #: Execution providers of each device; what CUDA has no kernel for runs on the CPU.
 PROVIDERS = {
@@ -34,8 +35,8 @@ PROVIDERS = {
 }
 
 #: Graphs whose weights are copied into ONNX Runtime's packed layout at load where batches are decoded:
-#: products of a few rows gain much. Else all graphs read the bundle's files, which are in memory once: one
-#: row is multiplied as quickly, hundreds nearly so (docs/performance.md, `make bench-session`).
+#: products of a few rows gain much. Else all graphs read the bundle's files, which are in memory once: for
+#: one row packing gains a quarter of the time and nearly doubles the memory (`make bench-session`).
 #: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
 PREPACKED_FOR_BATCHES = (DECODE,)
 
@@ -151,6 +152,7 @@ class OnnxRuntimeSession(Session):
         prepacked: Graphs whose weights are packed at load: more memory.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
+        arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
         exact: See :class:`star_export.engines.backends.Runtime`.
 
     Raises:
@@ -166,6 +168,7 @@ class OnnxRuntimeSession(Session):
         threads: int | None = None,
         prepacked: Collection[str] = (),
         spinning: bool = False,
+        arena: bool = False,
         exact: bool = False,
     ) -> None:
         check_device(device)
@@ -174,7 +177,7 @@ class OnnxRuntimeSession(Session):
         self.max_batch: int | None = None
         self.resizable = not self.spec.fixed_capacities
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
-        self._exact = exact
+        self._arena, self._exact = arena, exact
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.plain_outputs] for graph, io in self.contract.items()
         }
@@ -261,6 +264,7 @@ class OnnxRuntimeSession(Session):
     def _load(self, graph: str) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3  # errors; warnings about graphs that work are noise
+        options.enable_cpu_mem_arena = self._arena
         if not self._spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
         level = "1" if self._exact else "4"  # 4: activations are rounded to 8 bits, block by block
@@ -292,6 +296,8 @@ class OnnxRuntimeSession(Session):
                 "run: pip install 'onnxruntime-gpu[cuda,cudnn]'"
             )
         self._check_border(graph, session)
+        if self.spec.quantization:
+            give_back()  # the C library holds a good part of what packing took
         return session
 
     def _check_border(self, graph: str, session: ort.InferenceSession) -> None:

@@ -40,8 +40,9 @@ def quantize(weight: Tensor, kind: QuantizedType, block: int, dtype: torch.dtype
     integers = torch.empty(rows, columns, dtype=integer)
     scales = torch.empty(rows // block, columns, dtype=dtype)
     zeros = torch.empty_like(scales, dtype=integer)
-    for some in torch.arange(columns).split(max(1, _AT_ONCE // rows)):
-        part = slice(int(some[0]), int(some[-1]) + 1)
+    step = max(1, _AT_ONCE // rows)
+    for begin in range(0, columns, step):
+        part = slice(begin, begin + step)
         found, scales[:, part], zeros[:, part] = _quantize(weight[:, part], kind, block, dtype)
         integers[:, part] = found.flatten(0, 1)
     return (integers, scales, zeros) if kind.startswith("u") else (integers, scales)

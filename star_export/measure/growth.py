@@ -177,7 +177,8 @@ def measure_all(folder: Path, picture: Path, rounds: int = ROUNDS) -> dict[Point
 
 def _apart(folder: Path, point: Point, picture: Path) -> Finding:
     request = json.dumps(asdict(point))
-    command = [sys.executable, "-m", __name__, str(folder), "--picture", str(picture), "--point", request]
+    module = "star_export.measure.growth"  # whose name is another where it is the program
+    command = [sys.executable, "-m", module, str(folder), "--picture", str(picture), "--point", request]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no message"])[-1]

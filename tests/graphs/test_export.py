@@ -1,5 +1,6 @@
 """The exported files: what is in them, what they point to, and that they load."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -95,8 +96,10 @@ def graph(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def test_onnx_accepts_the_file(exported: Exported, graph: str) -> None:
-    onnx.checker.check_model(str(exported.path(graph)), full_check=False)
+def test_onnx_accepts_the_file(exported: Exported, graph: str, tmp_path: Path) -> None:
+    # Of a copy: it refuses weights with a second hard link, as a Triton repository of the bundle makes them.
+    shutil.copytree(exported.path(graph).parent, tmp_path / "graphs")
+    onnx.checker.check_model(str(tmp_path / "graphs" / exported.path(graph).name), full_check=False)
 
 
 def test_onnx_runtime_loads_the_file(exported: Exported, graph: str) -> None:

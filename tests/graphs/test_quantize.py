@@ -49,6 +49,17 @@ def test_the_arithmetic(kind: Any) -> None:
     assert ((found - weight).abs() <= 0.51 * scale.repeat_interleave(BLOCK, 0) + 1e-6).all()
 
 
+@pytest.mark.parametrize("kind", QUANTIZED_TYPES)
+def test_columns_are_taken_in_parts(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.randn(2 * BLOCK, 7, generator=torch.Generator().manual_seed(2))
+    whole = quantize(weight, kind, BLOCK, torch.float16)
+    for size in (1, 2 * BLOCK * 3):  # one by one, and by threes with one left
+        monkeypatch.setattr("star_export.graphs.quantize._AT_ONCE", size)
+        for found, expected in zip(quantize(weight, kind, BLOCK, torch.float16), whole, strict=True):
+            assert found.dtype == expected.dtype
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def test_float16_scales_are_those_that_the_integers_are_made_for() -> None:
     weight = torch.randn(BLOCK, 4, generator=torch.Generator().manual_seed(1))
     integers, scale = quantize(weight, "int8", BLOCK, torch.float16)

@@ -1,17 +1,19 @@
 """Too little disk or memory is refused before anything is written, with the need. Free figures are fakes."""
 
+import platform
 import re
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from star_export import room
 from star_export.build import BuildOptions, _check_room, build
 from star_export.engines.tensorrt.builder import EngineOptions
 from star_export.errors import PlatformError
-from star_export.memory import available_bytes
+from star_export.memory import available_bytes, give_back, resident_bytes
 
 Usage = namedtuple("Usage", "total used free")
 SIZES = {"vision": 600_000_000, "decoder": 13_500_000_000}
@@ -113,3 +115,17 @@ def test_memory_that_nobody_tells(tmp_path: Path) -> None:
     assert available_bytes(tmp_path) is None
     found = available_bytes()
     assert found is None or found > 0
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep nothing back")
+def test_what_was_freed_is_given_back() -> None:
+    arrays = [np.ones(8000) for _ in range(2000)]  # small enough that the C library keeps them
+    last = arrays.pop()  # so that they are not at the end of its heap
+    arrays.clear()
+    before = resident_bytes("now")
+    give_back()
+    after = resident_bytes("now")
+    assert before is not None
+    assert after is not None
+    assert before - after > 64e6
+    assert last.sum() == 8000

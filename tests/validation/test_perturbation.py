@@ -4,7 +4,7 @@ Each test breaks one thing: a weight, a node of a graph, a number fed to it, a p
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,11 @@ def test_nothing_broken(mha: Lab) -> None:
 # One element of every weight.
 
 
-def first_failures(lab: Lab, file: str, wanted: str = "", **rows: int) -> dict[str, str | None]:
-    """Each tensor whose name holds ``wanted``, and the first stage that fails once it is changed."""
+def first_failures(lab: Lab, file: str, *wanted: str, **rows: int) -> dict[str, str | None]:
+    """Each tensor whose name holds one of ``wanted``, and the first stage that fails once it is changed."""
     path, found = lab.bundle.path(f"graphs/{file}.safetensors"), {}
     for name in table(path.read_bytes())[1]:
-        if wanted in name:
+        if any(part in name for part in wanted or ("",)):
             with changed_weight(path, name, rows.get(name.split(".")[1], 0)):
                 found[name] = next(iter(lab.failed()), None)
     return found
@@ -75,11 +75,16 @@ def test_every_vision_weight(mha: Lab) -> None:
     assert found == {name: None if name in invisible else "vision_features" for name in found}
 
 
-def test_every_decoder_weight(mha: Lab) -> None:
+@pytest.mark.parametrize("layers", [(1, 4), pytest.param(range(6), marks=pytest.mark.slow)])
+def test_every_decoder_weight(mha: Lab, layers: Sequence[int]) -> None:
+    """Of one layer before the last stage and one behind it; of all, slowly."""
     # Rows in use: a token of the prompt; the second position, since the first turns nothing.
     token = int(mha.tokens().input_ids[0, -1])
-    found = first_failures(mha, "decoder", embed_tokens=token, cos=1, sin=1)
-    assert len(found) == 1 + 6 * 9 + 2 + 2
+    others = ("embed_tokens", "rotary.", "model.norm", "lm_head")
+    found = first_failures(
+        mha, "decoder", *(f"layers.{layer}." for layer in layers), *others, embed_tokens=token, cos=1, sin=1
+    )
+    assert len(found) == 1 + 9 * len(layers) + 2 + 2
     late = ("layers.3", "layers.4", "layers.5", "model.norm", "lm_head")
     for name, first in found.items():
         early = not any(part in name for part in late)

@@ -21,8 +21,8 @@ from star_export.validation.verdicts import divergence
     [
         ("mha", "int4"),
         ("gqa", "uint8"),
-        ("next-mistral", "uint4"),
-        ("onevision", "int8"),
+        pytest.param("next-mistral", "uint4", marks=pytest.mark.slow),  # quickly in test_prequantised
+        pytest.param("onevision", "int8", marks=pytest.mark.slow),  # likewise
         *(
             pytest.param(preset, kind, marks=pytest.mark.slow)
             for preset in ("vicuna", "feature-layers", "interleave", "next-llama3", "deep")
@@ -47,11 +47,11 @@ def test_every_family(
     "preset",
     [
         "gqa",  # tied
-        "next-mistral",
         *(
             pytest.param(preset, marks=pytest.mark.slow)
             for preset in (
-                "mha", "vicuna", "full", "feature-layers", "interleave", "next", "next-llama3", "onevision",
+                "mha", "vicuna", "full", "feature-layers", "interleave", "next", "next-mistral",
+                "next-llama3", "onevision",
             )
         ),
     ],

@@ -41,38 +41,40 @@ def some_pictures(most: int = 24, largest: int = 1500) -> list[bytes]:
     return [data for kind in small for data in kind[:: max(1, len(kind) * len(kinds) // most)]]
 
 
+_VISION = VisionSpec(
+    model_type="clip_vision_model",
+    image_size=28,
+    patch_size=14,
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=1,
+    num_heads=1,
+    hidden_act="gelu",
+    layer_norm_eps=1e-5,
+    feature_layers=(1,),
+    has_cls=True,
+    feature_select="default",
+)
+_BIAS = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "mlp_bias", "tie_word_embeddings"), False)
+_TEXT = TextSpec(
+    hidden_size=8,
+    intermediate_size=8,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    vocab_size=16,
+    hidden_act="silu",
+    rms_norm_eps=1e-5,
+    **_BIAS,
+    max_position_embeddings=256,
+    rope_parameters={},
+    sliding_window=None,
+)
+
+
 def manifests() -> list[bytes]:
     """A model whose pictures are whole, and one that cuts them, unpruned and pruned."""
-    vision = VisionSpec(
-        model_type="clip_vision_model",
-        image_size=28,
-        patch_size=14,
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=1,
-        num_heads=1,
-        hidden_act="gelu",
-        layer_norm_eps=1e-5,
-        feature_layers=(1,),
-        has_cls=True,
-        feature_select="default",
-    )
-    bias = dict.fromkeys(("q_bias", "k_bias", "v_bias", "o_bias", "mlp_bias", "tie_word_embeddings"), False)
-    text = TextSpec(
-        hidden_size=8,
-        intermediate_size=8,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=4,
-        vocab_size=16,
-        hidden_act="silu",
-        rms_norm_eps=1e-5,
-        **bias,
-        max_position_embeddings=256,
-        rope_parameters={},
-        sliding_window=None,
-    )
     stages = (
         Stage(after_layer=0, score="cls", tokens=3, max_tokens=3, share=None, mass=None),
         Stage(after_layer=1, score="last", tokens=2, max_tokens=2, share=None, mass=0.9),
@@ -85,8 +87,8 @@ def manifests() -> list[bytes]:
     ):
         model = ModelSpec(
             model_type="llava",
-            vision=vision,
-            text=text,
+            vision=_VISION,
+            text=_TEXT,
             projector_act="gelu",
             projector_bias=True,
             image_token_id=3,
@@ -130,84 +132,87 @@ def _written(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+_REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+_SPLIT = {
+    "type": "Split",
+    "pattern": {"Regex": r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+"},
+}
+#: Every part of a tokenizer that is read.
+_PARTS: list[dict[str, Any]] = [
+    {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, _REPLACE],
+        },
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [
+                {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
+                {"type": "ByteFallback"},
+                {"type": "Fuse"},
+                {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+            ],
+        },
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+    },
+    {
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {**_SPLIT, "behavior": "Isolated", "invert": False},
+                {
+                    "type": "ByteLevel",
+                    "add_prefix_space": False,
+                    "trim_offsets": True,
+                    "use_regex": False,
+                },
+            ],
+        },
+        "decoder": {"type": "ByteLevel"},
+    },
+    {
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": "first",
+            "split": True,
+        },
+        "decoder": {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": "always",
+            "split": False,
+        },
+    },
+    {
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [{"type": kind} for kind in ("NFD", "NFKC", "NFKD", "Lowercase")]
+            + [{"type": "Strip", "strip_left": True, "strip_right": True}],
+        },
+        "pre_tokenizer": {"type": "Digits", "individual_digits": True},
+    },
+]
+_PARTS += [
+    {"pre_tokenizer": {**_SPLIT, "behavior": behavior, "invert": True}}
+    for behavior in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
+]
+
+
 def tokenizers() -> list[bytes]:
     """Every part that is supported, each with a text behind it."""
-    replace = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
-    split = {
-        "type": "Split",
-        "pattern": {"Regex": r"(?i:'s|'t)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|\s+(?!\S)|\s+"},
-    }
-    parts: list[dict[str, Any]] = [
-        {
-            "normalizer": {
-                "type": "Sequence",
-                "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, replace],
-            },
-            "decoder": {
-                "type": "Sequence",
-                "decoders": [
-                    {"type": "Replace", "pattern": {"String": "\u2581"}, "content": " "},
-                    {"type": "ByteFallback"},
-                    {"type": "Fuse"},
-                    {"type": "Strip", "content": " ", "start": 1, "stop": 0},
-                ],
-            },
-            "post_processor": {
-                "type": "TemplateProcessing",
-                "single": [
-                    {"SpecialToken": {"id": "<s>", "type_id": 0}},
-                    {"Sequence": {"id": "A", "type_id": 0}},
-                ],
-                "pair": [],
-                "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-            },
-        },
-        {
-            "normalizer": {"type": "NFC"},
-            "pre_tokenizer": {
-                "type": "Sequence",
-                "pretokenizers": [
-                    {**split, "behavior": "Isolated", "invert": False},
-                    {
-                        "type": "ByteLevel",
-                        "add_prefix_space": False,
-                        "trim_offsets": True,
-                        "use_regex": False,
-                    },
-                ],
-            },
-            "decoder": {"type": "ByteLevel"},
-        },
-        {
-            "pre_tokenizer": {
-                "type": "Metaspace",
-                "replacement": "\u2581",
-                "prepend_scheme": "first",
-                "split": True,
-            },
-            "decoder": {
-                "type": "Metaspace",
-                "replacement": "\u2581",
-                "prepend_scheme": "always",
-                "split": False,
-            },
-        },
-        {
-            "normalizer": {
-                "type": "Sequence",
-                "normalizers": [{"type": kind} for kind in ("NFD", "NFKC", "NFKD", "Lowercase")]
-                + [{"type": "Strip", "strip_left": True, "strip_right": True}],
-            },
-            "pre_tokenizer": {"type": "Digits", "individual_digits": True},
-        },
-    ]
-    parts += [
-        {"pre_tokenizer": {**split, "behavior": behavior, "invert": True}}
-        for behavior in ("Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous")
-    ]
     texts = ("a ab\u00e9  \u0130 e\u0301", "ab's 123\n \u4e2d", "<s>a \u00e9", " A\ufb01 \U0001f600 12 ")
     return [
-        _written(_tokenizer(part)) + b"\0" + texts[i % len(texts)].encode() for i, part in enumerate(parts)
+        _written(_tokenizer(part)) + b"\0" + texts[i % len(texts)].encode() for i, part in enumerate(_PARTS)
     ]
 
 

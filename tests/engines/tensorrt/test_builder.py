@@ -81,7 +81,10 @@ def test_every_engine_builds(
     assert any("builder peak" in record.getMessage() for record in caplog.records)
 
 
-@pytest.mark.parametrize(("quantize", "weights"), [("int4", "shared"), ("int4", "baked"), ("int8", "shared")])
+@pytest.mark.parametrize(
+    ("quantize", "weights"),
+    [("int4", "shared"), ("int4", "baked"), pytest.param("int8", "shared", marks=pytest.mark.slow)],
+)
 def test_quantised_weights_build(copy: Callable[..., Path], quantize: str, weights: str) -> None:
     folder = copy("mha", quantize=quantize)
     add_engines(folder, replace(RTX, targets=("sm89",), weights=weights))

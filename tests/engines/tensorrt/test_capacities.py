@@ -189,7 +189,7 @@ def test_profiles_of_less_room(spec: ExportSpec, room: int) -> None:
     assert found == {name: sizes for name, sizes in whole.items() if name in found}
 
 
-@pytest.mark.parametrize("quantize", [None, "int4"])
+@pytest.mark.parametrize("quantize", [None, pytest.param("int4", marks=pytest.mark.slow)])
 def test_they_build(bundle: Callable[..., Path], tmp_path: Path, quantize: str | None) -> None:
     folder = Path(shutil.copytree(bundle("mha", dtype="float16", quantize=quantize), tmp_path / "b"))
     room = open_bundle(folder).spec.room
