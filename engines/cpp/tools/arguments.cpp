@@ -86,7 +86,7 @@ void describe(CLI::App& app, Arguments& asked, Texts& texts) {
   add_repeated(app, "--stop", asked.settings.stop, "End the answer before this text; repeat for more.");
   add_repeated(app, "--end-token", asked.settings.end_tokens,
                "This token ends an answer too, such as <|eot_id|>; repeat for more.");
-  app.add_option("--backend", asked.options.backend, "What runs it: onnxruntime.");
+  app.add_option("--backend", asked.options.backend, "What runs it: onnxruntime; tensorrt or tensorrt-rtx, if built with one.");
   app.add_option("--onnxruntime", texts.onnxruntime,
                  "The ONNX Runtime library, 1.24 or newer; by default $STAR_ONNXRUNTIME, or the system's.");
   app.add_option("--threads", texts.threads, "CPU threads; all cores by default.")

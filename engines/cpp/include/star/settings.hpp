@@ -14,6 +14,8 @@ namespace star {
 
 // How a bundle is opened.
 struct Options {
+  // Or "tensorrt" or "tensorrt-rtx", where the library was built with that one's headers: on the first GPU, with
+  // the libraries that STAR_TENSORRT, STAR_CUDART and STAR_NVRTC name, or that the system's loader finds.
   std::string backend = "onnxruntime";
   // The ONNX Runtime library to load, 1.24 or newer. By default what the environment variable
   // STAR_ONNXRUNTIME names, or what the system's loader finds. A process has one.

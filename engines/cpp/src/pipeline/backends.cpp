@@ -4,11 +4,13 @@
 
 #include "errors.hpp"
 #include "session/onnxruntime.hpp"
+#include "session/tensorrt.hpp"
 
 namespace star {
 namespace {
 
-constexpr std::array<std::string_view, 1> kBackends{"onnxruntime"};
+constexpr std::string_view kOnnxRuntime = "onnxruntime";
+constexpr std::array<std::string_view, 3> kBackends{kOnnxRuntime, "tensorrt", "tensorrt-rtx"};
 
 }  // namespace
 
@@ -25,6 +27,13 @@ void check_options(const Options& options) {
 }
 
 std::unique_ptr<Session> open_session(const Bundle& bundle, const Options& options) {
+  if (options.backend != kOnnxRuntime) {
+    if (const std::string_view built = tensorrt_backend(); !built.empty() && built != options.backend) {
+      throw PlatformError("this library was built for backend " + std::string(built) + ", not for " +
+                          options.backend + "; configure it with -DTENSORRT_ROOT of that one");
+    }
+    return open_tensorrt(bundle);
+  }
   OnnxRuntimeOptions how;
   how.library = options.onnxruntime;
   how.threads = options.threads;
