@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--build", type=Path, default=Path("build/cpp"), help="Where engines/cpp is built.")
     parser.add_argument("--prompt", default="What color is the square?")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--new-tokens", type=int, default=16, help="Of the answer that is timed.")
     asked = parser.parse_args()
     question = [asked.bundle, "--image", asked.picture, "--prompt", asked.prompt, "--json"]
     commands = (
@@ -58,7 +59,8 @@ def main() -> None:
     for _ in range(asked.repeats):
         for side, command in enumerate(commands):
             spent, work, peak, _ = measure([*command, "--max-new-tokens", "1"])
-            answer = json.loads(measure(command)[-1])["timings_ms"]
+            printed = measure([*command, "--max-new-tokens", str(asked.new_tokens)])[-1]
+            answer = json.loads(printed)["timings_ms"]
             first[side].append(spent)
             busy[side].append(work)
             memory[side].append(peak)

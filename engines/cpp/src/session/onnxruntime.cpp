@@ -181,10 +181,12 @@ class OnnxRuntimeSession : public Session {
     own_capacities_ = bundle.spec().capacities();
     packed_ = new_packed_weights();
     map_weights();
-    for (const std::string_view graph : kGraphs) graphs_.emplace(graph, load(graph));
+    for (const std::string_view graph : kGraphs) {
+      graphs_.emplace(graph, load(graph));
 #ifdef __GLIBC__
-    if (spec().quantization) ::malloc_trim(0);  // what weights took before they were packed: a fifth of all
+      if (spec().quantization) ::malloc_trim(0);  // what weights took before they were packed: a fifth of all
 #endif
+    }
   }
 
   const ExportSpec& spec() const override { return bundle_.spec(); }
@@ -248,6 +250,7 @@ class OnnxRuntimeSession : public Session {
   Ort::SessionOptions options_of(std::string_view graph) const {
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // warnings about graphs that work are noise
+    options.DisableCpuMemArena();  // it would keep each graph's tensors for its next run
     if (!options_.spinning) options.AddConfigEntry("session.force_spinning_stop", "1");
     // 4: activations are rounded to 8 bits, block by block.
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", options_.exact ? "1" : "4");
