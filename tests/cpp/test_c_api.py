@@ -249,6 +249,7 @@ def test_errors(library: Any, pipeline: c_void_p, tmp_path: Path) -> None:
 def test_what_does_not_open(library: Any, bundle: Any, tmp_path: Path) -> None:
     assert (open_pipeline(library, tmp_path)[1] or Failed(0, "")).kind == BUNDLE
     unknown = open_pipeline(library, bundle("mini", max_images=3), backend=b"tensorflow")[1]
-    assert unknown == Failed(SETTINGS, "unknown backend tensorflow; backends are onnxruntime, tensorrt, tensorrt-rtx")
+    backends = "onnxruntime, tensorrt, tensorrt-rtx"
+    assert unknown == Failed(SETTINGS, f"unknown backend tensorflow; backends are {backends}")
     error = library.star_pipeline_open(None, None, byref(c_void_p()))
     assert failure(library, error) == Failed(SETTINGS, "folder must not be NULL")
