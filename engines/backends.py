@@ -179,6 +179,57 @@ class OnnxRuntime(Backend):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OpenVino(Backend):
+    """OpenVINO on the CPU, with ONNX Runtime beside it."""
+
+    builds_engines = False
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtypes: tuple[DType, ...] = ("float32",)
+
+    def open(self, bundle: Bundle, runtime: Runtime) -> Session:
+        """See :class:`Backend`."""
+        self.check_bundle(bundle, runtime)
+        self.check_machine()
+        from star_export.engines.openvino import OpenVinoSession
+
+        return OpenVinoSession(bundle, threads=runtime.threads, exact=runtime.exact, batches=runtime.batches)
+
+    def check_bundle(self, bundle: Bundle, runtime: Runtime) -> None:
+        """See :class:`Backend`."""
+        del runtime
+        if bundle.spec.dtype not in self.dtypes:
+            raise BundleError(
+                f"{bundle.folder} is {bundle.spec.dtype}, which the OpenVINO backend does not run; "
+                f"build with {option('dtype', self.dtypes[0])}: it multiplies in bfloat16 all the same"
+            )
+
+    def check_machine(self) -> None:
+        """See :class:`Backend`."""
+        try:
+            importlib.import_module("openvino.frontend.onnx")
+        except ImportError as error:
+            raise PlatformError(
+                f"no OpenVINO here ({error}); run: pip install 'star-export[openvino]'"
+            ) from error
+
+    def facts(self, bundle: Bundle) -> EngineFacts | None:
+        """None."""
+        del bundle
+        return None
+
+    def examine(self) -> list[Part]:
+        """One part: it builds nothing."""
+        name = f"backend {self.name}"
+        try:
+            self.check_machine()
+        except PlatformError as error:
+            return [missing(name, error)]
+        from star_export.engines.openvino import describe
+
+        return [Part(name, True, describe())]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TensorRT(Backend):
     """One of NVIDIA's two TensorRTs; :data:`PRODUCTS` says how they differ."""
 
@@ -228,6 +279,7 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         OnnxRuntime(name=ONNXRUNTIME, device="cpu"),
         OnnxRuntime(name="onnxruntime-cuda", device="cuda"),
+        OpenVino(name="openvino"),
         TensorRT(name=TENSORRT),
         TensorRT(name=TENSORRT_RTX),
     )

@@ -66,9 +66,13 @@ class OnnxRuntimeArray:
 
     def argmax(self) -> Int64:
         """Index of the largest of each row, or -1, without copying the rows."""
-        rows = self.value.numpy()
-        best: Int64 = rows.argmax(axis=-1, keepdims=True)
-        return np.where(np.isfinite(np.take_along_axis(rows, best, -1)), best, -1)[:, 0]
+        return best_of_rows(self.value.numpy())
+
+
+def best_of_rows(rows: HostArray) -> Int64:
+    """Index of the largest of each row, or -1; see :meth:`DeviceArray.argmax`."""
+    best: Int64 = rows.argmax(axis=-1, keepdims=True)
+    return np.where(np.isfinite(np.take_along_axis(rows, best, -1)), best, -1)[:, 0]
 
 
 def check_device(device: str) -> None:
@@ -119,6 +123,11 @@ class OnnxRuntimeCaches:
             if value.device_name() != "cpu":
                 value.update_inplace(host)
 
+    def host(self, name: str) -> HostArray:
+        """One cache itself, not a copy; on the CPU."""
+        whole: HostArray = self.values[name].numpy()
+        return whole[self.start : self.stop]
+
     def close(self) -> None:
         """Let go of the memory, and of the graphs that are bound to it."""
         self.values.clear()
@@ -147,6 +156,7 @@ class OnnxRuntimeSession(Session):
 
     Args:
         bundle: An opened bundle.
+        graphs: Those that it is to run.
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load: more memory.
@@ -164,6 +174,7 @@ class OnnxRuntimeSession(Session):
         self,
         bundle: Bundle,
         *,
+        graphs: Collection[str] = GRAPHS,
         device: str = "cpu",
         threads: int | None = None,
         prepacked: Collection[str] = (),
@@ -194,7 +205,8 @@ class OnnxRuntimeSession(Session):
             mapped = [mapped_tensors(bundle.folder / file.path) for file in bundle.weights]
             tensors = {name: tensor for file in mapped for name, tensor in file.items()}
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(t) for name, t in tensors.items()}
-        self._sessions = {graph: self._load(graph) for graph in GRAPHS}
+        self._sessions = {graph: self._load(graph) for graph in graphs}
+        self._closed = False
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """A little more than needed, so that few requests need other caches than the one before."""
@@ -205,7 +217,7 @@ class OnnxRuntimeSession(Session):
 
     def allocate_caches(self, batch: int = 1, capacities: Sequence[int] | None = None) -> OnnxRuntimeCaches:
         """Zeroed KV caches; see :meth:`star_export.engines.session.Session.allocate_caches`."""
-        refuse_closed(closed=not self._sessions)
+        refuse_closed(closed=self._closed)
         caches = OnnxRuntimeCaches({}, {}, 0, batch)
         self._caches.add(caches)
         self.resize_caches(caches, batch, capacities or self.spec.capacities)
@@ -231,7 +243,7 @@ class OnnxRuntimeSession(Session):
     ) -> dict[str, DeviceArray]:
         """Run one graph; see :meth:`star_export.engines.session.Session.run`."""
         assert caches is None or isinstance(caches, OnnxRuntimeCaches)
-        refuse_closed(closed=not self._sessions)
+        refuse_closed(closed=self._closed)
         binding = self._binding(graph, caches)
         for name, tensor in feeds.items():
             if isinstance(tensor, OnnxRuntimeArray):
@@ -256,6 +268,7 @@ class OnnxRuntimeSession(Session):
 
     def close(self) -> None:
         """Let go of the graphs, their weights and all caches; a result that is held keeps its graph."""
+        self._closed = True
         self._sessions.clear()
         self._weights.clear()  # which the graphs read to the end
         for caches in self._caches:
