@@ -201,7 +201,7 @@ class OnnxRuntimeSession(Session):
                 quick,
             )
         self._weights: dict[str, ort.OrtValue] = {}
-        if device == "cpu":
+        if device == "cpu" and graphs:
             mapped = [mapped_tensors(bundle.folder / file.path) for file in bundle.weights]
             tensors = {name: tensor for file in mapped for name, tensor in file.items()}
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(t) for name, t in tensors.items()}

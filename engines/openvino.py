@@ -1,8 +1,9 @@
-"""The OpenVINO backend: vision and prefill in OpenVINO on the CPU, decode in ONNX Runtime beside it.
+"""The OpenVINO backend: a bundle's graphs in OpenVINO on the CPU.
 
-OpenVINO multiplies in bfloat16 where the machine can, and weights in few bits by activations in 8 bits,
-both of which ONNX Runtime lacks on x86 or does more slowly for many tokens at once; for one token it reads
-weights in few bits more quickly (`make bench-peers`). KV caches are ONNX Runtime's.
+It multiplies in bfloat16 where the machine can, and weights in few bits by activations in 8 bits, both of
+which ONNX Runtime lacks on x86 or does more slowly for many tokens at once. For one token ONNX Runtime reads
+weights in few bits more quickly, and decodes those bundles. Caches are ONNX Runtime's in any case, float32
+in host memory: OpenVINO reads them where they lie, and what it gives for them is written behind the rest.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import numpy as np
 import openvino as ov
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, PREFILL, VISION
+from star_export.contract import DECODE, GRAPHS, group_names, lengths_names, past_bias, past_names
 from star_export.engines.onnxruntime import (
     PREPACKED_FOR_BATCHES,
     OnnxRuntimeCaches,
@@ -23,9 +24,7 @@ from star_export.engines.onnxruntime import (
 from star_export.engines.openvino_graphs import read_graph
 from star_export.engines.session import Caches, DeviceArray, HostArray, Int64, Tensor, Wrapper, refuse_closed
 from star_export.errors import BundleError
-
-#: Graphs that OpenVINO runs.
-COMPILED = (VISION, PREFILL)
+from star_export.specs import ExportSpec
 
 
 def describe() -> str:
@@ -70,23 +69,29 @@ class OpenVinoSession(Wrapper):
         exact: bool = False,
         batches: bool = False,
     ) -> None:
+        others = (DECODE,) if bundle.spec.quantization else ()
         prepacked = PREPACKED_FOR_BATCHES if batches else ()
         super().__init__(
-            OnnxRuntimeSession(bundle, threads=threads, exact=exact, prepacked=prepacked, graphs=(DECODE,))
+            OnnxRuntimeSession(bundle, graphs=others, threads=threads, exact=exact, prepacked=prepacked)
         )
         self.bundle = bundle
+        self._closed = False
+        self._lengths = _lengths_of_caches(bundle.spec)
         properties = _properties(bundle, threads, exact=exact)
-        self._requests = {graph: self._compile(graph, properties) for graph in COMPILED}
+        self._requests = {g: self._compile(g, properties) for g in GRAPHS if g not in others}
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
     ) -> dict[str, DeviceArray]:
         """Run one graph; see :meth:`star_export.engines.session.Session.run`."""
-        if graph not in COMPILED:
+        assert caches is None or isinstance(caches, OnnxRuntimeCaches)
+        refuse_closed(closed=self._closed)
+        if graph not in self._requests:
             return self.session.run(graph, feeds, caches)
-        refuse_closed(closed=not self._requests)
-        request = self._requests[graph]
-        arrays = {name: _host_view(tensor) for name, tensor in feeds.items()}
+        request, io = self._requests[graph], self.contract[graph]
+        arrays = {name: _on_host(tensor) for name, tensor in feeds.items()}
+        if caches is not None and graph == DECODE:
+            arrays |= {name: caches.host(name) for name in io.aliases.values()}
         for name, array in arrays.items():
             request.set_tensor(name, ov.Tensor(array, shared_memory=True))
         try:
@@ -96,15 +101,14 @@ class OpenVinoSession(Wrapper):
                 f"OpenVINO {ov.__version__} cannot run {self.bundle.graph_path(graph)}: {error}"
             ) from error
         if caches is not None:
-            assert isinstance(caches, OnnxRuntimeCaches)
-            for present, past in self.contract[graph].aliases.items():
-                written = request.get_tensor(present).data
-                caches.host(past)[:, :, : written.shape[2]] = written
-        names = (tensor.name for tensor in self.contract[graph].plain_outputs)
-        return {name: OpenVinoArray(request.get_tensor(name).data) for name in names}
+            for present, past in io.aliases.items():
+                starts = arrays.get(self._lengths[past])
+                _write(caches.host(past), request.get_tensor(present).data, starts)
+        return {t.name: OpenVinoArray(request.get_tensor(t.name).data) for t in io.plain_outputs}
 
     def close(self) -> None:
         """Let go of the graphs and of all caches."""
+        self._closed = True
         self._requests.clear()
         self.session.close()
 
@@ -118,9 +122,25 @@ class OpenVinoSession(Wrapper):
             ) from error
 
 
-def _host_view(tensor: Tensor) -> HostArray:
+def _on_host(tensor: Tensor) -> HostArray:
     """A tensor in memory that OpenVINO can read, without a copy if it is there."""
     return np.ascontiguousarray(tensor.values if isinstance(tensor, OpenVinoArray) else tensor)
+
+
+def _write(cache: HostArray, update: HostArray, starts: HostArray | None) -> None:
+    """Write ``update [B, H, C, D]`` into a cache, from ``starts [B]`` or 0."""
+    for row, added in enumerate(update):
+        start = 0 if starts is None else int(starts[row])
+        cache[row, :, start : start + added.shape[1]] = added
+
+
+def _lengths_of_caches(spec: ExportSpec) -> dict[str, str]:
+    """By past name, the input of decode that says how many tokens are in a cache."""
+    found = {}
+    for group, name, lengths in zip(spec.groups, group_names(spec), lengths_names(spec), strict=True):
+        found |= {past: lengths for layer in group.layers for past in past_names(layer)}
+        found[past_bias(name)] = lengths
+    return found
 
 
 def _properties(bundle: Bundle, threads: int | None, *, exact: bool) -> dict[str, Any]:

@@ -17,20 +17,27 @@ _HEADS, _TOKENS, _CHANNELS = 1, 2, 3  # axes of queries, keys, values and caches
 
 
 def read_graph(bundle: Bundle, graph: str) -> ov.Model:
-    """One graph of a bundle, whose caches are inputs still only where it reads them.
+    """One graph of a bundle. Its outputs ``present...`` are not caches but what is to be written into them.
 
-    Prefill reads none: its outputs ``present...`` are what is to be written into them from index 0.
+    Caches are inputs still where it reads them: prefill reads none.
+
+    Raises:
+        RuntimeError: If OpenVINO cannot read it.
     """
     core = ov.Core()
-    writes = _scattered if graph == DECODE else _update
+    decoder = _Decode() if graph == DECODE else None
     for extension in (
         ConversionExtension(TOPK_GATHER, STAR_DOMAIN, _topk_gather),
-        ConversionExtension("TensorScatter", writes),
+        ConversionExtension("TensorScatter", decoder.cache_write if decoder else _update),
         ConversionExtension("RotaryEmbedding", _rotary_embedding),
-        ConversionExtension("Attention", _attention),
+        ConversionExtension("Attention", decoder.attention if decoder else _attention),
     ):
         core.add_extension(extension)
     model = core.read_model(bundle.graph_path(graph))
+    if decoder:
+        for result in model.get_results():
+            if update := decoder.updates.get(_key(result.input_value(0))):
+                result.input(0).replace_source_output(update)
     for parameter in model.get_parameters():
         if not parameter.output(0).get_target_inputs():
             model.remove_parameter(parameter)
@@ -57,18 +64,6 @@ def _update(node: Any) -> list[Any]:
     return [node.get_input(1)]
 
 
-def _scattered(node: Any) -> list[Any]:
-    """``TensorScatter`` along the tokens: ``update [B, H, C, D]`` at ``indices [B]``."""
-    cache, update, indices = (node.get_input(place) for place in range(3))
-    count = ops.gather(ops.shape_of(update), _ints(_TOKENS), _ints(0))
-    steps = ops.range(_scalar(0), ops.squeeze(count, _ints(0)), _scalar(1), "i64")
-    places = ops.add(ops.unsqueeze(indices, _ints(1)), steps)  # [B, C]
-    places = ops.broadcast(
-        ops.unsqueeze(places, _ints(1, 3)), ops.shape_of(update), broadcast_spec="BIDIRECTIONAL"
-    )
-    return ops.scatter_elements_update(cache, places, update, _scalar(_TOKENS)).outputs()
-
-
 def _scalar(value: int) -> ov.Node:
     return ops.constant(np.int64(value))
 
@@ -89,9 +84,87 @@ def _rotary_embedding(node: Any) -> list[Any]:
 
 def _attention(node: Any) -> list[Any]:
     """Fused attention; a NaN stays one, which the reader's own conversion turns into zero."""
-    q, k, v = (node.get_input(place) for place in range(3))
-    mask = node.get_input(3) if node.get_input_size() > 3 else None
+    q, *others = (node.get_input(place) for place in range(node.get_input_size()))
+    heads, kv_heads = (tensor.get_partial_shape()[_HEADS].get_length() for tensor in (q, others[0]))
+    if heads != kv_heads:
+        others[:2] = (_repeated(tensor, heads, heads // kv_heads) for tensor in others[:2])
     causal = bool(node.get_attribute("is_causal", 0))
-    if mask is None:
-        return ops.scaled_dot_product_attention(q, k, v, causal=causal).outputs()
-    return ops.scaled_dot_product_attention(q, k, v, mask, causal=causal).outputs()
+    return ops.scaled_dot_product_attention(q, *others, causal=causal).outputs()
+
+
+def _repeated(tensor: Any, heads: int, times: int) -> Any:
+    """Keys or values ``[B, Hkv, S, D]``, one head for each of the queries' ``[B, H, S, D]``."""
+    several = ops.concat([ops.unsqueeze(tensor, _ints(_TOKENS))] * times, _TOKENS)
+    channels = tensor.get_partial_shape()[_CHANNELS].get_length()
+    return ops.reshape(several, _ints(0, heads, -1, channels), special_zero=True)
+
+
+def _key(value: Any) -> tuple[str, int]:
+    return value.get_node().get_name(), value.get_index()
+
+
+class _Decode:
+    """Conversions of decode, where attention looks at a cache and at what comes behind it one by one.
+
+    So nothing copies a cache: OpenVINO would, to write into one of its inputs.
+
+    Attributes:
+        updates: What is to be written, by the value that stands for the cache with it.
+    """
+
+    def __init__(self) -> None:
+        self.updates: dict[tuple[str, int], Any] = {}
+        self._parts: dict[tuple[str, int], tuple[Any, Any, Any]] = {}  # cache, update and where it begins
+        self._masks: dict[tuple[str, int], tuple[Any, Any]] = {}
+
+    def cache_write(self, node: Any) -> list[Any]:
+        """``TensorScatter`` along the tokens: ``update [B, H, C, D]`` at ``indices [B]``."""
+        cache, update, indices = (node.get_input(place) for place in range(3))
+        places = ops.unsqueeze(self._places(update, indices), _ints(1, 3))
+        places = ops.broadcast(places, ops.shape_of(update), broadcast_spec="BIDIRECTIONAL")
+        written = ops.scatter_elements_update(cache, places, update, _scalar(_TOKENS)).output(0)
+        self.updates[_key(written)] = update
+        self._parts[_key(written)] = cache, update, indices
+        return [written]
+
+    def attention(self, node: Any) -> list[Any]:
+        """Attention of ``q [B, H, C, D]``, the query heads of a key head side by side in its rows."""
+        q, k, v, mask = (node.get_input(place) for place in range(4))
+        heads, channels = (q.get_partial_shape()[axis].get_length() for axis in (_HEADS, _CHANNELS))
+        (keys, new_keys, indices), (values, new_values, _) = self._parts[_key(k)], self._parts[_key(v)]
+        kv_heads = keys.get_partial_shape()[_HEADS].get_length()
+        if _key(mask) not in self._masks:
+            self._masks[_key(mask)] = self._split(mask, keys, new_keys, indices, heads // kv_heads)
+        rows = ops.reshape(q, _ints(0, kv_heads, -1, channels), special_zero=True)
+        rows = ops.multiply(rows, ops.constant(np.float32(channels**-0.5)))
+        logits = [
+            ops.add(ops.matmul(rows, part, False, True), added)
+            for part, added in zip((keys, new_keys), self._masks[_key(mask)], strict=True)
+        ]
+        chances = ops.softmax(ops.concat(logits, -1), -1)
+        capacity = ops.gather(ops.shape_of(keys), _ints(_TOKENS), _scalar(0))
+        old = ops.slice(chances, _ints(0), capacity, _ints(1), _ints(-1))
+        new = ops.slice(chances, capacity, _ints(np.iinfo(np.int64).max), _ints(1), _ints(-1))
+        seen = ops.add(ops.matmul(old, values, False, False), ops.matmul(new, new_values, False, False))
+        return ops.reshape(seen, _ints(0, heads, -1, channels), special_zero=True).outputs()
+
+    @staticmethod
+    def _places(update: Any, indices: Any) -> Any:
+        """Where ``update [B, H, C, D]`` goes in its cache: ``[B, C]``."""
+        count = ops.squeeze(ops.gather(ops.shape_of(update), _ints(_TOKENS), _scalar(0)), _ints(0))
+        steps = ops.range(_scalar(0), count, _scalar(1), "i64")
+        return ops.add(ops.unsqueeze(indices, _ints(1)), steps)
+
+    def _split(self, mask: Any, cache: Any, update: Any, indices: Any, repeats: int) -> tuple[Any, Any]:
+        """What is added where a query looks at a cache, and at what comes behind it.
+
+        ``mask [B, 1, C, capacity]``, bool or added itself, is of the cache with that in it.
+        """
+        lowest = ops.constant(np.finfo(np.float32).min)
+        if mask.get_element_type() == ov.Type.boolean:
+            mask = ops.select(mask, ops.constant(np.float32(0)), lowest)
+        capacity = ops.squeeze(ops.gather(ops.shape_of(cache), _ints(_TOKENS), _scalar(0)), _ints(0))
+        order = ops.range(_scalar(0), capacity, _scalar(1), "i64")
+        old = ops.select(ops.less(order, ops.unsqueeze(indices, _ints(1, 2, 3))), mask, lowest)
+        new = ops.gather(mask, self._places(update, indices), _scalar(3), batch_dims=1)
+        return ops.concat([old] * repeats, _TOKENS), ops.concat([new] * repeats, _TOKENS)
