@@ -15,6 +15,7 @@ import openvino as ov
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, group_names, lengths_names, past_bias, past_names
+from star_export.engines.mapped import let_go, mapped_bytes
 from star_export.engines.onnxruntime import (
     PREPACKED_FOR_BATCHES,
     OnnxRuntimeCaches,
@@ -77,6 +78,9 @@ class OpenVinoSession(Wrapper):
         self.bundle = bundle
         self._closed = False
         self._lengths = _lengths_of_caches(bundle.spec)
+        files = [mapped_bytes(bundle.folder / file.path) for file in bundle.weights]
+        self._weights = {name: tensor for file in files for name, tensor in file.items()}
+        self._unpacked = set(GRAPHS)
         properties = _properties(bundle, threads, exact=exact)
         self._requests = {g: self._compile(g, properties) for g in GRAPHS if g not in others}
 
@@ -100,6 +104,9 @@ class OpenVinoSession(Wrapper):
             raise BundleError(
                 f"OpenVINO {ov.__version__} cannot run {self.bundle.graph_path(graph)}: {error}"
             ) from error
+        if graph in self._unpacked:  # its first run has copied what it reads of the files into another order
+            self._unpacked.remove(graph)
+            let_go(self._weights.values())
         if caches is not None:
             for present, past in io.aliases.items():
                 starts = arrays.get(self._lengths[past])
@@ -110,11 +117,12 @@ class OpenVinoSession(Wrapper):
         """Let go of the graphs and of all caches."""
         self._closed = True
         self._requests.clear()
+        self._weights.clear()
         self.session.close()
 
     def _compile(self, graph: str, properties: dict[str, Any]) -> ov.InferRequest:
         try:
-            model = read_graph(self.bundle, graph)
+            model = read_graph(self.bundle, graph, self._weights)
             return ov.Core().compile_model(model, "CPU", properties).create_infer_request()
         except RuntimeError as error:
             raise BundleError(

@@ -1,8 +1,9 @@
 """A bundle's graphs as OpenVINO reads them: what its ONNX reader lacks, or reads too slowly, from here.
 
-Four operators are converted by the functions below. Weights stay where the reader maps them.
+Four operators are converted by the functions below.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,20 @@ from openvino.frontend.onnx import ConversionExtension
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, STAR_DOMAIN, TOPK_GATHER
+from star_export.engines.session import HostArray
 
 _HEADS, _TOKENS, _CHANNELS = 1, 2, 3  # axes of queries, keys, values and caches
 
 
-def read_graph(bundle: Bundle, graph: str) -> ov.Model:
+def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> ov.Model:
     """One graph of a bundle. Its outputs ``present...`` are not caches but what is to be written into them.
 
     Caches are inputs still where it reads them: prefill reads none.
+
+    Args:
+        bundle: An opened bundle.
+        graph: Which.
+        weights: Bytes of tensors, by name, which it reads where they lie.
 
     Raises:
         RuntimeError: If OpenVINO cannot read it.
@@ -38,6 +45,11 @@ def read_graph(bundle: Bundle, graph: str) -> ov.Model:
         for result in model.get_results():
             if update := decoder.updates.get(_key(result.input_value(0))):
                 result.input(0).replace_source_output(update)
+    for constant in model.get_ops():
+        if constant.get_type_name() == "Constant" and (name := constant.get_friendly_name()) in weights:
+            shape, kind = constant.get_output_shape(0), constant.get_output_element_type(0)
+            mapped = ov.op.Constant(ov.Tensor(weights[name], shape, kind))
+            constant.output(0).replace(mapped.output(0))
     for parameter in model.get_parameters():
         if not parameter.output(0).get_target_inputs():
             model.remove_parameter(parameter)
