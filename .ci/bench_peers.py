@@ -81,12 +81,16 @@ def sides(checkpoint: Path, folder: Path) -> list[Side]:
     # Blocks as long as OpenVINO's groups at 4 bits; at 8 bits it has one scale for a whole column.
     few = {"": ()} | {kind: ("--quantize", kind, "--quantize-block", "128") for kind in ("int8", "int4")}
 
-    def bundle(name: str, pruning: Sequence[str], bits: str) -> Side:
+    def bundle(name: str, pruning: Sequence[str], bits: str, backend: str) -> Side:
         vision = ("--quantize-vision",) if bits else ()
-        label = ", ".join(filter(None, (f"star-export, {name}", bits)))
+        runs = "star-export" if backend == "onnxruntime" else f"star-export on {backend}"
+        label = ", ".join(filter(None, (runs, name, bits)))
         path = folder / "-".join(filter(None, (name.replace(" ", "-"), bits)))
         command = (*build, *pruning, *few[bits], *vision, "--output")
-        return Side(name=label, bits=bits or "float", kind="bundle", folder=path, prepare=command)
+        return Side(
+            name=label, bits=bits or "float", kind="bundle", folder=path, prepare=command,
+            given={"backend": backend},
+        )  # fmt: skip
 
     def openvino(name: str, bits: str, *options: str, **given: str) -> Side:
         task = ("--model", str(checkpoint), "--task", "image-text-to-text")
@@ -101,8 +105,12 @@ def sides(checkpoint: Path, folder: Path) -> list[Side]:
         return Side(name=name, bits="float", kind=kind, folder=checkpoint, python=python, given=given)
 
     return [
-        *(bundle("keep 64", star, bits) for bits in few),
-        *(bundle("average 64", average, bits) for bits in few),
+        *(
+            bundle(name, pruning, bits, backend)
+            for backend in ("onnxruntime", "openvino")
+            for name, pruning in (("keep 64", star), ("average 64", average))
+            for bits in few
+        ),
         openvino("fp32", "float", "--weight-format", "fp32", INFERENCE_PRECISION_HINT="f32"),
         openvino("default", "float"),
         *(openvino(bits, bits, "--weight-format", bits) for bits in ("int8", "int4")),

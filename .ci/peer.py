@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from star_export.engines import Runtime
+from star_export.engines.backends import ONNXRUNTIME
 from star_export.measure.sides import BundleSide
 from star_export.measure.workload import Sample, Side, Workload
 from star_export.memory import resident_bytes
@@ -63,7 +64,7 @@ class OpenVinoSide(Side):
 def open_side(kind: str, folder: Path, threads: int, given: Mapping[str, Any]) -> Side:
     """Load one system: ``bundle``, ``transformers`` or ``openvino``."""
     if kind == "bundle":
-        return BundleSide(folder, _workload(Path(), threads, 1), keep=None)
+        return BundleSide(folder, _workload(Path(), threads, 1, **given), keep=None)
     if kind == "openvino":
         return OpenVinoSide(folder, threads, given)
     from star_export.measure.huggingface import HuggingFaceSide
@@ -85,10 +86,10 @@ def measure(kind: str, folder: Path, request: Mapping[str, Any]) -> dict[str, fl
     return medians | {"resident": resident, "peak": resident_bytes("peak")}
 
 
-def _workload(picture: Path, threads: int, new_tokens: int) -> Workload:
+def _workload(picture: Path, threads: int, new_tokens: int, backend: str = ONNXRUNTIME) -> Workload:
     return Workload(
         bundle=Path(), baseline=Path(), checkpoint=Path(), picture=picture, text=TEXT, keep=None,
-        others={}, asked=None, new_tokens=new_tokens, runtime=Runtime(threads=threads),
+        others={}, asked=None, new_tokens=new_tokens, runtime=Runtime(backend=backend, threads=threads),
     )  # fmt: skip
 
 

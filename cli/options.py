@@ -25,7 +25,7 @@ BundleArgument = Annotated[Path, typer.Argument(metavar="DIR", help="A bundle ma
 BackendOption = Annotated[
     str,
     typer.Option(
-        "--backend", metavar="NAME", help="What runs it: onnxruntime[-cuda], tensorrt or tensorrt-rtx."
+        "--backend", metavar="NAME", help="What runs it: onnxruntime[-cuda], openvino or tensorrt[-rtx]."
     ),
 ]
 PluginLibraryOption = Annotated[

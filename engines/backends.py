@@ -22,6 +22,9 @@ from star_export.specs import DType
 #: What runs a bundle's graphs as they are, everywhere.
 ONNXRUNTIME = "onnxruntime"
 
+#: What runs them on CPUs that multiply in bfloat16.
+OPENVINO = "openvino"
+
 #: The first ONNX Runtime that runs opset 24 on the CPU.
 OLDEST_ONNXRUNTIME = (1, 24)
 
@@ -32,9 +35,10 @@ class Runtime:
 
     Args:
         backend: One of :data:`BACKENDS`.
-        threads: CPU threads of ONNX Runtime; all cores by default.
+        threads: CPU threads of ONNX Runtime and OpenVINO; all cores by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
-        exact: Multiply quantised weights by activations as they are, not rounded to 8 bits too: slower.
+        exact: Multiply quantised weights by activations as they are, not rounded to 8 bits too: slower. In
+            OpenVINO, everything in float32.
         batches: Several sequences are decoded at once: ONNX Runtime copies decode's weights for that.
 
     Raises:
@@ -199,7 +203,7 @@ class OpenVino(Backend):
         del runtime
         if bundle.spec.dtype not in self.dtypes:
             raise BundleError(
-                f"{bundle.folder} is {bundle.spec.dtype}, which the OpenVINO backend does not run; "
+                f"{bundle.folder} is {bundle.spec.dtype}, which OpenVINO cannot run here; "
                 f"build with {option('dtype', self.dtypes[0])}: it multiplies in bfloat16 all the same"
             )
 
@@ -279,7 +283,7 @@ BACKENDS: dict[str, Backend] = {
     for backend in (
         OnnxRuntime(name=ONNXRUNTIME, device="cpu"),
         OnnxRuntime(name="onnxruntime-cuda", device="cuda"),
-        OpenVino(name="openvino"),
+        OpenVino(name=OPENVINO),
         TensorRT(name=TENSORRT),
         TensorRT(name=TENSORRT_RTX),
     )

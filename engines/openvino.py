@@ -121,13 +121,19 @@ class OpenVinoSession(Wrapper):
         self.session.close()
 
     def _compile(self, graph: str, properties: dict[str, Any]) -> ov.InferRequest:
+        path = self.bundle.graph_path(graph)
         try:
             model = read_graph(self.bundle, graph, self._weights)
-            return ov.Core().compile_model(model, "CPU", properties).create_infer_request()
+            compiled = ov.Core().compile_model(model, "CPU", properties)
         except RuntimeError as error:
+            raise BundleError(f"OpenVINO {ov.__version__} cannot load {path}: {error}") from error
+        found = {name for output in compiled.outputs for name in output.names}
+        if missing := {tensor.name for tensor in self.contract[graph].outputs} - found:
             raise BundleError(
-                f"OpenVINO {ov.__version__} cannot load {self.bundle.graph_path(graph)}: {error}"
-            ) from error
+                f"{path} lacks {', '.join(sorted(missing)[:4])}, which the manifest says it has; "
+                "build the bundle again"
+            )
+        return compiled.create_infer_request()
 
 
 def _on_host(tensor: Tensor) -> HostArray:
