@@ -17,7 +17,7 @@ from star_export.engines.tensorrt.bindings import PRODUCTS, TENSORRT, TENSORRT_R
 from star_export.engines.tensorrt.cuda import require_device
 from star_export.engines.tensorrt.facts import EngineFacts, read_facts
 from star_export.errors import BundleError, PlatformError, SettingsError, option
-from star_export.specs import DType
+from star_export.specs import DType, ExportSpec
 
 #: What runs a bundle's graphs as they are, everywhere.
 ONNXRUNTIME = "onnxruntime"
@@ -109,6 +109,10 @@ class Backend(ABC):
         Raises:
             PlatformError: With what is missing.
         """
+
+    def rounding(self, spec: ExportSpec) -> str | None:
+        """What is rounded unless it is to be exact: the type of the weights in few bits, or of products."""
+        return spec.quantization.type if spec.quantization else None
 
     @abstractmethod
     def facts(self, bundle: Bundle) -> EngineFacts | None:
@@ -206,6 +210,10 @@ class OpenVino(Backend):
                 f"{bundle.folder} is {bundle.spec.dtype}, which OpenVINO cannot run here; "
                 f"build with {option('dtype', self.dtypes[0])}: it multiplies in bfloat16 all the same"
             )
+
+    def rounding(self, spec: ExportSpec) -> str | None:
+        """bfloat16 of float weights, where the machine has it."""
+        return super().rounding(spec) or "bfloat16"
 
     def check_machine(self) -> None:
         """See :class:`Backend`."""

@@ -1,6 +1,6 @@
 """A bundle's graphs as OpenVINO reads them: what its ONNX reader lacks, or reads too slowly, from here.
 
-Four operators are converted by the functions below.
+Five operators are converted by the functions below.
 """
 
 from collections.abc import Mapping
@@ -37,6 +37,7 @@ def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> 
         ConversionExtension(TOPK_GATHER, STAR_DOMAIN, _topk_gather),
         ConversionExtension("TensorScatter", decoder.cache_write if decoder else _update),
         ConversionExtension("RotaryEmbedding", _rotary_embedding),
+        ConversionExtension("GatherND", _gather_nd),
         ConversionExtension("Attention", decoder.attention if decoder else _attention),
     ):
         core.add_extension(extension)
@@ -78,6 +79,23 @@ def _update(node: Any) -> list[Any]:
 
 def _scalar(value: int) -> ov.Node:
     return ops.constant(np.int64(value))
+
+
+def _gather_nd(node: Any) -> list[Any]:
+    """``GatherND`` of whole rows, which is ``Gather``; of numbers in a column, from them in a row.
+
+    OpenVINO 2026.4 drops what made a column ``[N, 1]`` of a matrix, and gathers the matrix's rows.
+    """
+    data, indices = node.get_input(0), node.get_input(1)
+    batch_dims = int(node.get_attribute("batch_dims", 0))
+    if indices.get_partial_shape()[-1] != 1:
+        return ops.gather_nd(data, indices, batch_dims).outputs()
+    places = ops.squeeze(indices, _ints(-1))
+    shape = data.get_partial_shape()
+    if batch_dims == 0 and len(shape) == 2 and shape[1] == 1:
+        found = ops.gather(ops.reshape(data, _ints(-1), special_zero=False), places, _scalar(0))
+        return ops.unsqueeze(found, _ints(1)).outputs()
+    return ops.gather(data, places, _scalar(batch_dims), batch_dims=batch_dims).outputs()
 
 
 def _rotary_embedding(node: Any) -> list[Any]:

@@ -59,18 +59,18 @@ def check_bundle(
         raise SettingsError(
             f"this bundle was built with {option('prune', False)}; {option('keep')} has no meaning for it"
         )
-    exact = replace(runtime, exact=True)
+    exact, rounding = replace(runtime, exact=True), runtime.entry.rounding(bundle.spec)
     with ExitStack() as stack:
         session = stack.enter_context(WatchedSession(open_session(bundle, exact), bundle))
         pipeline = users = Pipeline(bundle, session)
-        if bundle.spec.quantization:
+        if rounding:
             users = Pipeline(bundle, stack.enter_context(open_session(bundle, runtime)))
         chosen = choose_probes(probes, pipeline)
         wanted = [(probe, budget) for probe in chosen for budget in budgets_of(probe, pipeline, keep)]
         checkpoint = _source_checkpoint(bundle, model)
         reference, processor = Reference(checkpoint.folder), read_processor(checkpoint.folder)
         check, as_users = (
-            ParityCheck(each, reference, processor, max_new_tokens=max_new_tokens)
+            ParityCheck(each, reference, processor, max_new_tokens=max_new_tokens, rounding=rounding)
             for each in (pipeline, users)
         )
         cases = _run(check, as_users, wanted, progress)
@@ -112,8 +112,8 @@ def _run(
     """Every probe at every budget; what the checkpoint's own weights give comes before these are rounded."""
     spec = check.pipeline.spec
     originals: list[Original | None] = [None] * len(wanted)
-    if spec.dtype != "float32" or spec.quantization:
-        if spec.schedule or spec.quantization:
+    if spec.dtype != "float32" or check.rounding:
+        if spec.schedule or check.rounding:
             originals = [as_users.against_original(*case) for case in wanted]
         check.reference.quantize_weights(spec)
         check.reference.round_weights(spec.weight_dtype)

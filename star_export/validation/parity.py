@@ -69,14 +69,22 @@ class ParityCheck:
         reference: The Hugging Face model, its weights rounded as the bundle's.
         processor: The checkpoint's own processor.
         max_new_tokens: Tokens to decode in the last two stages.
+        rounding: See :meth:`star_export.engines.backends.Backend.rounding`.
     """
 
     def __init__(
-        self, pipeline: Pipeline, reference: Reference, processor: Any, *, max_new_tokens: int
+        self,
+        pipeline: Pipeline,
+        reference: Reference,
+        processor: Any,
+        *,
+        max_new_tokens: int,
+        rounding: str | None = None,
     ) -> None:
         self.pipeline, self.reference, self.processor = pipeline, reference, processor
         self.max_new_tokens = min(max_new_tokens, pipeline.spec.max_new_tokens)
         self.tolerances = Tolerances.load(pipeline.spec.dtype)
+        self.rounding = rounding
         self._divergences: list[float] = []
 
     def run(self, probe: Probe, keep: Keep | None, original: "Original | None" = None) -> CaseReport:
@@ -87,15 +95,15 @@ class ParityCheck:
         stages = tuple(self._stages(probe, keep))
         if original is not None:
             stages = tuple(replace(s, agreement=original.agreement.get(s.stage)) for s in stages)
-            if how := self.pipeline.spec.quantization:
-                stages += (compare_distributions(original.divergences, how.type),)
+            if self.rounding:
+                stages += (compare_distributions(original.divergences, self.rounding),)
         return CaseReport(probe.name, probe.text, keep, stages)
 
     def against_original(self, probe: Probe, keep: Keep | None) -> "Original":
         """How far the checkpoint's own weights are; stage 2 given the same stage 1."""
         shares: dict[str, float] = {}
         self._divergences.clear()
-        last = "decode_logits" if self.pipeline.spec.quantization else "prefill_logits"
+        last = "decode_logits" if self.rounding else "prefill_logits"
         for stage in self._stages(probe, keep):
             if stage.agreement is not None:
                 shares[stage.stage] = stage.agreement
