@@ -25,6 +25,8 @@ ONNXRUNTIME = "onnxruntime"
 #: What runs them on CPUs that multiply in bfloat16.
 OPENVINO = "openvino"
 
+_OPENVINO = "pip install 'star-export[openvino]'"
+
 #: The first ONNX Runtime that runs opset 24 on the CPU.
 OLDEST_ONNXRUNTIME = (1, 24)
 
@@ -220,9 +222,7 @@ class OpenVino(Backend):
         try:
             importlib.import_module("openvino.frontend.onnx")
         except ImportError as error:
-            raise PlatformError(
-                f"no OpenVINO here ({error}); run: pip install 'star-export[openvino]'"
-            ) from error
+            raise PlatformError(f"backend openvino is not installed ({error}); run: {_OPENVINO}") from error
 
     def facts(self, bundle: Bundle) -> EngineFacts | None:
         """None."""
@@ -235,7 +235,7 @@ class OpenVino(Backend):
         try:
             self.check_machine()
         except PlatformError as error:
-            return [missing(name, error)]
+            return [missing(name, error, _OPENVINO)]
         from star_export.engines.openvino import describe
 
         return [Part(name, True, describe())]

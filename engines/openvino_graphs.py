@@ -94,7 +94,7 @@ def _gather_nd(node: Any) -> list[Any]:
     shape = data.get_partial_shape()
     if batch_dims == 0 and len(shape) == 2 and shape[1] == 1:
         found = ops.gather(ops.reshape(data, _ints(-1), special_zero=False), places, _scalar(0))
-        return ops.unsqueeze(found, _ints(1)).outputs()
+        return ops.unsqueeze(found, _ints(-1)).outputs()
     return ops.gather(data, places, _scalar(batch_dims), batch_dims=batch_dims).outputs()
 
 

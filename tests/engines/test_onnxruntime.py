@@ -176,7 +176,7 @@ def test_threads_do_not_change_the_answer(folder: Path, picture: Path) -> None:
 def test_unknown_backend(folder: Path) -> None:
     with pytest.raises(SettingsError, match="unknown backend tensorr; did you mean tensorrt"):
         star_export.load(folder, backend="tensorr")
-    with pytest.raises(SettingsError, match="backends are onnxruntime, onnxruntime-cuda, tensorrt, ten"):
+    with pytest.raises(SettingsError, match="backends are onnxruntime, onnxruntime-cuda, openvino, ten"):
         star_export.load(folder, backend="mlx")
 
 
