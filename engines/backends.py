@@ -212,6 +212,11 @@ class OpenVino(Backend):
                 f"{bundle.folder} is {bundle.spec.dtype}, which OpenVINO cannot run here; "
                 f"build with {option('dtype', self.dtypes[0])}: it multiplies in bfloat16 all the same"
             )
+        if bundle.spec.quantization and bundle.spec.quantization.embedding:
+            raise BundleError(
+                f"{bundle.folder} has an embedding in few bits, which OpenVINO cannot run; "
+                f"build without {option('quantize_embedding')}, or run it on ONNX Runtime"
+            )
 
     def rounding(self, spec: ExportSpec) -> str | None:
         """bfloat16 of float weights, where the machine has it."""

@@ -150,7 +150,7 @@ def _write(cache: HostArray, update: HostArray, starts: HostArray | None) -> Non
 
 def _lengths_of_caches(spec: ExportSpec) -> dict[str, str]:
     """By past name, the input of decode that says how many tokens are in a cache."""
-    found = {}
+    found: dict[str, str] = {}
     for group, name, lengths in zip(spec.groups, group_names(spec), lengths_names(spec), strict=True):
         found |= {past: lengths for layer in group.layers for past in past_names(layer)}
         found[past_bias(name)] = lengths

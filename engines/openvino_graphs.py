@@ -15,6 +15,9 @@ from star_export.bundle import Bundle
 from star_export.contract import DECODE, STAR_DOMAIN, TOPK_GATHER
 from star_export.engines.session import HostArray
 
+#: What a conversion gives: OpenVINO's outputs, which mypy does not know.
+Outputs = Any
+
 _HEADS, _TOKENS, _CHANNELS = 1, 2, 3  # axes of queries, keys, values and caches
 
 
@@ -61,7 +64,7 @@ def _ints(*values: int) -> ov.Node:
     return ops.constant(np.array(values, np.int64))
 
 
-def _topk_gather(node: Any) -> list[Any]:
+def _topk_gather(node: Any) -> Outputs:
     """The body of ``star::TopKGather``; see :mod:`star_export.graphs.ops`."""
     x, scores, slots = (node.get_input(place) for place in range(3))
     ranked = ops.select(ops.is_nan(scores), ops.constant(np.float32(-np.inf)), scores)
@@ -72,7 +75,7 @@ def _topk_gather(node: Any) -> list[Any]:
     return [ops.gather(x, indices, _ints(1), batch_dims=1).output(0), indices]
 
 
-def _update(node: Any) -> list[Any]:
+def _update(node: Any) -> Outputs:
     """Of a ``TensorScatter`` into a cache that is empty, what it writes."""
     return [node.get_input(1)]
 
@@ -81,7 +84,7 @@ def _scalar(value: int) -> ov.Node:
     return ops.constant(np.int64(value))
 
 
-def _gather_nd(node: Any) -> list[Any]:
+def _gather_nd(node: Any) -> Outputs:
     """``GatherND`` of whole rows, which is ``Gather``; of numbers in a column, from them in a row.
 
     OpenVINO 2026.4 drops what made a column ``[N, 1]`` of a matrix, and gathers the matrix's rows.
@@ -98,7 +101,7 @@ def _gather_nd(node: Any) -> list[Any]:
     return ops.gather(data, places, _scalar(batch_dims), batch_dims=batch_dims).outputs()
 
 
-def _rotary_embedding(node: Any) -> list[Any]:
+def _rotary_embedding(node: Any) -> Outputs:
     """Rotary embedding of ``x [B, H, S, D]``, in a form that OpenVINO does not recognise.
 
     Where it does, it keeps everything in float32 that cosines come from: behind a stage inside the decoder
@@ -112,7 +115,7 @@ def _rotary_embedding(node: Any) -> list[Any]:
     return ops.add(ops.multiply(x, cosine), ops.multiply(ops.concat(halves, -1), sine)).outputs()
 
 
-def _attention(node: Any) -> list[Any]:
+def _attention(node: Any) -> Outputs:
     """Fused attention; a NaN stays one, which the reader's own conversion turns into zero."""
     q, *others = (node.get_input(place) for place in range(node.get_input_size()))
     heads, kv_heads = (tensor.get_partial_shape()[_HEADS].get_length() for tensor in (q, others[0]))
@@ -147,7 +150,7 @@ class _Decode:
         self._parts: dict[tuple[str, int], tuple[Any, Any, Any]] = {}  # cache, update and where it begins
         self._masks: dict[tuple[str, int], tuple[Any, Any]] = {}
 
-    def cache_write(self, node: Any) -> list[Any]:
+    def cache_write(self, node: Any) -> Outputs:
         """``TensorScatter`` along the tokens: ``update [B, H, C, D]`` at ``indices [B]``."""
         cache, update, indices = (node.get_input(place) for place in range(3))
         places = ops.unsqueeze(self._places(update, indices), _ints(1, 3))
@@ -157,7 +160,7 @@ class _Decode:
         self._parts[_key(written)] = cache, update, indices
         return [written]
 
-    def attention(self, node: Any) -> list[Any]:
+    def attention(self, node: Any) -> Outputs:
         """Attention of ``q [B, H, C, D]``, the query heads of a key head side by side in its rows."""
         q, k, v, mask = (node.get_input(place) for place in range(4))
         heads, channels = (q.get_partial_shape()[axis].get_length() for axis in (_HEADS, _CHANNELS))

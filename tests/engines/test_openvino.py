@@ -16,6 +16,7 @@ from star_export.bundle import open_bundle
 from star_export.engines import Runtime, open_session
 from star_export.engines.openvino import OpenVinoArray
 from star_export.errors import BundleError, InputError, NonFiniteError, PlatformError
+from star_export.specs.quantization import Quantization
 from star_export.validation.verdicts import Tolerances
 
 pytest.importorskip("openvino", reason="pip install 'star-export[openvino]'")
@@ -30,7 +31,7 @@ BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     "unpruned": ("mha", {"prune": False}),
     "tiles": ("next", {}),
     "onevision": ("onevision", {}),
-    "int8": ("gqa", {"quantize": "int8", "quantize_embedding": True}),
+    "int8": ("gqa", {"quantize": "int8"}),
     "int4": ("mini", {"quantize": "int4"}),
     "uint4": ("mha", {"quantize": "uint4"}),
 }
@@ -158,6 +159,13 @@ def test_without_openvino(bundle: BundleOf, monkeypatch: pytest.MonkeyPatch) -> 
     for use in (open_session, lambda opened, runtime: runtime.check(opened)):
         with pytest.raises(PlatformError, match=r"run: pip install 'star-export\[openvino\]'"):
             use(open_bundle(bundle("mha")), OPENVINO)
+
+
+def test_an_embedding_in_few_bits(bundle: BundleOf) -> None:
+    opened = open_bundle(bundle("mha"))
+    few = Quantization(type="int8", block=32, embedding=True)
+    with pytest.raises(BundleError, match=r"embedding in few bits, which OpenVINO cannot run; build without"):
+        OPENVINO.check(replace(opened, spec=replace(opened.spec, quantization=few)))
 
 
 def test_a_graph_that_is_none(bundle: BundleOf, tmp_path: Path) -> None:
