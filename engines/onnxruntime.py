@@ -7,6 +7,7 @@ which makes ``TensorScatter`` write in place instead of copying the cache.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakSet
 
@@ -14,8 +15,9 @@ import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, capacity_symbols
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION, capacity_symbols
 from star_export.engines.mapped import mapped_tensors
+from star_export.engines.priority import in_yielding_thread
 from star_export.engines.session import (
     Caches,
     DeviceArray,
@@ -39,6 +41,9 @@ PROVIDERS = {
 #: one row packing gains a quarter of the time and nearly doubles the memory (`make bench-session`).
 #: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
 PREPACKED_FOR_BATCHES = (DECODE,)
+
+#: Graphs whose threads yield to those of decode where batches are decoded: they run beside it then.
+YIELDING_TO_BATCHES = (VISION, PREFILL)
 
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
@@ -150,6 +155,7 @@ class OnnxRuntimeSession(Session):
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load: more memory.
+        yielding: Graphs whose threads have a lower priority.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
         arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
@@ -167,6 +173,7 @@ class OnnxRuntimeSession(Session):
         device: str = "cpu",
         threads: int | None = None,
         prepacked: Collection[str] = (),
+        yielding: Collection[str] = (),
         spinning: bool = False,
         arena: bool = False,
         exact: bool = False,
@@ -175,7 +182,7 @@ class OnnxRuntimeSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.device = device
         self.max_batch: int | None = None
-        self.resizable = not self.spec.fixed_capacities
+        self.resizable, self.concurrent = not self.spec.fixed_capacities, device == "cpu"
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._arena, self._exact = arena, exact
         self._plain_outputs = {
@@ -194,7 +201,10 @@ class OnnxRuntimeSession(Session):
             mapped = [mapped_tensors(bundle.folder / file.path) for file in bundle.weights]
             tensors = {name: tensor for file in mapped for name, tensor in file.items()}
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(t) for name, t in tensors.items()}
-        self._sessions = {graph: self._load(graph) for graph in GRAPHS}
+        self._sessions = {
+            graph: in_yielding_thread(partial(self._load, graph)) if graph in yielding else self._load(graph)
+            for graph in GRAPHS
+        }
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """A little more than needed, so that few requests need other caches than the one before."""

@@ -73,12 +73,14 @@ class Session(Closing, Protocol):
         contract: Inputs and outputs of each graph.
         max_batch: Sequences that can be decoded at once; None when only memory limits them.
         resizable: Whether its caches may change their size.
+        concurrent: Whether graphs may run in several threads at once, on rows of the same caches too.
     """
 
     spec: ExportSpec
     contract: dict[str, GraphSpec]
     max_batch: int | None
     resizable: bool
+    concurrent: bool
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a sequence that caches have room for, per layer group, of which ``needed`` are needed."""
@@ -131,6 +133,7 @@ class Wrapper(Session):
     def __init__(self, session: Session) -> None:
         self.session, self.spec, self.contract = session, session.spec, session.contract
         self.max_batch, self.resizable = session.max_batch, session.resizable
+        self.concurrent = session.concurrent
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Those of the session inside."""

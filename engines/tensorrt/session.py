@@ -179,6 +179,7 @@ class TensorRTSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.facts = read_facts(bundle, backend)
         self.max_batch: int | None = self.facts.max_batch
+        self.concurrent = False  # one stream
         self.resizable = False  # a decode step's CUDA graph holds addresses and shapes
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
