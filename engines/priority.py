@@ -7,8 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-#: Added to the niceness of a thread that yields: beside a busy one of this process it gets a third of a core.
-NICENESS = 3
+#: Added to the niceness of a thread that yields: beside a busy one it gets a quarter of a core.
+NICENESS = 5
 
 Result = TypeVar("Result")
 

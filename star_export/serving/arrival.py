@@ -1,6 +1,6 @@
 """A request on its way into a slot, piece by piece, and the thread in which that happens beside decode."""
 
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from star_export.answer.pipeline import Pipeline
@@ -16,25 +16,20 @@ class Arrival:
     """What is done for a request before it is decoded: its pictures, one by one, then its prompt.
 
     Args:
-        ticket: The request.
+        ticket: The request; it has a slot.
+        caches: That slot's.
         pipeline: What answers it.
         features: Features of pictures that were seen before.
 
     Attributes:
-        caches: Its slot's, from when it is given one.
         state: Its sequence, when its prompt is in them.
     """
 
-    def __init__(self, ticket: Ticket, pipeline: Pipeline, features: FeatureCache) -> None:
-        self.ticket, self._pipeline, self._features = ticket, pipeline, features
+    def __init__(self, ticket: Ticket, caches: Caches, *, pipeline: Pipeline, features: FeatureCache) -> None:
+        self.ticket, self._caches = ticket, caches
+        self._pipeline, self._features = pipeline, features
         self._visions: list[VisionOutput] = []
-        self.caches: Caches | None = None
         self.state: DecodeState | None = None
-
-    @property
-    def seen(self) -> bool:
-        """Whether all of its pictures are; it needs a slot then."""
-        return len(self._visions) == len(self.ticket.request.images)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -44,16 +39,19 @@ class Arrival:
     def advance(self) -> None:
         """Do one piece of work."""
         request = self.ticket.request
-        if not self.seen:
-            image = request.images[len(self._visions)]
-            self._visions.append(self._look(image, request.keep))
-            if self.seen:
+        if len(self._visions) < len(request.images):
+            self._visions.append(self._look(request.images[len(self._visions)], request.keep))
+            if len(self._visions) == len(request.images):
                 self.ticket.progress.reach("vision")
-            return
-        assert self.caches is not None
-        self.state = self._pipeline.steps.prefill(
-            request.tokens, *self._visions, keep=request.keep, caches=self.caches
-        )
+        else:
+            self.state = self._pipeline.steps.prefill(
+                request.tokens, *self._visions, keep=request.keep, caches=self._caches
+            )
+
+    def advance_to_end(self) -> None:
+        """Do all that is left, unless the request is let go meanwhile."""
+        while self.state is None and not self.ticket.over:
+            self.advance()
 
     def _look(self, image: PreparedImage, keep: Keep | None) -> VisionOutput:
         """Features of a picture, from the vision graph or from memory."""
@@ -67,21 +65,26 @@ def see(pipeline: Pipeline, image: PreparedImage, keep: Keep | None) -> VisionOu
 
 
 class Work:
-    """A piece of work for an arriving request, that was begun.
+    """What is being done for an arriving request: all of it in another thread, or one piece in this one.
 
     Args:
         arrival: Whose it is.
-        beside: The thread that does it; None leaves it to who asks for its end.
+        beside: The other thread; without one, the piece is done by who asks for its end.
     """
 
     def __init__(self, arrival: Arrival, beside: ThreadPoolExecutor | None) -> None:
         self.arrival = arrival
-        self._future = beside.submit(arrival.advance) if beside else None
+        self._future = beside.submit(arrival.advance_to_end) if beside else None
 
     @property
     def pending(self) -> bool:
         """Whether another thread is still at it."""
         return self._future is not None and not self._future.done()
+
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done, at most some seconds."""
+        if self._future:
+            wait([self._future], seconds)
 
     def finish(self) -> None:
         """Wait until it is done; raises what it raised."""

@@ -3,13 +3,15 @@
 A new request is prepared beside the decode steps of the others, piece by piece in a thread of its own:
 its pictures go through the vision graph, one by one, then its prompt through prefill, into a slot that
 is reserved for it. Where a session can't run two graphs at once, one piece is done between two steps.
-Each sequence lives in a slot, one row of the KV caches; there are as many as fit into the given bytes, so more where less is kept and answers
-are short. Requests run in the order in which they came: one for which there is no room lets none pass.
+Each sequence lives in a slot, one row of the KV caches; there are as many as fit into the given bytes,
+so more where less is kept and answers are short. Requests run in the order in which they came: one for
+which there is no room lets none pass.
 Nothing here knows of a server: any front door can submit requests from any thread.
 """
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -36,6 +38,10 @@ from star_export.serving.features import FeatureCache
 from star_export.serving.slots import Slots
 from star_export.serving.stats import Counts
 from star_export.serving.ticket import Ticket, Usage
+
+#: How long decode rests after a step, as a multiple of that, while a request is prepared beside it. Without
+#: rest a request would take long to join, and steps would be run for few that could be run for more.
+PAUSE = 0.75
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -84,7 +90,7 @@ class Scheduler:
             pipeline.steps.decode_batch(caches, lengths[0], lengths)
         self._waiting: deque[Ticket] = deque()
         self._arriving: Arrival | None = None
-        self._work: Work | None = None  # of work, which may outlive its request
+        self._work: Work | None = None  # which may outlive its request
         self._beside = (
             yielding_thread("star-export-arrival") if overlap and pipeline.session.concurrent else None
         )
@@ -145,9 +151,12 @@ class Scheduler:
         while self._wait():
             self._leave()
             self._admit()
+            began = time.perf_counter()
             if self._running:
                 self._guard(self._step, *self._running.values())
             self._account()
+            if self._work:  # it yields to a step, so steps yield to it
+                self._work.wait(PAUSE * (time.perf_counter() - began))
         if self._beside:
             self._beside.shutdown()
 
@@ -213,23 +222,23 @@ class Scheduler:
                 self._begin()
 
     def _begin(self) -> None:
-        """Begin a piece of work for the next request, unless one is under way."""
+        """Begin some work for the request that has waited longest, unless there is some under way."""
         if self._work:
             return
-        arrival = self._arriving = self._arriving or self._next()
-        if arrival and arrival.seen and arrival.caches is None:
-            self._guard(partial(self._reserve, arrival), arrival.ticket, *self._running.values())
-        if self._arriving:  # it did not fail
+        if not self._arriving and (ticket := self._next()):
+            self._guard(partial(self._reserve, ticket), ticket, *self._running.values())
+        if self._arriving:
             self._work = Work(self._arriving, self._beside)
 
-    def _reserve(self, arrival: Arrival) -> None:
+    def _reserve(self, ticket: Ticket) -> None:
         """Give it a slot; until it runs, the caches keep their size."""
-        self._fit()
-        arrival.ticket.slot = self._slots.lowest_free(self._running)
-        arrival.caches = self._slots.clean(arrival.ticket.slot)
+        self._fit(ticket.needed)
+        ticket.slot = self._slots.lowest_free(self._running)
+        caches = self._slots.clean(ticket.slot)
+        self._arriving = Arrival(ticket, caches, pipeline=self.pipeline, features=self._features)
 
     def _finish(self, work: Work) -> None:
-        """The end of a piece of work; the sequence runs from here on if it was the last."""
+        """The end of some work; the sequence runs from here on if it was the last."""
         if work.arrival is not self._arriving:  # its request has left, and nobody hears of it
             with suppress(Exception):
                 work.finish()
@@ -242,7 +251,7 @@ class Scheduler:
                 partial(self._join, self._arriving.ticket, self._arriving.state), self._arriving.ticket
             )
 
-    def _next(self) -> Arrival | None:
+    def _next(self) -> Ticket | None:
         """The request that has waited longest, if it has room beside those that run."""
         needed = [ticket.needed for ticket in self._running.values()]
         with self._changed:
@@ -250,7 +259,7 @@ class Scheduler:
                 return None
             upcoming = self._waiting.popleft()
         upcoming.progress.reach("queue")
-        return Arrival(upcoming, self.pipeline, self._features)
+        return upcoming
 
     def _needed(self, request: Request) -> tuple[int, ...]:
         return self.pipeline.steps.needed(
@@ -258,11 +267,10 @@ class Scheduler:
         )
 
     def _fit(self, *more: tuple[int, ...]) -> None:
-        """Make other caches if those that run, the one that arrives, and ``more``, want them."""
+        """Make other caches if those that run, and ``more``, want them."""
         slots = sorted(self._running)
         tickets = [self._running[slot] for slot in slots]
-        present = [*tickets, self._arriving.ticket] if self._arriving else tickets
-        capacities = self._slots.wanted([*(ticket.needed for ticket in present), *more])
+        capacities = self._slots.wanted([*(ticket.needed for ticket in tickets), *more])
         if capacities == self._slots.capacities:
             return
         self._slots.resize(capacities, slots)
@@ -281,8 +289,7 @@ class Scheduler:
     @property
     def _reserved(self) -> Arrival | None:
         """Who has a slot and does not run yet, or has left while a piece of its work is under way."""
-        arrival = self._work.arrival if self._work else self._arriving
-        return arrival if arrival and arrival.caches is not None else None
+        return self._work.arrival if self._work else self._arriving
 
     def _step(self) -> None:
         """One token more for every running sequence."""
