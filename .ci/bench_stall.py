@@ -103,11 +103,16 @@ class Bench:
             seen.gaps += [gap / step for gap in np.diff(self.session.moments[first:]).tolist()]
             for ticket in neighbours:
                 ticket.cancel()
-            asked = [self.request(args.answer) for _ in range(args.requests)]
-            began = time.perf_counter()
-            for ticket in [scheduler.submit(one) for one in asked]:
-                ticket.answer()
-            seen.rates.append(len(asked) / (time.perf_counter() - began))
+            seen.rates.append(self._rate(scheduler, args.neighbours + 2))
+
+    def _rate(self, scheduler: Scheduler, slots: int) -> float:
+        """Requests/s of many at once, not counting those that fill the slots and those that empty them."""
+        asked = [self.request(self.args.answer) for _ in range(2 * slots + self.args.requests)]
+        ends = []
+        for ticket in [scheduler.submit(one) for one in asked]:
+            ticket.answer()
+            ends.append(time.perf_counter())
+        return self.args.requests / (ends[-slots - 1] - ends[slots - 1])
 
     def _gaps(self, steps: int) -> list[float]:
         """Wait for some steps; the seconds that each took."""
@@ -139,8 +144,13 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="of ONNX Runtime; all cores by default")
     parser.add_argument("--neighbours", type=int, default=3)
     parser.add_argument("--arrivals", type=int, default=4, help="a turn")
-    parser.add_argument("--requests", type=int, default=12, help="at once, a turn")
-    parser.add_argument("--answer", type=int, default=32, help="tokens of each of these")
+    parser.add_argument(
+        "--requests",
+        type=int,
+        default=16,
+        help="at once, a turn, besides those that fill and empty the slots",
+    )
+    parser.add_argument("--answer", type=int, default=128, help="tokens of each of these")
     parser.add_argument("--steps", type=int, default=20, help="undisturbed ones, a turn")
     parser.add_argument("--turns", type=int, default=3)
     args = parser.parse_args()

@@ -110,7 +110,11 @@ class OnnxRuntimeCaches:
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return OnnxRuntimeArray(self.values[name]).numpy()[self.start : self.stop]
+        return np.array(self.values[name].numpy()[self.start : self.stop])
+
+    def fill(self, name: str, values: HostArray) -> None:
+        """Overwrite the first tokens of a cache; on a GPU all sequences' travel to the host and back."""
+        self._overwrite(self.values[name], (slice(None), slice(values.shape[2])), values)
 
     def rows(self, start: int, stop: int) -> "OnnxRuntimeCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
@@ -119,10 +123,13 @@ class OnnxRuntimeCaches:
     def zero(self) -> None:
         """Overwrite with zeros; on a GPU all sequences' caches travel to the host and back."""
         for value in self.values.values():
-            host = value.numpy()  # on the CPU, the memory itself
-            host[self.start : self.stop] = 0
-            if value.device_name() != "cpu":
-                value.update_inplace(host)
+            self._overwrite(value, (), 0)
+
+    def _overwrite(self, value: ort.OrtValue, place: tuple[slice, ...], values: HostArray | int) -> None:
+        host = value.numpy()  # on the CPU, the memory itself
+        host[(slice(self.start, self.stop), *place)] = values
+        if value.device_name() != "cpu":
+            value.update_inplace(host)
 
     def close(self) -> None:
         """Let go of the memory, and of the graphs that are bound to it."""

@@ -45,6 +45,14 @@ class Caches(Protocol):
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
 
+    def fill(self, name: str, values: HostArray) -> None:
+        """Overwrite the first tokens of the cache with past name ``name``.
+
+        Args:
+            name: Its past name.
+            values: ``[B, Hkv, tokens, D]``, of the element type that :meth:`numpy` gives.
+        """
+
     def rows(self, start: int, stop: int) -> "Caches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
 

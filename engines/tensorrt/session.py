@@ -16,7 +16,7 @@ from weakref import WeakSet, finalize
 import numpy as np
 import numpy.typing as npt
 
-from star_export.arrays import to_float32
+from star_export.arrays import to_device_dtype, to_float32
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, TensorSpec, capacity_symbols
 from star_export.dtypes import DTYPES
@@ -127,6 +127,13 @@ class TensorRTCaches:
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
         return self._session.fetch(self._places[name], self.specs[name].dtype, self.shapes[name])
+
+    def fill(self, name: str, values: HostArray) -> None:
+        """Overwrite the first tokens of a cache, and what is behind them with zeros."""
+        spec = self.specs[name]
+        whole = np.zeros(self.shapes[name], np.float32 if spec.dtype == "bfloat16" else spec.dtype)
+        whole[:, :, : values.shape[2]] = values
+        self._session.store(self._places[name], to_device_dtype(whole, spec.dtype))
 
     def rows(self, start: int, stop: int) -> "TensorRTCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory.
@@ -309,6 +316,16 @@ class TensorRTSession(Session):
             raw[start : start + size] = self._landing.array[:size]
         host = raw.view(DTYPES[dtype].host).reshape(shape)
         return to_float32(host, dtype) if dtype == "bfloat16" else host
+
+    def store(self, address: int, values: HostArray) -> None:
+        """Copy a tensor from host memory; waits for the stream."""
+        self.refuse_closed()
+        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        for start in range(0, raw.size, self._landing.size):
+            size = min(self._landing.size, raw.size - start)
+            self._landing.array[:size] = raw[start : start + size]
+            self.stream.upload(address + start, self._landing.pointer, size)
+            self.stream.synchronize()
 
     def decode_execution(self, caches: TensorRTCaches) -> Execution:
         """A context for decode steps on some caches, and on others of their size when these are gone.

@@ -8,50 +8,84 @@ from star_export.answer.steps import DecodeState, VisionOutput
 from star_export.engines.session import Caches
 from star_export.preprocessing import PreparedImage
 from star_export.serving.features import FeatureCache
+from star_export.serving.prefixes import Prefix, PrefixCache
 from star_export.serving.ticket import Ticket
 from star_export.specs import Keep
 
 
 class Arrival:
-    """What is done for a request before it is decoded: its pictures, one by one, then its prompt.
+    """What is done for a request before it is decoded: pictures, one by one, prompt, what is appended to it.
+
+    Of a conversation whose caches were kept, only what they do not hold is appended.
 
     Args:
         ticket: The request; it has a slot.
         caches: That slot's.
         pipeline: What answers it.
         features: Features of pictures that were seen before.
+        prefixes: Conversations that were answered before.
 
     Attributes:
-        state: Its sequence, when its prompt is in them.
+        state: Its sequence, as far as it is in the caches.
     """
 
-    def __init__(self, ticket: Ticket, caches: Caches, *, pipeline: Pipeline, features: FeatureCache) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        caches: Caches,
+        *,
+        pipeline: Pipeline,
+        features: FeatureCache,
+        prefixes: PrefixCache,
+    ) -> None:
         self.ticket, self._caches = ticket, caches
         self._pipeline, self._features = pipeline, features
         self._visions: list[VisionOutput] = []
+        self._rest = ticket.request.appended
+        self._found = prefixes.find(ticket.request)
         self.state: DecodeState | None = None
 
     @property
+    def ready(self) -> bool:
+        """Whether all of it is in the caches."""
+        return self.state is not None and not self._rest
+
+    @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each layer group that its prompt takes, at most."""
+        """Tokens of each layer group that it takes until its answer begins, at most."""
         return tuple(tokens - self.ticket.request.max_new_tokens for tokens in self.ticket.needed)
 
     def advance(self) -> None:
         """Do one piece of work."""
-        request = self.ticket.request
-        if len(self._visions) < len(request.images):
-            self._visions.append(self._look(request.images[len(self._visions)], request.keep))
-            if len(self._visions) == len(request.images):
+        images, steps = self.ticket.request.images, self._pipeline.steps
+        if self._found:
+            self._resume(*self._found)
+        elif self.state is None and len(self._visions) < len(images):
+            self._visions.append(self._look(images[len(self._visions)], self.ticket.request.keep))
+            if len(self._visions) == len(images):
                 self.ticket.progress.reach("vision")
+        elif self.state is None:
+            request = self.ticket.request
+            self.state = steps.prefill(request.tokens, *self._visions, keep=request.keep, caches=self._caches)
         else:
-            self.state = self._pipeline.steps.prefill(
-                request.tokens, *self._visions, keep=request.keep, caches=self._caches
-            )
+            steps.decode(self.state, *self._some())
 
     def advance_to_end(self) -> None:
         """Do all that is left, unless the request is let go meanwhile."""
-        while self.state is None and not self.ticket.over:
+        while not self.ready and not self.ticket.over:
             self.advance()
+
+    def _resume(self, prefix: Prefix, appended: int) -> None:
+        lengths = prefix.fill(self._caches, appended)
+        self._rest, self._found = self._rest[appended:], None
+        self.ticket.progress.reach("vision")
+        self.state = self._pipeline.steps.resume(self._caches, lengths, self._some())
+
+    def _some(self) -> tuple[int, ...]:
+        """As many of the tokens to append as decode takes at once."""
+        count = self._pipeline.spec.append_tokens
+        some, self._rest = self._rest[:count], self._rest[count:]
+        return some
 
     def _look(self, image: PreparedImage, keep: Keep | None) -> VisionOutput:
         """Features of a picture, from the vision graph or from memory."""
@@ -84,7 +118,7 @@ class Work:
     def wait(self, seconds: float) -> None:
         """Wait until it is done, at most some seconds."""
         if self._future:
-            wait([self._future], seconds)
+            wait([self._future], max(0.0, seconds))
 
     def finish(self) -> None:
         """Wait until it is done; raises what it raised."""

@@ -35,13 +35,14 @@ from star_export.errors import (
 from star_export.serving.admission import CLOSING, Admission, Place
 from star_export.serving.arrival import Arrival, Work, see
 from star_export.serving.features import FeatureCache
+from star_export.serving.prefixes import PrefixCache
 from star_export.serving.slots import Slots
-from star_export.serving.stats import Counts
+from star_export.serving.stats import Counts, Stats
 from star_export.serving.ticket import Ticket, Usage
 
 #: How long decode rests after a step, as a multiple of that, while a request is prepared beside it. Without
 #: rest a request would take long to join, and steps would be run for few that could be run for more.
-PAUSE = 0.75
+PAUSE = 0.6
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -57,6 +58,7 @@ class Scheduler:
         kv_bytes: Memory for their KV caches; by default so much that ``slots`` of any size have room.
         queue: Requests that may wait for a slot; as many as slots and these may be present at once.
         feature_bytes: Memory for the features of pictures seen before.
+        prefix_bytes: Memory for the KV caches of conversations that may go on; see ``Query.reprune``.
         overlap: Prepare new requests beside decode steps, where the session can; else between two of them.
         on_lost: Told when the GPU is lost: every request has failed then, and none is accepted.
 
@@ -77,11 +79,13 @@ class Scheduler:
         kv_bytes: int | None = None,
         queue: int = 64,
         feature_bytes: int = 256 << 20,
+        prefix_bytes: int = 256 << 20,
         overlap: bool = True,
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
         self.pipeline, self._on_lost = pipeline, on_lost
         self._features = FeatureCache(feature_bytes)
+        self._prefixes = PrefixCache(prefix_bytes, pipeline.session)
         room = slots * pipeline.spec.slot_bytes if kv_bytes is None else kv_bytes
         self._slots = Slots(pipeline.session, kv_bytes=room, most=slots)
         self.stats, self.admission = Counts(slots=self._slots.count), Admission(self._slots.count + queue)
@@ -138,6 +142,15 @@ class Scheduler:
                 self._waiting.append(ticket)
                 self._changed.notify()
         return ticket
+
+    def snapshot(self) -> Stats:
+        """The numbers of this moment; any thread may ask."""
+        return self.stats.snapshot(self.admission, features=self._features, prefixes=self._prefixes)
+
+    def count_anew(self) -> None:
+        """Forget what was counted so far; only while nothing runs."""
+        self.stats = Counts(slots=self.stats.slots)
+        self._features.hits = self._features.misses = 0
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -235,7 +248,9 @@ class Scheduler:
         self._fit(ticket.needed)
         ticket.slot = self._slots.lowest_free(self._running)
         caches = self._slots.clean(ticket.slot)
-        self._arriving = Arrival(ticket, caches, pipeline=self.pipeline, features=self._features)
+        self._arriving = Arrival(
+            ticket, caches, pipeline=self.pipeline, features=self._features, prefixes=self._prefixes
+        )
 
     def _finish(self, work: Work) -> None:
         """The end of some work; the sequence runs from here on if it was the last."""
@@ -246,7 +261,7 @@ class Scheduler:
             return
         self._guard(work.finish, work.arrival.ticket)
         self._work = None
-        if self._arriving and self._arriving.state:
+        if self._arriving and self._arriving.ready and self._arriving.state:
             self._guard(
                 partial(self._join, self._arriving.ticket, self._arriving.state), self._arriving.ticket
             )
@@ -262,9 +277,7 @@ class Scheduler:
         return upcoming
 
     def _needed(self, request: Request) -> tuple[int, ...]:
-        return self.pipeline.steps.needed(
-            request.tokens, keep=request.keep, new_tokens=request.max_new_tokens
-        )
+        return self.pipeline.steps.needed(request.tokens, keep=request.keep, new_tokens=request.room)
 
     def _fit(self, *more: tuple[int, ...]) -> None:
         """Make other caches if those that run, and ``more``, want them."""
@@ -325,6 +338,9 @@ class Scheduler:
         self.stats.tokens += 1
         ticket.push(token)
         if reason := ticket.transcript.finish_reason:
+            if not ticket.request.reprune:
+                caches, fed = self._slots.row(ticket.slot), ticket.transcript.token_ids[:-1]
+                self._prefixes.keep(ticket.request, fed, caches, ticket.lengths)
             self._end(ticket, reason)
 
     def _end(self, ticket: Ticket, reason: str) -> None:
