@@ -7,7 +7,6 @@ nothing waits for it but reading a result: the next token in greedy decoding, el
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from weakref import WeakSet, finalize
 import numpy as np
 import numpy.typing as npt
 
-from star_export.arrays import to_device_dtype, to_float32
+from star_export.arrays import to_device_dtype
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, TensorSpec, capacity_symbols
 from star_export.dtypes import DTYPES
@@ -28,13 +27,11 @@ from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
 from star_export.engines.tensorrt.loading import BySize, load_engines, load_plugins, set_weight_budgets
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
+from star_export.engines.tensorrt.transfers import Transfers, tensor_bytes
 from star_export.engines.tensorrt.weights import shared_weights
 from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
 
 log = logging.getLogger("star_export.tensorrt")
-
-#: Pinned memory through which results come back, in pieces when they are larger.
-LANDING_BYTES = 4 << 20
 
 #: Device memory that streamed weights leave free, on top of one sequence's caches.
 STREAMING_RESERVE = 1 << 30
@@ -106,7 +103,9 @@ class TensorRTCaches:
             name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
             for name, spec in self.specs.items()
         }
-        self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
+        self._sizes = {
+            name: tensor_bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()
+        }
         if whole is None:
             self._memory = cuda.Tensors(self._sizes, f"the KV caches of {batch} sequences")
             self._places = {name: self._memory.address(name) for name in self._sizes}
@@ -130,10 +129,10 @@ class TensorRTCaches:
 
     def fill(self, name: str, values: HostArray) -> None:
         """Overwrite the first tokens of a cache, and what is behind them with zeros."""
-        spec = self.specs[name]
-        whole = np.zeros(self.shapes[name], np.float32 if spec.dtype == "bfloat16" else spec.dtype)
+        rounded = self.specs[name].dtype == "bfloat16"  # which came as float32
+        whole = np.zeros(self.shapes[name], values.dtype)
         whole[:, :, : values.shape[2]] = values
-        self._session.store(self._places[name], to_device_dtype(whole, spec.dtype))
+        self._session.store(self._places[name], to_device_dtype(whole, "bfloat16") if rounded else whole)
 
     def rows(self, start: int, stop: int) -> "TensorRTCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory.
@@ -192,7 +191,7 @@ class TensorRTSession(Session):
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         load_plugins(bindings, self.facts, plugin_library)
         self.stream = cuda.Stream()
-        self._landing = cuda.PinnedBuffer(LANDING_BYTES)
+        self._transfers = Transfers(self.stream)
         self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
         self._weights = shared_weights(bundle, self.facts) if self.facts.weights_files else None
         specs = self._weights.specs if self._weights else {}
@@ -292,7 +291,7 @@ class TensorRTSession(Session):
             execution.close()
         frees: list[Callable[[], object]] = [part.close for part in self._graphs.values()]
         frees += [memory.close for memory in self._cache_memory]
-        frees += [self._scratch.close, self._landing.close, self.argmax.close, self.stream.close]
+        frees += [self._scratch.close, self._transfers.close, self.argmax.close, self.stream.close]
         for free in frees:
             free()
         self._weights = None  # the last session that uses them frees them
@@ -308,24 +307,12 @@ class TensorRTSession(Session):
     def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
         """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
         self.refuse_closed()
-        raw = np.empty(_bytes(dtype, shape), np.uint8)
-        for start in range(0, raw.size, self._landing.size):
-            size = min(self._landing.size, raw.size - start)
-            self.stream.download(self._landing.pointer, address + start, size)
-            self.stream.synchronize()
-            raw[start : start + size] = self._landing.array[:size]
-        host = raw.view(DTYPES[dtype].host).reshape(shape)
-        return to_float32(host, dtype) if dtype == "bfloat16" else host
+        return self._transfers.fetch(address, dtype, shape)
 
     def store(self, address: int, values: HostArray) -> None:
         """Copy a tensor from host memory; waits for the stream."""
         self.refuse_closed()
-        raw = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        for start in range(0, raw.size, self._landing.size):
-            size = min(self._landing.size, raw.size - start)
-            self._landing.array[:size] = raw[start : start + size]
-            self.stream.upload(address + start, self._landing.pointer, size)
-            self.stream.synchronize()
+        self._transfers.store(address, values)
 
     def decode_execution(self, caches: TensorRTCaches) -> Execution:
         """A context for decode steps on some caches, and on others of their size when these are gone.
@@ -410,7 +397,3 @@ class _Graph:
         address = self._inputs.address(spec.name)
         self.session.stream.upload(address, self._staging.pointer + offset, tensor.nbytes)
         return address
-
-
-def _bytes(dtype: str, shape: Shape) -> int:
-    return math.prod(shape) * DTYPES[dtype].itemsize

@@ -148,9 +148,9 @@ class Scheduler:
         return self.stats.snapshot(self.admission, features=self._features, prefixes=self._prefixes)
 
     def count_anew(self) -> None:
-        """Forget what was counted so far; only while nothing runs."""
+        """Forget what was counted and seen so far; only while nothing runs."""
         self.stats = Counts(slots=self.stats.slots)
-        self._features.hits = self._features.misses = 0
+        self._features = FeatureCache(self._features.limit)
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -239,7 +239,9 @@ class Scheduler:
         if self._work:
             return
         if not self._arriving and (ticket := self._next()):
-            self._guard(partial(self._reserve, ticket), ticket, *self._running.values())
+            if self._running:  # should it fail, what they had is gone, and there is room for this one
+                self._guard(partial(self._fit, ticket.needed), *self._running.values())
+            self._guard(partial(self._reserve, ticket), ticket)
         if self._arriving:
             self._work = Work(self._arriving, self._beside)
 

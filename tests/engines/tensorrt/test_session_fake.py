@@ -16,7 +16,8 @@ from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda, weights
 from star_export.engines.tensorrt import session as session_module
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
+from star_export.engines.tensorrt.session import TensorRTSession
+from star_export.engines.tensorrt.transfers import LANDING_BYTES
 from star_export.errors import BundleError, NonFiniteError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
 from tests.fake_gpu.device import FakeGpu
@@ -159,6 +160,21 @@ def test_rows_of_caches_lie_in_the_whole(engines: Callable[[str], Bundle]) -> No
         name = "past_key_values.0.key"
         assert rows.addresses[name] == whole.addresses[name] + start * row_bytes
         assert rows.rows(stop - start - 1, stop - start).addresses == whole.rows(stop - 1, stop).addresses
+
+
+def test_a_cache_is_filled_with_what_was_read_of_it(engines: Callable[[str], Bundle]) -> None:
+    """In pieces, in one row, with less than it has room for."""
+    session = TensorRTSession(engines("tensorrt"), "tensorrt")
+    caches = session.allocate_caches(2)
+    name = "past_key_values.0.key"
+    row, shape = caches.rows(1, 2), caches.numpy(name)[1:].shape
+    values = np.random.default_rng(0).standard_normal((*shape[:2], 7, shape[3])).astype(np.float32)
+    values = values.astype(caches.numpy(name).dtype)
+    row.fill(name, values)
+    found = caches.numpy(name)
+    assert (found[1, :, :7] == values[0]).all()
+    assert not found[0].any()
+    assert not found[1, :, 7:].any()
 
 
 def test_inputs_of_another_type(engines: Callable[[str], Bundle]) -> None:
