@@ -189,7 +189,7 @@ def test_a_failure_while_caches_grow_leaves_nothing_behind(
             raise MemoryError("no room for an array")
 
     monkeypatch.setattr(mha.session, "resize_caches", failing)
-    with Scheduler(mha, slots=8, kv_bytes=4 * mha.spec.slot_bytes) as scheduler:
+    with Scheduler(mha, slots=8, kv_bytes=4 * mha.spec.slot_bytes, overlap=False) as scheduler:
         *running, arriving = [scheduler.submit(one) for one in (small(mha), small(mha, 1), large(mha))]
         for ticket in running:
             with pytest.raises(MemoryError):

@@ -99,6 +99,19 @@ def test_nans_stay_with_their_request(machine: Machine, gpu: Pipeline, alone: Pi
     assert answers == 2 * [tokens_of(alone, one) for one in good]
 
 
+@LATE
+def test_a_conversation_goes_on_from_kept_caches(machine: Machine, gpu: Pipeline, alone: Pipeline) -> None:
+    """They travel to the host and back."""
+    turns = [{"role": "user", "content": PROMPTS[0]}]
+    with Scheduler(gpu, slots=2) as scheduler:
+        for question in PROMPTS[1:]:
+            asked = gpu.request(PICTURE, turns, reprune=False)
+            answer = scheduler.submit(asked).answer()
+            assert answer.token_ids == tokens_of(alone, asked)
+            turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
+        assert scheduler.snapshot().prefix_hits == 1
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """``start(bundle, backend)``: a model as Triton starts it."""
