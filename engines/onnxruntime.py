@@ -189,7 +189,7 @@ class OnnxRuntimeSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.device = device
         self.max_batch: int | None = None
-        self.resizable, self.concurrent = not self.spec.fixed_capacities, device == "cpu"
+        self.resizable = not self.spec.fixed_capacities
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._arena, self._exact = arena, exact
         self._plain_outputs = {
@@ -270,6 +270,14 @@ class OnnxRuntimeSession(Session):
 
     def synchronize(self) -> None:
         """Nothing is pending: every run waits for its outputs."""
+
+    def beside(self) -> Session | None:
+        """This one, on a CPU: ONNX Runtime's sessions run in several threads."""
+        return self if self.device == "cpu" else None
+
+    def borrow(self, caches: Caches) -> Caches:
+        """The same."""
+        return caches
 
     def close(self) -> None:
         """Let go of the graphs, their weights and all caches; a result that is held keeps its graph."""

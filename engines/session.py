@@ -81,14 +81,12 @@ class Session(Closing, Protocol):
         contract: Inputs and outputs of each graph.
         max_batch: Sequences that can be decoded at once; None when only memory limits them.
         resizable: Whether its caches may change their size.
-        concurrent: Whether graphs may run in several threads at once, on rows of the same caches too.
     """
 
     spec: ExportSpec
     contract: dict[str, GraphSpec]
     max_batch: int | None
     resizable: bool
-    concurrent: bool
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Tokens of a sequence that caches have room for, per layer group, of which ``needed`` are needed."""
@@ -132,7 +130,19 @@ class Session(Closing, Protocol):
         """
 
     def synchronize(self) -> None:
-        """Wait until everything that was run is done, for those who measure."""
+        """Wait until everything that was run is done."""
+
+    def beside(self) -> "Session | None":
+        """The same graphs for another thread, whose runs are not ordered with those here and yield to them.
+
+        None where graphs must run one after the other. It is closed with this one.
+        """
+
+    def borrow(self, caches: Caches) -> Caches:
+        """Caches of this session, or of the one that it is :meth:`beside`, to be used here; the same memory.
+
+        Who uses them here waits for what the other did on these rows, and the other way round.
+        """
 
 
 class Wrapper(Session):
@@ -141,7 +151,6 @@ class Wrapper(Session):
     def __init__(self, session: Session) -> None:
         self.session, self.spec, self.contract = session, session.spec, session.contract
         self.max_batch, self.resizable = session.max_batch, session.resizable
-        self.concurrent = session.concurrent
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """Those of the session inside."""
@@ -166,6 +175,14 @@ class Wrapper(Session):
     def synchronize(self) -> None:
         """Wait for the session inside."""
         self.session.synchronize()
+
+    def beside(self) -> Session | None:
+        """This one, if the session inside is the same in several threads."""
+        return self if self.session.beside() is self.session else None
+
+    def borrow(self, caches: Caches) -> Caches:
+        """As the session inside."""
+        return self.session.borrow(caches)
 
     def close(self) -> None:
         """Close the session inside."""

@@ -8,28 +8,28 @@ nothing waits for it but reading a result: the next token in greedy decoding, el
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from copy import copy
 from pathlib import Path
 from weakref import WeakSet, finalize
 
 import numpy as np
 import numpy.typing as npt
 
-from star_export.arrays import to_device_dtype
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, TensorSpec, capacity_symbols
+from star_export.contract import DECODE, GRAPHS, TensorSpec
 from star_export.dtypes import DTYPES
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, refuse_closed
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.caches import TensorRTCaches
 from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
 from star_export.engines.tensorrt.loading import BySize, load_engines, load_plugins, set_weight_budgets
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
-from star_export.engines.tensorrt.transfers import Transfers, tensor_bytes
+from star_export.engines.tensorrt.transfers import Transfers
 from star_export.engines.tensorrt.weights import shared_weights
-from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
+from star_export.errors import DeviceError, InputError, PlatformError, SettingsError
 
 log = logging.getLogger("star_export.tensorrt")
 
@@ -75,87 +75,6 @@ class TensorRTArray:
         return self.session.argmax(self.address, *self.shape)
 
 
-class TensorRTCaches:
-    """KV caches in one allocation; decode has a context, and a CUDA graph, for each of these.
-
-    Args:
-        session: Whose engines use them.
-        batch: Sequences that they are the caches of.
-        capacities: Tokens of a sequence that they have room for, per layer group.
-        whole: Caches in whose memory these lie; None allocates.
-        start: First of their sequences, in ``whole``.
-    """
-
-    def __init__(
-        self,
-        session: "TensorRTSession",
-        batch: int,
-        capacities: tuple[int, ...],
-        *,
-        whole: "TensorRTCaches | None" = None,
-        start: int = 0,
-    ) -> None:
-        self._session, self.batch, self.capacities = session, batch, capacities
-        io = session.contract[DECODE]
-        self.specs = io.caches()
-        sizes = {"B": batch} | dict(zip(capacity_symbols(session.spec), capacities, strict=True))
-        self.shapes = {
-            name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
-            for name, spec in self.specs.items()
-        }
-        self._sizes = {
-            name: tensor_bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()
-        }
-        if whole is None:
-            self._memory = cuda.Tensors(self._sizes, f"the KV caches of {batch} sequences")
-            self._places = {name: self._memory.address(name) for name in self._sizes}
-            self.zero()
-        else:
-            self._memory = whole._memory
-            self._places = {
-                name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
-            }
-        # An engine writes in place: one address for what it reads and what it writes.
-        self.addresses = {name: self._places[pair[1]] for pair in io.aliases.items() for name in pair}
-
-    @cached_property
-    def execution(self) -> Execution:
-        """What runs decode steps on these caches."""
-        return self._session.decode_execution(self)
-
-    def numpy(self, name: str) -> HostArray:
-        """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return self._session.fetch(self._places[name], self.specs[name].dtype, self.shapes[name])
-
-    def fill(self, name: str, values: HostArray) -> None:
-        """Overwrite the first tokens of a cache, and what is behind them with zeros."""
-        rounded = self.specs[name].dtype == "bfloat16"  # which came as float32
-        whole = np.zeros(self.shapes[name], values.dtype)
-        whole[:, :, : values.shape[2]] = values
-        self._session.store(self._places[name], to_device_dtype(whole, "bfloat16") if rounded else whole)
-
-    def rows(self, start: int, stop: int) -> "TensorRTCaches":
-        """The caches of sequences ``start`` to ``stop - 1``, in the same memory.
-
-        Raises:
-            SettingsError: If one sequence's caches are no multiple of what TensorRT aligns to.
-        """
-        for name, size in self._sizes.items():
-            if size // self.batch % cuda.ALIGNMENT:
-                raise SettingsError(
-                    f"{name} takes {size // self.batch} bytes a sequence, no multiple of {cuda.ALIGNMENT}: "
-                    "TensorRT cannot use each alone; "
-                    f"build with another {option('max_new_tokens')}, or serve one slot"
-                )
-        return TensorRTCaches(self._session, stop - start, self.capacities, whole=self, start=start)
-
-    def zero(self) -> None:
-        """Overwrite with zeros."""
-        self._session.refuse_closed()
-        for name, size in self._sizes.items():
-            self._session.stream.zero(self._places[name], size)
-
-
 class TensorRTSession(Session):
     """The engines of a bundle on the first visible GPU.
 
@@ -185,25 +104,31 @@ class TensorRTSession(Session):
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
         self.facts = read_facts(bundle, backend)
         self.max_batch: int | None = self.facts.max_batch
-        self.concurrent = False  # one stream
         self.resizable = False  # a decode step's CUDA graph holds addresses and shapes
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         load_plugins(bindings, self.facts, plugin_library)
-        self.stream = cuda.Stream()
-        self._transfers = Transfers(self.stream)
-        self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
         self._weights = shared_weights(bundle, self.facts) if self.facts.weights_files else None
         specs = self._weights.specs if self._weights else {}
         engines = load_engines(bundle, self.facts, bindings, specs)  # while the weights are on their way
         if self.facts.weight_streaming:
             streamed = {graph: by_size[self.spec.capacities] for graph, by_size in engines.items()}
             set_weight_budgets(streamed, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
+        self._capability, self._engines, self._cuda_graph = device.capability, engines, cuda_graph
+        self._beside: TensorRTSession | None = None
+        self._set_up(cuda.Stream())
+        log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
+
+    def _set_up(self, stream: cuda.Stream) -> None:
+        """Make what only one stream's work may use."""
+        self.stream, engines = stream, self._engines
+        self._transfers = Transfers(stream)
+        self.argmax = Argmax(stream, self._capability, max_rows=self.facts.max_batch)
         scratch_bytes = max(loaded.scratch_bytes for sizes in engines.values() for loaded in sizes.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
-        self._cuda_graph, self._closed = cuda_graph, False
+        self._closed = False
         self._cache_memory: WeakSet[cuda.DeviceBuffer] = WeakSet()
-        self._graphs = {graph: _Graph(self, by_size) for graph, by_size in engines.items()}
+        self._graphs = {graph: _Graph(self, dict(by_size)) for graph, by_size in engines.items()}
         self._executions: list[Execution] = []
         self._idle: dict[tuple[int, ...], list[Execution]] = {size: [] for size in engines[DECODE]}
         self._shared = {
@@ -212,7 +137,19 @@ class TensorRTSession(Session):
             if graph != DECODE
             for size in engines[graph]
         }
-        log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
+
+    def beside(self) -> "TensorRTSession":
+        """The same engines and weights with a stream, contexts and memory of their own; made once."""
+        if self._beside is None:
+            twin = copy(self)
+            twin._set_up(cuda.Stream(yielding=True))
+            self._beside = twin
+        return self._beside
+
+    def borrow(self, caches: Caches) -> TensorRTCaches:
+        """See :meth:`star_export.engines.session.Session.borrow`."""
+        assert isinstance(caches, TensorRTCaches)
+        return TensorRTCaches(self, caches.batch, caches.capacities, whole=caches)
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """The smallest that there are engines for."""
@@ -283,6 +220,8 @@ class TensorRTSession(Session):
         if self._closed:
             return
         self._closed = True
+        if self._beside is not None:
+            self._beside.close()
         try:
             self.stream.synchronize()  # the GPU may still be using what is freed
         except (DeviceError, PlatformError) as error:  # of work whose result nobody has read

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from star_export.answer.pipeline import Pipeline
-from star_export.answer.steps import DecodeState, VisionOutput
+from star_export.answer.steps import DecodeState, Steps, VisionOutput
 from star_export.engines.session import Caches
 from star_export.preprocessing import PreparedImage
 from star_export.serving.features import FeatureCache
@@ -22,6 +22,7 @@ class Arrival:
         ticket: The request; it has a slot.
         caches: That slot's.
         pipeline: What answers it.
+        steps: The same graphs, of the session that is used here.
         features: Features of pictures that were seen before.
         prefixes: Conversations that were answered before.
 
@@ -35,11 +36,12 @@ class Arrival:
         caches: Caches,
         *,
         pipeline: Pipeline,
+        steps: Steps,
         features: FeatureCache,
         prefixes: PrefixCache,
     ) -> None:
-        self.ticket, self._caches = ticket, caches
-        self._pipeline, self._features = pipeline, features
+        self.ticket, self._caches = ticket, steps.session.borrow(caches)
+        self._pipeline, self._steps, self._features = pipeline, steps, features
         self._visions: list[VisionOutput] = []
         self._rest = ticket.request.appended
         self._found = prefixes.find(ticket.request)
@@ -57,7 +59,7 @@ class Arrival:
 
     def advance(self) -> None:
         """Do one piece of work."""
-        images, steps = self.ticket.request.images, self._pipeline.steps
+        images, steps = self.ticket.request.images, self._steps
         if self._found:
             self._resume(*self._found)
         elif self.state is None and len(self._visions) < len(images):
@@ -74,12 +76,13 @@ class Arrival:
         """Do all that is left, unless the request is let go meanwhile."""
         while not self.ready and not self.ticket.over:
             self.advance()
+        self._steps.session.synchronize()
 
     def _resume(self, prefix: Prefix, appended: int) -> None:
         lengths = prefix.fill(self._caches, appended)
         self._rest, self._found = self._rest[appended:], None
         self.ticket.progress.reach("vision")
-        self.state = self._pipeline.steps.resume(self._caches, lengths, self._some())
+        self.state = self._steps.resume(self._caches, lengths, self._some())
 
     def _some(self) -> tuple[int, ...]:
         """As many of the tokens to append as decode takes at once."""
@@ -90,12 +93,12 @@ class Arrival:
     def _look(self, image: PreparedImage, keep: Keep | None) -> VisionOutput:
         """Features of a picture, from the vision graph or from memory."""
         (tokens,) = self._pipeline.entering([image], keep)
-        return self._features.get((image.key, tokens), partial(see, self._pipeline, image, keep))
+        return self._features.get((image.key, tokens), partial(see, self._steps, image, keep))
 
 
-def see(pipeline: Pipeline, image: PreparedImage, keep: Keep | None) -> VisionOutput:
+def see(steps: Steps, image: PreparedImage, keep: Keep | None) -> VisionOutput:
     """A picture's features, in host memory."""
-    return pipeline.steps.encode_image(image, keep=keep).copied(pipeline.spec.dtype)
+    return steps.encode_image(image, keep=keep).copied(steps.spec.dtype)
 
 
 class Work:

@@ -22,7 +22,7 @@ import numpy as np
 from star_export.answer.choosing import NOT_FINITE, next_tokens
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
-from star_export.answer.steps import DecodeState
+from star_export.answer.steps import DecodeState, Steps
 from star_export.engines.priority import yielding_thread
 from star_export.engines.session import DeviceArray
 from star_export.errors import (
@@ -42,7 +42,7 @@ from star_export.serving.ticket import Ticket, Usage
 
 #: How long decode rests after a step, as a multiple of that, while a request is prepared beside it. Without
 #: rest a request would take long to join, and steps would be run for few that could be run for more.
-PAUSE = 0.6
+PAUSE = 0.5
 
 log = logging.getLogger("star_export.scheduler")
 
@@ -95,9 +95,9 @@ class Scheduler:
         self._waiting: deque[Ticket] = deque()
         self._arriving: Arrival | None = None
         self._work: Work | None = None  # which may outlive its request
-        self._beside = (
-            yielding_thread("star-export-arrival") if overlap and pipeline.session.concurrent else None
-        )
+        beside = pipeline.session.beside() if overlap else None
+        self._arriving_steps = Steps(beside) if beside else pipeline.steps
+        self._beside = yielding_thread("star-export-arrival") if beside else None
         self._running: dict[int, Ticket] = {}  # by slot
         self._changed = threading.Condition()
         self._closing = False
@@ -112,13 +112,13 @@ class Scheduler:
 
     def warm_up(self, request: Request) -> None:
         """Run vision, and prefill in every slot; only before anything was submitted."""
-        visions = [see(self.pipeline, image, request.keep) for image in request.images]
+        steps = self._arriving_steps
+        visions = [see(steps, image, request.keep) for image in request.images]
         self._fit(self._needed(request))
         for slot in range(self._slots.count):
-            self.pipeline.steps.prefill(
-                request.tokens, *visions, keep=request.keep, caches=self._slots.clean(slot)
-            )
-        self.pipeline.session.synchronize()
+            caches = steps.session.borrow(self._slots.clean(slot))
+            steps.prefill(request.tokens, *visions, keep=request.keep, caches=caches)
+        steps.session.synchronize()
 
     def submit(self, request: Request, *, timeout: float | None = None, place: Place | None = None) -> Ticket:
         """Queue a request.
@@ -250,8 +250,14 @@ class Scheduler:
         self._fit(ticket.needed)
         ticket.slot = self._slots.lowest_free(self._running)
         caches = self._slots.clean(ticket.slot)
+        self.pipeline.session.synchronize()  # from here on, another stream writes into them
         self._arriving = Arrival(
-            ticket, caches, pipeline=self.pipeline, features=self._features, prefixes=self._prefixes
+            ticket,
+            caches,
+            pipeline=self.pipeline,
+            steps=self._arriving_steps,
+            features=self._features,
+            prefixes=self._prefixes,
         )
 
     def _finish(self, work: Work) -> None:

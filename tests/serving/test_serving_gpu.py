@@ -27,6 +27,7 @@ from star_export.preprocessing import load_image
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.triton.repository import ServeOptions, write_repository
 from tests.fake_gpu.machine import LATE, Machine
+from tests.serving.gate import wait_until
 from tests.serving.triton import fake_triton
 
 fake_triton.install()
@@ -179,5 +180,6 @@ def test_a_lost_gpu_ends_everything(
         model._service._scheduler.submit(model._service.pipeline.request(PICTURE, "What?"))
     with pytest.raises(DeviceError, match="the GPU is lost"):
         model._service.pipeline.session.synchronize()
+    wait_until(lambda: bool(killed))
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert stats.finished == {"error": len(PROMPTS)}
