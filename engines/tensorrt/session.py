@@ -2,7 +2,7 @@
 
 Everything but KV caches is allocated at load: inputs and outputs at the largest shapes of
 the engines' profiles, one scratch, for the engines of every size of caches alike. Addresses
-never change, so the CUDA graph of a decode step stays valid. Work is queued on one stream and
+never change, so the CUDA graph of a decode step stays valid. Work of a session is queued on one stream and
 nothing waits for it but reading a result: the next token in greedy decoding, else the logits.
 """
 
@@ -233,6 +233,7 @@ class TensorRTSession(Session):
         frees += [self._scratch.close, self._transfers.close, self.argmax.close, self.stream.close]
         for free in frees:
             free()
+        self._engines = {}
         self._weights = None  # the last session that uses them frees them
 
     def refuse_closed(self) -> None:
