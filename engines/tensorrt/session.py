@@ -108,22 +108,26 @@ class TensorRTSession(Session):
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         load_plugins(bindings, self.facts, plugin_library)
+        self._open(cuda.Stream(), device.capability)
         self._weights = shared_weights(bundle, self.facts) if self.facts.weights_files else None
         specs = self._weights.specs if self._weights else {}
         engines = load_engines(bundle, self.facts, bindings, specs)  # while the weights are on their way
         if self.facts.weight_streaming:
             streamed = {graph: by_size[self.spec.capacities] for graph, by_size in engines.items()}
             set_weight_budgets(streamed, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
-        self._capability, self._engines, self._cuda_graph = device.capability, engines, cuda_graph
+        self._engines, self._cuda_graph = engines, cuda_graph
         self._beside: TensorRTSession | None = None
-        self._set_up(cuda.Stream())
+        self._allocate()
         log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
 
-    def _set_up(self, stream: cuda.Stream) -> None:
-        """Make what only one stream's work may use."""
-        self.stream, engines = stream, self._engines
-        self._transfers = Transfers(stream)
-        self.argmax = Argmax(stream, self._capability, max_rows=self.facts.max_batch)
+    def _open(self, stream: cuda.Stream, capability: tuple[int, int]) -> None:
+        """A stream, and what brings back results of its work."""
+        self.stream, self._transfers, self._capability = stream, Transfers(stream), capability
+        self.argmax = Argmax(stream, capability, max_rows=self.facts.max_batch)
+
+    def _allocate(self) -> None:
+        """Memory and contexts for the stream's work."""
+        engines = self._engines
         scratch_bytes = max(loaded.scratch_bytes for sizes in engines.values() for loaded in sizes.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
         self._closed = False
@@ -142,7 +146,8 @@ class TensorRTSession(Session):
         """The same engines and weights with a stream, contexts and memory of their own; made once."""
         if self._beside is None:
             twin = copy(self)
-            twin._set_up(cuda.Stream(yielding=True))
+            twin._open(cuda.Stream(yielding=True), self._capability)
+            twin._allocate()
             self._beside = twin
         return self._beside
 
