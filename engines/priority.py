@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 #: Added to the niceness of a thread that yields: beside a busy one it gets a quarter of a core.
@@ -16,11 +17,12 @@ Result = TypeVar("Result")
 def yield_to_others() -> None:
     """Lower the priority of the thread that calls, and of those that it starts; nothing raises it again.
 
-    Only Linux has priorities of threads; elsewhere nothing changes.
+    Only Linux has priorities of threads; elsewhere, and where a container forbids it, nothing changes.
     """
     if sys.platform == "linux":
         thread = threading.get_native_id()
-        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS)
 
 
 def yielding_thread(name: str) -> ThreadPoolExecutor:

@@ -42,6 +42,7 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
 
     def __init__(self, limit: int, session: Session) -> None:
         super().__init__(limit)
+        self._spec = session.spec
         self._tensors = session.contract[DECODE].caches()
         self._symbols = capacity_symbols(session.spec)
 
@@ -65,7 +66,7 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
         return best[1:]
 
     def keep(self, request: Request, answer: Sequence[int], caches: Caches, lengths: Int64) -> None:
-        """Copy the caches of a sequence that is done.
+        """Copy the caches of a sequence that is done, if there is room for it.
 
         Args:
             request: What was asked.
@@ -73,6 +74,8 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
             caches: Those of the sequence.
             lengths: int64 ``[groups]``, tokens in each group's.
         """
+        if self._spec.sequence_bytes(lengths.tolist()) > self.limit:
+            return
         opening, appended = _opening(request), (*request.appended, *answer)
         tokens: dict[int | str, int] = dict(zip(self._symbols, lengths.tolist(), strict=True))
         copies = {}

@@ -243,7 +243,10 @@ class Scheduler:
                 self._guard(partial(self._fit, ticket.needed), *self._running.values())
             self._guard(partial(self._reserve, ticket), ticket)
         if self._arriving:
-            self._work = Work(self._arriving, self._beside)
+            self._guard(partial(self._start, self._arriving), self._arriving.ticket)
+
+    def _start(self, arrival: Arrival) -> None:
+        self._work = Work(arrival, self._beside)
 
     def _reserve(self, ticket: Ticket) -> None:
         """Give it a slot; until it runs, the caches keep their size."""
