@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import Steps
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS
 from star_export.engines import Runtime, open_session
@@ -20,7 +21,7 @@ from star_export.engines.tensorrt.session import TensorRTSession
 from star_export.engines.tensorrt.transfers import LANDING_BYTES
 from star_export.errors import BundleError, NonFiniteError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
-from tests.fake_gpu.device import FakeGpu
+from tests.fake_gpu.device import FakeGpu, FakeStream
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.memory import CudaError
 from tests.fake_gpu.tensorrt import DEVICE, HOST, FakeContext, FakeEngine, FakeRuntime
@@ -77,6 +78,30 @@ def test_sessions_share_weights_and_the_last_frees_them(
     found = Pipeline(bundle, second).generate(picture, "What is this?", max_new_tokens=6).result()
     assert found.token_ids == expected
     second.close()
+    assert lazy_gpu.memory.free_bytes == everything
+
+
+def test_what_runs_beside_is_not_waited_for(
+    engines: Callable[[str], Bundle], lazy_gpu: FakeGpu, picture: Path
+) -> None:
+    bundle, everything = engines("tensorrt"), lazy_gpu.memory.free_bytes
+    session = TensorRTSession(bundle, "tensorrt")
+    other, one = session.beside(), Pipeline(bundle, session)
+    assert session.beside() is other
+    caches = session.allocate_caches(2)
+    request = one.request(picture, "What is this?", max_new_tokens=4)
+    (vision,) = one.steps.encode_images(request.images)
+    seen = vision.copied(bundle.spec.dtype)
+    session.synchronize()
+    rows = other.borrow(caches.rows(1, 2))
+    state = Steps(other).prefill(request.tokens, seen, caches=rows)
+    pending = lazy_gpu.find(other.stream.handle, FakeStream).pending
+    lengths = np.ones((len(bundle.spec.groups), 1), np.int64)
+    one.steps.decode_batch(caches.rows(0, 1), np.array([5]), lengths).argmax()
+    assert len(pending) > 0
+    assert state.best_token() == one.answer(request).result().token_ids[0]
+    assert len(pending) == 0
+    session.close()
     assert lazy_gpu.memory.free_bytes == everything
 
 
