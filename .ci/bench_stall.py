@@ -3,7 +3,7 @@
 Some sequences are decoded all the time while prompts about other pictures arrive one after the other. What is
 measured is the time from one token of the neighbours to the next, in undisturbed decode steps. Then many
 requests come at once, for requests/s. Both are done with new requests prepared between two steps and beside
-them, in turns, on one loaded bundle; the medians of all turns are printed with their ratios.
+them, in turns, on one loaded bundle; what all turns showed is printed with its ratios.
 """
 
 import argparse
