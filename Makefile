@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -145,6 +145,10 @@ bench-session: $(READY)
 # How many requests run at once in 1 GiB of KV caches; after `make bench`.
 bench-slots: $(READY)
 	$(BIN)/python docs/kv_slots.py build/bench/bundle docs/shapes.png
+
+# How long others wait for a long prompt that arrives, with new requests prepared between decode steps and beside them.
+bench-stall: $(READY)
+	$(BIN)/python .ci/bench_stall.py build/stall
 
 # Bundles beside OpenVINO GenAI, transformers and llama.cpp, on this CPU; a peer that can't be had is a line that says why.
 # Hours on two cores; `.venv/bin/python .ci/bench_peers.py --help` tells how to ask for less.

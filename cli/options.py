@@ -327,6 +327,12 @@ FeatureCacheOption = Annotated[
     int,
     typer.Option("--feature-cache", min=0, metavar="MIB", help="Memory for the features of pictures seen."),
 ]
+PrefixCacheOption = Annotated[
+    int,
+    typer.Option(
+        "--prefix-cache", min=0, metavar="MIB", help="Host memory for the KV caches of conversations."
+    ),
+]
 OverwriteRepositoryOption = Annotated[
     bool, typer.Option("--overwrite", metavar="", help="Replace an older model repository.")
 ]

@@ -26,6 +26,7 @@ def triton(
     queue: opt.QueueOption = 64,
     timeout: opt.ServeTimeoutOption = 120.0,
     feature_cache: opt.FeatureCacheOption = 256,
+    prefix_cache: opt.PrefixCacheOption = 256,
     plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
     verify: opt.VerifyOption = False,
@@ -47,6 +48,7 @@ def triton(
         queue=queue,
         timeout_s=timeout,
         feature_cache_mib=feature_cache,
+        prefix_cache_mib=prefix_cache,
     )
     write_repository(bundle, output, options, overwrite=overwrite)
     if json:

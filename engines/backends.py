@@ -138,7 +138,11 @@ class OnnxRuntime(Backend):
 
     def open(self, bundle: Bundle, runtime: Runtime) -> Session:
         """See :class:`Backend`."""
-        from star_export.engines.onnxruntime import PREPACKED_FOR_BATCHES, OnnxRuntimeSession
+        from star_export.engines.onnxruntime import (
+            PREPACKED_FOR_BATCHES,
+            YIELDING_TO_BATCHES,
+            OnnxRuntimeSession,
+        )
 
         self.check_bundle(bundle, runtime)
         return OnnxRuntimeSession(
@@ -146,6 +150,7 @@ class OnnxRuntime(Backend):
             device=self.device,
             threads=runtime.threads,
             prepacked=PREPACKED_FOR_BATCHES if runtime.batches else (),
+            yielding=YIELDING_TO_BATCHES if runtime.batches else (),
             exact=runtime.exact,
         )
 

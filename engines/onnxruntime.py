@@ -7,6 +7,7 @@ which makes ``TensorScatter`` write in place instead of copying the cache.
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from weakref import WeakSet
 
@@ -14,8 +15,9 @@ import numpy as np
 import onnxruntime as ort
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, capacity_symbols
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION, capacity_symbols
 from star_export.engines.mapped import mapped_tensors
+from star_export.engines.priority import in_yielding_thread
 from star_export.engines.session import (
     Caches,
     DeviceArray,
@@ -39,6 +41,9 @@ PROVIDERS = {
 #: one row packing gains a quarter of the time and nearly doubles the memory (`make bench-session`).
 #: Products of few bits are slow unpacked, so that a bundle with quantised weights packs all graphs.
 PREPACKED_FOR_BATCHES = (DECODE,)
+
+#: Graphs whose threads yield to those of decode where batches are decoded: they run beside it then.
+YIELDING_TO_BATCHES = (VISION, PREFILL)
 
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
@@ -109,7 +114,11 @@ class OnnxRuntimeCaches:
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return OnnxRuntimeArray(self.values[name]).numpy()[self.start : self.stop]
+        return np.array(self.values[name].numpy()[self.start : self.stop])
+
+    def fill(self, name: str, values: HostArray) -> None:
+        """Overwrite the first tokens of a cache; on a GPU all sequences' travel to the host and back."""
+        self._overwrite(self.values[name], (slice(None), slice(values.shape[2])), values)
 
     def rows(self, start: int, stop: int) -> "OnnxRuntimeCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
@@ -118,10 +127,13 @@ class OnnxRuntimeCaches:
     def zero(self) -> None:
         """Overwrite with zeros; on a GPU all sequences' caches travel to the host and back."""
         for value in self.values.values():
-            host = value.numpy()  # on the CPU, the memory itself
-            host[self.start : self.stop] = 0
-            if value.device_name() != "cpu":
-                value.update_inplace(host)
+            self._overwrite(value, (), 0)
+
+    def _overwrite(self, value: ort.OrtValue, place: tuple[slice, ...], values: HostArray | int) -> None:
+        host = value.numpy()  # on the CPU, the memory itself
+        host[(slice(self.start, self.stop), *place)] = values
+        if value.device_name() != "cpu":
+            value.update_inplace(host)
 
     def host(self, name: str) -> HostArray:
         """One cache itself, not a copy; on the CPU."""
@@ -160,6 +172,7 @@ class OnnxRuntimeSession(Session):
         device: ``cpu`` or ``cuda``.
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load: more memory.
+        yielding: Graphs whose threads have a lower priority.
         spinning: Let the threads of a graph that is done go on waiting for work busily. They take
             the cores from the next graph (`make bench-session`).
         arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
@@ -178,6 +191,7 @@ class OnnxRuntimeSession(Session):
         device: str = "cpu",
         threads: int | None = None,
         prepacked: Collection[str] = (),
+        yielding: Collection[str] = (),
         spinning: bool = False,
         arena: bool = False,
         exact: bool = False,
@@ -205,7 +219,10 @@ class OnnxRuntimeSession(Session):
             mapped = [mapped_tensors(bundle.folder / file.path) for file in bundle.weights]
             tensors = {name: tensor for file in mapped for name, tensor in file.items()}
             self._weights = {name: ort.OrtValue.ortvalue_from_numpy(t) for name, t in tensors.items()}
-        self._sessions = {graph: self._load(graph) for graph in graphs}
+        self._sessions = {
+            graph: in_yielding_thread(partial(self._load, graph)) if graph in yielding else self._load(graph)
+            for graph in graphs
+        }
         self._closed = False
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
@@ -265,6 +282,14 @@ class OnnxRuntimeSession(Session):
 
     def synchronize(self) -> None:
         """Nothing is pending: every run waits for its outputs."""
+
+    def beside(self) -> Session | None:
+        """This one, on a CPU: ONNX Runtime's sessions run in several threads."""
+        return self if self.device == "cpu" else None
+
+    def borrow(self, caches: Caches) -> Caches:
+        """The same."""
+        return caches
 
     def close(self) -> None:
         """Let go of the graphs, their weights and all caches; a result that is held keeps its graph."""

@@ -45,6 +45,14 @@ class Caches(Protocol):
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
 
+    def fill(self, name: str, values: HostArray) -> None:
+        """Overwrite the first tokens of the cache with past name ``name``.
+
+        Args:
+            name: Its past name.
+            values: ``[B, Hkv, tokens, D]``, of the element type that :meth:`numpy` gives.
+        """
+
     def rows(self, start: int, stop: int) -> "Caches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
 
@@ -122,7 +130,19 @@ class Session(Closing, Protocol):
         """
 
     def synchronize(self) -> None:
-        """Wait until everything that was run is done, for those who measure."""
+        """Wait until everything that was run is done."""
+
+    def beside(self) -> "Session | None":
+        """The same graphs for another thread, whose runs are not ordered with those here and yield to them.
+
+        None where graphs must run one after the other. It is closed with this one.
+        """
+
+    def borrow(self, caches: Caches) -> Caches:
+        """Caches of this session, or of the one that it is :meth:`beside`, to be used here; the same memory.
+
+        Who uses them here waits for what the other did on these rows, and the other way round.
+        """
 
 
 class Wrapper(Session):
@@ -155,6 +175,14 @@ class Wrapper(Session):
     def synchronize(self) -> None:
         """Wait for the session inside."""
         self.session.synchronize()
+
+    def beside(self) -> Session | None:
+        """This one, if the session inside is the same in several threads."""
+        return self if self.session.beside() is self.session else None
+
+    def borrow(self, caches: Caches) -> Caches:
+        """As the session inside."""
+        return self.session.borrow(caches)
 
     def close(self) -> None:
         """Close the session inside."""

@@ -217,15 +217,19 @@ class Graph:
 class Stream:
     """A queue of work for the GPU; everything of one session goes through one of them.
 
+    Args:
+        yielding: Let work of other streams go first: they have the highest priority, this one the lowest.
+
     Attributes:
         handle: Its address, as TensorRT takes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, yielding: bool = False) -> None:
         cudart = library("runtime")
+        lowest, highest = check(cudart.cudaDeviceGetStreamPriorityRange(), "asking for CUDA's priorities")
         # Non-blocking: the default stream, and so anyone else's work, is not waited for.
-        flags = cudart.cudaStreamNonBlocking
-        self._stream = check(cudart.cudaStreamCreateWithFlags(flags), "creating a CUDA stream")
+        how = cudart.cudaStreamNonBlocking, lowest if yielding else highest
+        self._stream = check(cudart.cudaStreamCreateWithPriority(*how), "creating a CUDA stream")
         self.handle = int(self._stream)
         self.close = weakref.finalize(self, cudart.cudaStreamDestroy, self._stream)
 

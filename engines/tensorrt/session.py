@@ -2,39 +2,36 @@
 
 Everything but KV caches is allocated at load: inputs and outputs at the largest shapes of
 the engines' profiles, one scratch, for the engines of every size of caches alike. Addresses
-never change, so the CUDA graph of a decode step stays valid. Work is queued on one stream and
+never change, so the CUDA graph of a decode step stays valid. Work of a session is queued on one stream and
 nothing waits for it but reading a result: the next token in greedy decoding, else the logits.
 """
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from copy import copy
 from pathlib import Path
 from weakref import WeakSet, finalize
 
 import numpy as np
 import numpy.typing as npt
 
-from star_export.arrays import to_float32
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, TensorSpec, capacity_symbols
+from star_export.contract import DECODE, GRAPHS, TensorSpec
 from star_export.dtypes import DTYPES
 from star_export.engines.session import Caches, DeviceArray, HostArray, Session, Tensor, refuse_closed
 from star_export.engines.tensorrt import cuda
 from star_export.engines.tensorrt.argmax import Argmax
 from star_export.engines.tensorrt.bindings import load_bindings
+from star_export.engines.tensorrt.caches import TensorRTCaches
 from star_export.engines.tensorrt.engine import Execution
 from star_export.engines.tensorrt.facts import Shape, check_runnable, read_facts, rebuild_command
 from star_export.engines.tensorrt.loading import BySize, load_engines, load_plugins, set_weight_budgets
 from star_export.engines.tensorrt.shapes import EngineTensor, ShapeRules
+from star_export.engines.tensorrt.transfers import Transfers
 from star_export.engines.tensorrt.weights import shared_weights
-from star_export.errors import DeviceError, InputError, PlatformError, SettingsError, option
+from star_export.errors import DeviceError, InputError, PlatformError, SettingsError
 
 log = logging.getLogger("star_export.tensorrt")
-
-#: Pinned memory through which results come back, in pieces when they are larger.
-LANDING_BYTES = 4 << 20
 
 #: Device memory that streamed weights leave free, on top of one sequence's caches.
 STREAMING_RESERVE = 1 << 30
@@ -78,78 +75,6 @@ class TensorRTArray:
         return self.session.argmax(self.address, *self.shape)
 
 
-class TensorRTCaches:
-    """KV caches in one allocation; decode has a context, and a CUDA graph, for each of these.
-
-    Args:
-        session: Whose engines use them.
-        batch: Sequences that they are the caches of.
-        capacities: Tokens of a sequence that they have room for, per layer group.
-        whole: Caches in whose memory these lie; None allocates.
-        start: First of their sequences, in ``whole``.
-    """
-
-    def __init__(
-        self,
-        session: "TensorRTSession",
-        batch: int,
-        capacities: tuple[int, ...],
-        *,
-        whole: "TensorRTCaches | None" = None,
-        start: int = 0,
-    ) -> None:
-        self._session, self.batch, self.capacities = session, batch, capacities
-        io = session.contract[DECODE]
-        self.specs = io.caches()
-        sizes = {"B": batch} | dict(zip(capacity_symbols(session.spec), capacities, strict=True))
-        self.shapes = {
-            name: tuple(sizes[dim] if isinstance(dim, str) else dim for dim in spec.shape)
-            for name, spec in self.specs.items()
-        }
-        self._sizes = {name: _bytes(self.specs[name].dtype, shape) for name, shape in self.shapes.items()}
-        if whole is None:
-            self._memory = cuda.Tensors(self._sizes, f"the KV caches of {batch} sequences")
-            self._places = {name: self._memory.address(name) for name in self._sizes}
-            self.zero()
-        else:
-            self._memory = whole._memory
-            self._places = {
-                name: whole._places[name] + start * size // batch for name, size in self._sizes.items()
-            }
-        # An engine writes in place: one address for what it reads and what it writes.
-        self.addresses = {name: self._places[pair[1]] for pair in io.aliases.items() for name in pair}
-
-    @cached_property
-    def execution(self) -> Execution:
-        """What runs decode steps on these caches."""
-        return self._session.decode_execution(self)
-
-    def numpy(self, name: str) -> HostArray:
-        """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return self._session.fetch(self._places[name], self.specs[name].dtype, self.shapes[name])
-
-    def rows(self, start: int, stop: int) -> "TensorRTCaches":
-        """The caches of sequences ``start`` to ``stop - 1``, in the same memory.
-
-        Raises:
-            SettingsError: If one sequence's caches are no multiple of what TensorRT aligns to.
-        """
-        for name, size in self._sizes.items():
-            if size // self.batch % cuda.ALIGNMENT:
-                raise SettingsError(
-                    f"{name} takes {size // self.batch} bytes a sequence, no multiple of {cuda.ALIGNMENT}: "
-                    "TensorRT cannot use each alone; "
-                    f"build with another {option('max_new_tokens')}, or serve one slot"
-                )
-        return TensorRTCaches(self._session, stop - start, self.capacities, whole=self, start=start)
-
-    def zero(self) -> None:
-        """Overwrite with zeros."""
-        self._session.refuse_closed()
-        for name, size in self._sizes.items():
-            self._session.stream.zero(self._places[name], size)
-
-
 class TensorRTSession(Session):
     """The engines of a bundle on the first visible GPU.
 
@@ -183,20 +108,31 @@ class TensorRTSession(Session):
         bindings, device = load_bindings(backend), cuda.require_device()
         check_runnable(bundle, self.facts, version=bindings.version, capability=device.capability)
         load_plugins(bindings, self.facts, plugin_library)
-        self.stream = cuda.Stream()
-        self._landing = cuda.PinnedBuffer(LANDING_BYTES)
-        self.argmax = Argmax(self.stream, device.capability, max_rows=self.facts.max_batch)
+        self._open(cuda.Stream(), device.capability)
         self._weights = shared_weights(bundle, self.facts) if self.facts.weights_files else None
         specs = self._weights.specs if self._weights else {}
         engines = load_engines(bundle, self.facts, bindings, specs)  # while the weights are on their way
         if self.facts.weight_streaming:
             streamed = {graph: by_size[self.spec.capacities] for graph, by_size in engines.items()}
             set_weight_budgets(streamed, weight_budget, reserve=STREAMING_RESERVE + self.spec.slot_bytes)
+        self._engines, self._cuda_graph = engines, cuda_graph
+        self._beside: TensorRTSession | None = None
+        self._allocate()
+        log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
+
+    def _open(self, stream: cuda.Stream, capability: tuple[int, int]) -> None:
+        """A stream, and what brings back results of its work."""
+        self.stream, self._transfers, self._capability = stream, Transfers(stream), capability
+        self.argmax = Argmax(stream, capability, max_rows=self.facts.max_batch)
+
+    def _allocate(self) -> None:
+        """Memory and contexts for the stream's work."""
+        engines = self._engines
         scratch_bytes = max(loaded.scratch_bytes for sizes in engines.values() for loaded in sizes.values())
         self._scratch = cuda.DeviceBuffer(scratch_bytes, "the engines' activations")
-        self._cuda_graph, self._closed = cuda_graph, False
+        self._closed = False
         self._cache_memory: WeakSet[cuda.DeviceBuffer] = WeakSet()
-        self._graphs = {graph: _Graph(self, by_size) for graph, by_size in engines.items()}
+        self._graphs = {graph: _Graph(self, dict(by_size)) for graph, by_size in engines.items()}
         self._executions: list[Execution] = []
         self._idle: dict[tuple[int, ...], list[Execution]] = {size: [] for size in engines[DECODE]}
         self._shared = {
@@ -205,7 +141,20 @@ class TensorRTSession(Session):
             if graph != DECODE
             for size in engines[graph]
         }
-        log.info("session ready: %.2f GB of GPU memory free", cuda.memory()[0] / 1e9)
+
+    def beside(self) -> "TensorRTSession":
+        """The same engines and weights with a stream, contexts and memory of their own; made once."""
+        if self._beside is None:
+            twin = copy(self)
+            twin._open(cuda.Stream(yielding=True), self._capability)
+            twin._allocate()
+            self._beside = twin
+        return self._beside
+
+    def borrow(self, caches: Caches) -> TensorRTCaches:
+        """See :meth:`star_export.engines.session.Session.borrow`."""
+        assert isinstance(caches, TensorRTCaches)
+        return TensorRTCaches(self, caches.batch, caches.capacities, whole=caches)
 
     def capacities(self, needed: Sequence[int]) -> tuple[int, ...]:
         """The smallest that there are engines for."""
@@ -276,6 +225,8 @@ class TensorRTSession(Session):
         if self._closed:
             return
         self._closed = True
+        if self._beside is not None:
+            self._beside.close()
         try:
             self.stream.synchronize()  # the GPU may still be using what is freed
         except (DeviceError, PlatformError) as error:  # of work whose result nobody has read
@@ -284,9 +235,10 @@ class TensorRTSession(Session):
             execution.close()
         frees: list[Callable[[], object]] = [part.close for part in self._graphs.values()]
         frees += [memory.close for memory in self._cache_memory]
-        frees += [self._scratch.close, self._landing.close, self.argmax.close, self.stream.close]
+        frees += [self._scratch.close, self._transfers.close, self.argmax.close, self.stream.close]
         for free in frees:
             free()
+        self._engines = {}
         self._weights = None  # the last session that uses them frees them
 
     def refuse_closed(self) -> None:
@@ -300,14 +252,12 @@ class TensorRTSession(Session):
     def fetch(self, address: int, dtype: str, shape: Shape) -> HostArray:
         """Copy a tensor to host memory; waits for the stream. bfloat16 becomes float32."""
         self.refuse_closed()
-        raw = np.empty(_bytes(dtype, shape), np.uint8)
-        for start in range(0, raw.size, self._landing.size):
-            size = min(self._landing.size, raw.size - start)
-            self.stream.download(self._landing.pointer, address + start, size)
-            self.stream.synchronize()
-            raw[start : start + size] = self._landing.array[:size]
-        host = raw.view(DTYPES[dtype].host).reshape(shape)
-        return to_float32(host, dtype) if dtype == "bfloat16" else host
+        return self._transfers.fetch(address, dtype, shape)
+
+    def store(self, address: int, values: HostArray) -> None:
+        """Copy a tensor from host memory; waits for the stream."""
+        self.refuse_closed()
+        self._transfers.store(address, values)
 
     def decode_execution(self, caches: TensorRTCaches) -> Execution:
         """A context for decode steps on some caches, and on others of their size when these are gone.
@@ -392,7 +342,3 @@ class _Graph:
         address = self._inputs.address(spec.name)
         self.session.stream.upload(address, self._staging.pointer + offset, tensor.nbytes)
         return address
-
-
-def _bytes(dtype: str, shape: Shape) -> int:
-    return math.prod(shape) * DTYPES[dtype].itemsize

@@ -129,7 +129,7 @@ def _pieces(
 def answer_request(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     """Pieces of the answer to one request, in the steps' own caches."""
     sampler, clock = Sampler(request.sampling), Clock()
-    claim = steps.claimed_caches(request.tokens, keep=request.keep, new_tokens=request.max_new_tokens)
+    claim = steps.claimed_caches(request.tokens, keep=request.keep, new_tokens=request.room)
     with claim as caches:
         visions = steps.encode_images(request.images, request.keep)
         opening = open_answer(steps, request, visions, caches, sampler, clock)
@@ -170,6 +170,7 @@ def open_answer(
     """Read a request's prompt; the clock has run since before its pictures were seen."""
     vision_ms = clock.lap()
     state = steps.prefill(request.tokens, *visions, keep=request.keep, caches=caches)
+    steps.decode(state, *request.appended)
     first = state.next_token(sampler)
     prefill_ms = clock.lap()
     stage1 = stage1_indices(request.images, visions)

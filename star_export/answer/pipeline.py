@@ -51,6 +51,7 @@ class Pipeline(Requests, Closing):
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
+        reprune: bool = True,
     ) -> Generation:
         """Answer a question about pictures.
 
@@ -65,6 +66,8 @@ class Pipeline(Requests, Closing):
             sampling: Greedy by default.
             stop: Strings that end the answer and are no part of it.
             end_tokens: Tokens that end it, besides the bundle's own, such as ``<|eot_id|>``.
+            reprune: Let the last question of a conversation choose which visual tokens stay; else the one
+                does that brought the last picture, as in :meth:`chat`.
 
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
@@ -84,6 +87,7 @@ class Pipeline(Requests, Closing):
             sampling=sampling,
             stop=stop,
             end_tokens=end_tokens,
+            reprune=reprune,
         )
         return self.answer(request)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from star_export.answer.sampling import Sampling
 from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle
@@ -18,7 +20,12 @@ from star_export.preprocessing import (
     tokenize,
 )
 from star_export.preprocessing.continuing import tokens_behind_answer
-from star_export.preprocessing.conversation import Conversation, Prompt
+from star_export.preprocessing.conversation import (
+    Conversation,
+    Prompt,
+    opening_turns,
+    read_conversation,
+)
 from star_export.preprocessing.images import ImageInput
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.specs import ExportSpec, ImageLimits, Keep, check_keep
@@ -30,7 +37,9 @@ class Request:
 
     Attributes:
         images: The pictures, in the order of their places in the prompt.
-        tokens: The prompt.
+        tokens: The prompt, by whose text after the last picture visual tokens are chosen.
+        appended: Tokens behind it, which are no part of that choice.
+        reprune: Whether all of a conversation is, so that nothing is appended.
         keep: Budgets of the stages, as far as these pictures have so many visual tokens.
         max_new_tokens: Tokens to generate at most.
         sampling: How the next token is chosen.
@@ -45,6 +54,13 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     end_token_ids: tuple[int, ...] = ()
+    appended: tuple[int, ...] = ()
+    reprune: bool = True
+
+    @property
+    def room(self) -> int:
+        """Tokens that the caches hold behind the prompt when the answer is as long as it may be."""
+        return len(self.appended) + self.max_new_tokens
 
 
 class Requests:
@@ -87,13 +103,19 @@ class Requests:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
+        reprune: bool = True,
     ) -> Request:
         """Check and prepare what a pipeline's ``generate`` or a scheduler runs; see there."""
         pictures = self.prepare(image)
         budget = self.budget(keep, pictures)
+        tokens, appended = self.tokenize(prompt, pictures, keep=budget), tuple[int, ...]()
+        if not reprune and not isinstance(prompt, str):
+            tokens, appended = self._opened(prompt, tokens, pictures, budget)
         return Request(
             keep=budget,
-            tokens=self.tokenize(prompt, pictures, keep=budget),
+            tokens=tokens,
+            appended=appended,
+            reprune=reprune,
             images=pictures,
             max_new_tokens=self.new_tokens(max_new_tokens),
             sampling=sampling or Sampling(),
@@ -205,6 +227,21 @@ class Requests:
                 f"shorten it or build it again with {option('max_text_tokens', tokens.text_tokens)}"
             )
         return tokens
+
+    def _opened(
+        self, prompt: Prompt, whole: TokenizedPrompt, images: Sequence[PreparedImage], keep: Keep | None
+    ) -> tuple[TokenizedPrompt, tuple[int, ...]]:
+        """A conversation up to the question that brought its last picture, and the tokens behind that.
+
+        Nothing is behind it where the template writes a longer conversation in another way.
+        """
+        token = self.prompt_spec.image_token
+        first = opening_turns(read_conversation(prompt, token, images=len(images)), token)
+        tokens = self.tokenize(first, images, keep=keep)
+        ids, length = whole.input_ids[0], tokens.input_ids.shape[1]
+        if not np.array_equal(ids[:length], tokens.input_ids[0]):
+            return whole, ()
+        return tokens, tuple(ids[length:].tolist())
 
     def continued(self, conversation: Conversation) -> tuple[int, ...] | None:
         """Tokens that a conversation has behind its last answer; see :func:`tokens_behind_answer`."""

@@ -270,12 +270,24 @@ class Steps:
 
     def _read_text(self, tokens: TokenizedPrompt, caches: Caches) -> DecodeState:
         ids = tuple(tokens.input_ids[0].tolist())
-        first, rest = ids[: self.spec.append_tokens], ids[self.spec.append_tokens :]
-        lengths = np.zeros(len(self.spec.groups), np.int64)
-        output = self.decode_batch(caches, np.array([first]), lengths[:, None])
-        state = DecodeState(caches, output, (), len(ids), lengths + len(first))
-        self.decode(state, *rest)
+        state = self.resume(caches, np.zeros(len(self.spec.groups), np.int64), ids[: self.spec.append_tokens])
+        state.prompt_tokens = len(ids)
+        self.decode(state, *ids[self.spec.append_tokens :])
         return state
+
+    def resume(self, caches: Caches, lengths: Int64, tokens: tuple[int, ...]) -> DecodeState:
+        """Go on with a sequence that caches hold.
+
+        Args:
+            caches: KV caches of one sequence.
+            lengths: int64 ``[groups]``, tokens in each group's.
+            tokens: What to append, one at least, as many as decode takes at once at most.
+
+        Returns:
+            The sequence; what its stages kept is not known.
+        """
+        output = self.decode_batch(caches, np.array([tokens]), lengths[:, None])
+        return DecodeState(caches, output, (), int(lengths[0]), lengths + len(tokens))
 
     def decode(self, state: DecodeState, *tokens: int) -> None:
         """Append tokens to a sequence and update its logits.

@@ -60,7 +60,7 @@ class StarExport(lmms):  # type: ignore[misc]  # of a package without types
         self.keep, self.slots = keep, int(batch_size)
         runtime = Runtime(backend=backend, threads=threads, batches=self.slots > 1)
         self.pipeline = open_pipeline(bundle, runtime)
-        self.scheduler = Scheduler(self.pipeline, slots=self.slots)
+        self.scheduler = Scheduler(self.pipeline, slots=self.slots, overlap=False)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers, in the order of the requests."""

@@ -99,6 +99,14 @@ def read_conversation(prompt: Prompt, image_token: str, *, images: int = 1) -> C
     return tuple(turns)
 
 
+def opening_turns(conversation: Conversation, image_token: str) -> Conversation:
+    """The turns of a conversation up to the question that brought its last picture."""
+    last = max(n for n, turn in enumerate(conversation) if image_token in turn.joined(image_token))
+    while conversation[last].role != "user":
+        last += 1
+    return conversation[: last + 1]
+
+
 def check_unicode(text: str) -> None:
     """Refuse what no tokenizer can encode.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from star_export.errors import SettingsError
 
-LEAST = {"kv_cache_mib": 1, "max_slots": 1, "queue": 0, "feature_cache_mib": 0}
+LEAST = {"kv_cache_mib": 1, "max_slots": 1, "queue": 0, "feature_cache_mib": 0, "prefix_cache_mib": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,7 @@ class ServiceOptions:
         queue: Requests that may wait for a slot.
         timeout_s: Seconds that a request may take, waiting included.
         feature_cache_mib: Memory for the features of pictures seen before.
+        prefix_cache_mib: Host memory for the KV caches of conversations that may go on.
 
     Raises:
         SettingsError: If a number is out of range.
@@ -28,6 +29,7 @@ class ServiceOptions:
     queue: int = 64
     timeout_s: float = 120.0
     feature_cache_mib: int = 256
+    prefix_cache_mib: int = 256
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():

@@ -27,6 +27,8 @@ class Query:
         top_p: Sample from the smallest set of tokens that has this probability.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer and are no part of it.
+        reprune: Let the last question of a conversation choose which visual tokens stay. Else the question
+            that brought the last picture does, and what was kept of an earlier answer is gone on from.
         timeout_s: Seconds that it may take; at most what the service allows, which is the default.
     """
 
@@ -38,6 +40,7 @@ class Query:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    reprune: bool = True
     timeout_s: float | None = None
 
     @property

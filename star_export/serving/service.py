@@ -54,6 +54,7 @@ class Service:
             kv_bytes=self.options.kv_cache_mib << 20,
             queue=self.options.queue,
             feature_bytes=self.options.feature_cache_mib << 20,
+            prefix_bytes=self.options.prefix_cache_mib << 20,
             on_lost=on_lost,
         )
         self._preparing = threading.Semaphore(os.cpu_count() or 1)  # decoded pictures are large
@@ -94,8 +95,7 @@ class Service:
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
-        admission = self._scheduler.admission
-        return self._scheduler.stats.snapshot(present=admission.present, refused=admission.refused)
+        return self._scheduler.snapshot()
 
     def close(self) -> None:
         """Let nobody in any more and finish what is here, for at most as long as a request may take."""
@@ -118,4 +118,5 @@ class Service:
             max_new_tokens=query.max_new_tokens,
             sampling=Sampling(temperature=query.temperature, top_p=query.top_p, seed=query.seed),
             stop=query.stop,
+            reprune=query.reprune,
         )

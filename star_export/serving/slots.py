@@ -72,6 +72,10 @@ class Slots:
         """The first free slot, of which there must be one: batches stay small."""
         return next(slot for slot in range(self.count) if slot not in taken)
 
+    def row(self, slot: int) -> Caches:
+        """The caches of one slot."""
+        return self._each[slot]
+
     def spoil(self, slot: int) -> None:
         """Remember that there may be NaNs in a slot; -1, which is none, changes nothing."""
         self._spoiled.add(slot)

@@ -3,7 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from star_export.serving.admission import Admission
+from star_export.serving.bounded import BoundedCache
 from star_export.serving.ticket import Ticket
 
 OUTCOMES = ("stop", "length", "cancelled", "error")
@@ -27,6 +30,12 @@ class Stats:
         queue_ms: Milliseconds that requests waited, all together.
         ttft_ms: Milliseconds to their first tokens, all together.
         first_tokens: Requests that had a first token.
+        feature_hits: Pictures whose features were held.
+        feature_misses: Pictures that went through the vision graph.
+        feature_bytes: Bytes of features that are held.
+        prefix_hits: Questions that went on from KV caches of an earlier answer.
+        prefix_misses: Questions that would have, but their conversation was not held.
+        prefix_bytes: Bytes of such KV caches, in host memory.
     """
 
     slots: int
@@ -42,6 +51,12 @@ class Stats:
     queue_ms: float
     ttft_ms: float
     first_tokens: int
+    feature_hits: int
+    feature_misses: int
+    feature_bytes: int
+    prefix_hits: int
+    prefix_misses: int
+    prefix_bytes: int
 
 
 #: Name after ``star_``, what it is, and its value. Counters end in ``_total``; ``finished`` has labels.
@@ -53,6 +68,12 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "first_tokens_total": ("Requests that had a first token", lambda s: s.first_tokens),
     "tokens_total": ("Tokens generated", lambda s: s.tokens),
     "kv_bytes_saved_total": ("KV cache bytes that pruning spared prompts", lambda s: s.kv_bytes_saved),
+    "feature_hits_total": ("Pictures whose features were held", lambda s: s.feature_hits),
+    "feature_misses_total": ("Pictures that went through the vision graph", lambda s: s.feature_misses),
+    "feature_bytes": ("Bytes of features held", lambda s: s.feature_bytes),
+    "prefix_hits_total": ("Questions that went on from held KV caches", lambda s: s.prefix_hits),
+    "prefix_misses_total": ("Questions whose conversation was not held", lambda s: s.prefix_misses),
+    "prefix_bytes": ("KV cache bytes of conversations held", lambda s: s.prefix_bytes),
     "kv_bytes": ("KV cache bytes in use", lambda s: s.kv_bytes),
     "slots": ("Sequences of the present length that can run at once", lambda s: s.slots),
     "slots_in_use": ("Sequences that are running", lambda s: s.running),
@@ -85,7 +106,19 @@ class Counts:
         self.ttft_ms += ticket.progress.timings["ttft"]
         self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
 
-    def snapshot(self, *, present: int, refused: int) -> Stats:
-        """The numbers of this moment, with those of the admission; any thread may ask."""
+    def snapshot(
+        self, admission: Admission, *, features: BoundedCache[Any, Any], prefixes: BoundedCache[Any, Any]
+    ) -> Stats:
+        """The numbers of this moment, with those of the admission and of what is held; any thread may ask."""
         finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
-        return Stats(**{**vars(self), "finished": finished}, present=present, refused=refused)
+        return Stats(
+            **{**vars(self), "finished": finished},
+            present=admission.present,
+            refused=admission.refused,
+            feature_hits=features.hits,
+            feature_misses=features.misses,
+            feature_bytes=features.bytes,
+            prefix_hits=prefixes.hits,
+            prefix_misses=prefixes.misses,
+            prefix_bytes=prefixes.bytes,
+        )

@@ -39,6 +39,7 @@ class Usage:
     def of(cls, spec: ExportSpec, request: Request, lengths: Sequence[int]) -> "Usage":
         """From a bundle's spec, a request and the tokens in each group's caches after its prefill."""
         text, visual = request.tokens.text_tokens, request.tokens.image_positions.shape[1]
+        text += len(request.appended)
         patches = sum(image.packing.tokens for image in request.images)
         return cls(
             prompt_tokens=text + visual,

@@ -3,7 +3,6 @@
 from PIL import Image
 
 from star_export.serving.scheduler import Scheduler
-from star_export.serving.stats import Counts
 
 TOKENS = 4
 
@@ -20,4 +19,4 @@ def warm_up(scheduler: Scheduler) -> None:
     request = pipeline.request(Image.new("RGB", (size, size), "gray"), "?", max_new_tokens=length)
     scheduler.warm_up(request)
     scheduler.submit(request).answer()
-    scheduler.stats = Counts(slots=scheduler.stats.slots)
+    scheduler.count_anew()

@@ -119,7 +119,11 @@ class FakeRuntime(_Bindings):
         self.gpu.queue(stream, lambda: self.gpu.memory.view(devPtr, count, on_host=False).fill(value))
 
     @call
-    def cudaStreamCreateWithFlags(self, flags: int) -> Any:
+    def cudaDeviceGetStreamPriorityRange(self) -> tuple[int, int]:
+        return 0, -5
+
+    @call
+    def cudaStreamCreateWithPriority(self, flags: int, priority: int) -> Any:
         return self.real.cudaStream_t(self.gpu.register(FakeStream()))
 
     @call

@@ -72,11 +72,13 @@ def requests(pipeline: Pipeline) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("preset", ["mini", "mha"])
-def test_answers_are_those_of_one_at_a_time(preset: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("preset", "overlap"), [("mini", True), ("mha", True), ("mha", False)])
+def test_answers_are_those_of_one_at_a_time(
+    preset: str, overlap: bool, request: pytest.FixtureRequest
+) -> None:
     pipeline: Pipeline = request.getfixturevalue(preset)
     asked = requests(pipeline)
-    with Scheduler(pipeline, slots=5) as scheduler:
+    with Scheduler(pipeline, slots=5, overlap=overlap) as scheduler:
         tickets = [scheduler.submit(one) for one in asked]
         answers = [ticket.answer() for ticket in tickets]
     for one, answer in zip(asked, answers, strict=True):
@@ -113,7 +115,7 @@ def test_at_most_one_piece_of_other_work_between_two_steps(
         ran.append((graph, len(scheduler._running)))
         return run(graph, feeds, caches)
 
-    with Scheduler(mha, slots=4) as scheduler:
+    with Scheduler(mha, slots=4, overlap=False) as scheduler:
         monkeypatch.setattr(mha.session, "run", spy)
         answers = [ticket.answer() for ticket in [scheduler.submit(one) for one in requests(mha)]]
     graphs = [graph for graph, _ in ran]
@@ -215,7 +217,7 @@ def test_requests_are_let_go_in_every_state(
 
 
 def test_stats_tell_what_runs_and_what_waits(uneven: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler, spec = Scheduler(uneven, slots=2, queue=2), uneven.spec
+    scheduler, spec = Scheduler(uneven, slots=2, queue=2, overlap=False), uneven.spec
     gate = Gate(uneven, monkeypatch, DECODE)
     sent = [uneven.request(PICTURE, "Hm?" * (i + 1), keep=9 + i, max_new_tokens=LONG) for i in range(4)]
     tickets = [scheduler.submit(request) for request in sent[:3]]
@@ -292,7 +294,7 @@ def test_one_bad_row_of_a_batch(mha: Pipeline, monkeypatch: pytest.MonkeyPatch, 
             overflows.append(value)
         return outputs
 
-    with Scheduler(mha, slots=3) as scheduler:
+    with Scheduler(mha, slots=3, overlap=False) as scheduler:
         monkeypatch.setattr(mha.session, "run", overflowing)
         tickets = [scheduler.submit(one) for one in (*asked, asked[1])]  # the last waits for that slot
         with pytest.raises(NonFiniteError):
@@ -358,7 +360,7 @@ def test_several_pictures_are_seen_one_between_two_steps(bundle, monkeypatch: py
         ]
         alone = [_alone(pipeline, one) for one in asked]
         run = pipeline.session.run
-        with Scheduler(pipeline, slots=2) as scheduler:
+        with Scheduler(pipeline, slots=2, overlap=False) as scheduler:
             monkeypatch.setattr(pipeline.session, "run", lambda g, *rest: (ran.append(g), run(g, *rest))[1])
             answers = [t.answer() for t in [scheduler.submit(one) for one in asked]]
         assert [answer.token_ids for answer in answers] == [one.token_ids for one in alone]

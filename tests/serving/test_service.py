@@ -59,6 +59,7 @@ def start(mha: Pipeline) -> Iterator[Callable[..., Service]]:
         ({"max_slots": 0}, "max_slots must be at least 1, got 0"),
         ({"queue": -1}, "queue must be at least 0, got -1"),
         ({"feature_cache_mib": -1}, "feature_cache_mib must be at least 0, got -1"),
+        ({"prefix_cache_mib": -1}, "prefix_cache_mib must be at least 0, got -1"),
         ({"timeout_s": 0.0}, "timeout_s must be a finite number above 0, got 0"),
         ({"timeout_s": float("nan")}, "timeout_s must be a finite number above 0, got nan"),
         ({"timeout_s": float("inf")}, "timeout_s must be a finite number above 0, got inf"),
@@ -246,6 +247,19 @@ def test_the_feature_cache_has_the_size_that_was_asked_for(
     for _ in range(2):
         service.submit(SHORT).answer()
     assert ran.count(VISION) == seen
+
+
+def test_a_conversation_goes_on_from_what_was_kept(start: Callable[..., Service]) -> None:
+    service = start(max_slots=1, prefix_cache_mib=8)
+    first = {"role": "user", "content": "What is it?"}
+    service.submit(replace(SHORT, prompt=(first,), reprune=False)).answer()
+    turns = (first, {"role": "assistant", "content": "a"}, {"role": "user", "content": "Why?"})
+    answers = [service.submit(replace(SHORT, prompt=turns, reprune=r)).answer() for r in (False, True)]
+    stats = service.stats()
+    assert (stats.prefix_hits, stats.prefix_misses, stats.feature_hits, stats.feature_misses) == (1, 0, 1, 1)
+    assert 0 < stats.prefix_bytes <= 8 << 20
+    one, other = (answer.usage for answer in answers)
+    assert one == other
 
 
 def test_closing_finishes_who_is_here_and_lets_nobody_in(start: Callable[..., Service]) -> None:

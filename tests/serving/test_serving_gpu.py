@@ -27,6 +27,7 @@ from star_export.preprocessing import load_image
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.triton.repository import ServeOptions, write_repository
 from tests.fake_gpu.machine import LATE, Machine
+from tests.serving.gate import wait_until
 from tests.serving.triton import fake_triton
 
 fake_triton.install()
@@ -99,6 +100,19 @@ def test_nans_stay_with_their_request(machine: Machine, gpu: Pipeline, alone: Pi
     assert answers == 2 * [tokens_of(alone, one) for one in good]
 
 
+@LATE
+def test_a_conversation_goes_on_from_kept_caches(machine: Machine, gpu: Pipeline, alone: Pipeline) -> None:
+    """They travel to the host and back."""
+    turns = [{"role": "user", "content": PROMPTS[0]}]
+    with Scheduler(gpu, slots=2) as scheduler:
+        for question in PROMPTS[1:]:
+            asked = gpu.request(PICTURE, turns, reprune=False)
+            answer = scheduler.submit(asked).answer()
+            assert answer.token_ids == tokens_of(alone, asked)
+            turns += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": question}]
+        assert scheduler.snapshot().prefix_hits == 1
+
+
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """``start(bundle, backend)``: a model as Triton starts it."""
@@ -166,5 +180,6 @@ def test_a_lost_gpu_ends_everything(
         model._service._scheduler.submit(model._service.pipeline.request(PICTURE, "What?"))
     with pytest.raises(DeviceError, match="the GPU is lost"):
         model._service.pipeline.session.synchronize()
+    wait_until(lambda: bool(killed))
     assert killed == [(os.getppid(), signal.SIGTERM)]
     assert stats.finished == {"error": len(PROMPTS)}

@@ -7,6 +7,9 @@ from typing import cast
 
 import pytest
 
+from star_export.errors import BusyError
+from star_export.serving.admission import Admission
+from star_export.serving.bounded import BoundedCache
 from star_export.serving.stats import METRICS, Counts, Stats
 from star_export.serving.ticket import Ticket, Usage
 
@@ -27,12 +30,21 @@ def test_a_snapshot_stays_as_it_is() -> None:
         slots=4, running=3, waiting=1, kv_bytes=512, accepted=11, finished=Counter(stop=5), tokens=123,
         kv_bytes_saved=4096, queue_ms=7.5, ttft_ms=80.25, first_tokens=9,
     )  # fmt: skip
-    stats = counts.snapshot(present=6, refused=2)
+    admission, features, prefixes = Admission(6), BoundedCache[int, str](10), BoundedCache[int, str](10)
+    for _ in range(6):
+        admission.enter()
+    for _ in range(2):
+        with pytest.raises(BusyError):
+            admission.enter()
+    features.hold(1, "a", 7)
+    features.hits, features.misses, prefixes.hits, prefixes.misses = 3, 4, 1, 2
+    stats = counts.snapshot(admission, features=features, prefixes=prefixes)
     counts.tokens, counts.finished["error"] = 124, 1
     assert stats == Stats(
         slots=4, present=6, running=3, waiting=1, kv_bytes=512, accepted=11, refused=2,
         finished={"stop": 5, "length": 0, "cancelled": 0, "error": 0}, tokens=123, kv_bytes_saved=4096,
-        queue_ms=7.5, ttft_ms=80.25, first_tokens=9,
+        queue_ms=7.5, ttft_ms=80.25, first_tokens=9, feature_hits=3, feature_misses=4, feature_bytes=7,
+        prefix_hits=1, prefix_misses=2, prefix_bytes=0,
     )  # fmt: skip
     with pytest.raises(FrozenInstanceError):
         stats.tokens = 5  # type: ignore[misc]

@@ -40,6 +40,7 @@ INPUTS = (
     Field("top_p", "FP32", optional=True),
     Field("seed", "INT64", optional=True),
     Field("stop", "STRING", length=-1, optional=True),
+    Field("reprune", "BOOL", optional=True),
     Field("stream", "BOOL", optional=True),
     Field("timeout_s", "FP32", optional=True),
 )

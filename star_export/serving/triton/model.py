@@ -107,6 +107,7 @@ def _options(settings: dict[str, str]) -> ServiceOptions:
         queue=int(settings["queue"]),
         timeout_s=float(settings["timeout_s"]),
         feature_cache_mib=int(settings["feature_cache_mib"]),
+        prefix_cache_mib=int(settings["prefix_cache_mib"]),
     )
 
 

@@ -79,6 +79,8 @@ class FakeRuntime:
             self.alive.remove(given[0])
         elif name == "cudaGetErrorString":
             return SUCCESS, b"a text"
+        elif name == "cudaDeviceGetStreamPriorityRange":
+            return error, 0, -5
         return error, 7
 
 

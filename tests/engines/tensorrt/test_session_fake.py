@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 
 from star_export.answer.pipeline import Pipeline
+from star_export.answer.steps import Steps
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS
 from star_export.engines import Runtime, open_session
 from star_export.engines.tensorrt import cuda, weights
 from star_export.engines.tensorrt import session as session_module
 from star_export.engines.tensorrt.facts import read_facts
-from star_export.engines.tensorrt.session import LANDING_BYTES, TensorRTSession
+from star_export.engines.tensorrt.session import TensorRTSession
+from star_export.engines.tensorrt.transfers import LANDING_BYTES
 from star_export.errors import BundleError, NonFiniteError, PlatformError, SettingsError
 from tests.fake_gpu import bindings
-from tests.fake_gpu.device import FakeGpu
+from tests.fake_gpu.device import FakeGpu, FakeStream
 from tests.fake_gpu.install import installed
 from tests.fake_gpu.memory import CudaError
 from tests.fake_gpu.tensorrt import DEVICE, HOST, FakeContext, FakeEngine, FakeRuntime
@@ -76,6 +78,30 @@ def test_sessions_share_weights_and_the_last_frees_them(
     found = Pipeline(bundle, second).generate(picture, "What is this?", max_new_tokens=6).result()
     assert found.token_ids == expected
     second.close()
+    assert lazy_gpu.memory.free_bytes == everything
+
+
+def test_what_runs_beside_is_not_waited_for(
+    engines: Callable[[str], Bundle], lazy_gpu: FakeGpu, picture: Path
+) -> None:
+    bundle, everything = engines("tensorrt"), lazy_gpu.memory.free_bytes
+    session = TensorRTSession(bundle, "tensorrt")
+    other, one = session.beside(), Pipeline(bundle, session)
+    assert session.beside() is other
+    caches = session.allocate_caches(2)
+    request = one.request(picture, "What is this?", max_new_tokens=4)
+    (vision,) = one.steps.encode_images(request.images)
+    seen = vision.copied(bundle.spec.dtype)
+    session.synchronize()
+    rows = other.borrow(caches.rows(1, 2))
+    state = Steps(other).prefill(request.tokens, seen, caches=rows)
+    pending = lazy_gpu.find(other.stream.handle, FakeStream).pending
+    lengths = np.ones((len(bundle.spec.groups), 1), np.int64)
+    one.steps.decode_batch(caches.rows(0, 1), np.array([5]), lengths).argmax()
+    assert len(pending) > 0
+    assert state.best_token() == one.answer(request).result().token_ids[0]
+    assert len(pending) == 0
+    session.close()
     assert lazy_gpu.memory.free_bytes == everything
 
 
@@ -159,6 +185,21 @@ def test_rows_of_caches_lie_in_the_whole(engines: Callable[[str], Bundle]) -> No
         name = "past_key_values.0.key"
         assert rows.addresses[name] == whole.addresses[name] + start * row_bytes
         assert rows.rows(stop - start - 1, stop - start).addresses == whole.rows(stop - 1, stop).addresses
+
+
+def test_a_cache_is_filled_with_what_was_read_of_it(engines: Callable[[str], Bundle]) -> None:
+    """In pieces, in one row, with less than it has room for."""
+    session = TensorRTSession(engines("tensorrt"), "tensorrt")
+    caches = session.allocate_caches(2)
+    name = "past_key_values.0.key"
+    row, shape = caches.rows(1, 2), caches.numpy(name)[1:].shape
+    values = np.random.default_rng(0).standard_normal((*shape[:2], 7, shape[3])).astype(np.float32)
+    values = values.astype(caches.numpy(name).dtype)
+    row.fill(name, values)
+    found = caches.numpy(name)
+    assert (found[1, :, :7] == values[0]).all()
+    assert not found[0].any()
+    assert not found[1, :, 7:].any()
 
 
 def test_inputs_of_another_type(engines: Callable[[str], Bundle]) -> None:

@@ -78,6 +78,7 @@ def test_every_input_arrives_with_its_type() -> None:
         "top_p": 0.25,
         "seed": 1 << 40,
         "stop": ["\u00e9", "b"],
+        "reprune": False,
         "timeout_s": 8.0,
     }
     with fake_triton.serve(Answering(answer)) as (address, seen):

@@ -21,6 +21,12 @@ SHOWN = {
     "star_first_tokens_total": ("counter", 9.0),
     "star_tokens_total": ("counter", 123.0),
     "star_kv_bytes_saved_total": ("counter", 4096.0),
+    "star_feature_hits_total": ("counter", 31.0),
+    "star_feature_misses_total": ("counter", 32.0),
+    "star_feature_bytes": ("gauge", 33.0),
+    "star_prefix_hits_total": ("counter", 41.0),
+    "star_prefix_misses_total": ("counter", 42.0),
+    "star_prefix_bytes": ("gauge", 43.0),
     "star_kv_bytes": ("gauge", 512.0),
     "star_slots": ("gauge", 4.0),
     "star_slots_in_use": ("gauge", 3.0),
@@ -50,6 +56,12 @@ STATS = Stats(
     queue_ms=7.5,
     ttft_ms=80.25,
     first_tokens=9,
+    feature_hits=31,
+    feature_misses=32,
+    feature_bytes=33,
+    prefix_hits=41,
+    prefix_misses=42,
+    prefix_bytes=43,
 )
 
 

@@ -203,21 +203,23 @@ def test_every_input_has_its_effect(model, mha: Pipeline, name: str) -> None:
 
 
 def test_inputs_without_an_effect_on_the_answer_are_tested_too() -> None:
-    """Three of them, below; a new input has to be entered somewhere."""
-    assert {field.name for field in INPUTS} == {*CHANGES, "messages", "stream", "timeout_s"}
+    """Four of them, below; a new input has to be entered somewhere."""
+    assert {field.name for field in INPUTS} == {*CHANGES, "messages", "reprune", "stream", "timeout_s"}
 
 
-def test_messages_are_a_prompt(model, mha: Pipeline) -> None:
+@pytest.mark.parametrize("reprune", [True, False])
+def test_messages_are_a_prompt(model, mha: Pipeline, reprune: bool) -> None:
     turns = [
         {"role": "user", "content": "What is this?"},
         {"role": "assistant", "content": "A square."},
         {"role": "user", "content": "Where?"},
     ]
-    one = request(messages=json.dumps(turns))
+    one = request(messages=json.dumps(turns), reprune=reprune)
     del one.inputs["prompt"]
     send(model, one)
     (response,) = one.sender
-    assert tuple(response.plain()["token_ids"]) == mha.generate(PICTURE, turns).result().token_ids
+    alone = mha.generate(PICTURE, turns, reprune=reprune).result()
+    assert tuple(response.plain()["token_ids"]) == alone.token_ids
 
 
 def test_a_seed_of_zero_is_a_seed(model) -> None:
@@ -274,6 +276,7 @@ def test_a_late_request_ends(model, slow) -> None:
 
 def test_the_repositorys_limits_are_the_services(start) -> None:
     limits = {"kv_cache_mib": 9, "max_slots": 1, "queue": 3, "timeout_s": 7.5, "feature_cache_mib": 2}
+    limits |= {"prefix_cache_mib": 3}
     assert start(**limits)._service.options == ServiceOptions(**limits)
 
 

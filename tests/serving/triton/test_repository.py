@@ -30,6 +30,7 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         queue=3,
         timeout_s=9.5,
         feature_cache_mib=11,
+        prefix_cache_mib=12,
     )
     write_repository(open_bundle(bundle("mha")), tmp_path / "repository", options)
     config = (tmp_path / "repository/star_llava/config.pbtxt").read_text()
@@ -45,6 +46,7 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         "queue": 64,
         "timeout_s": 120.0,
         "feature_cache_mib": 256,
+        "prefix_cache_mib": 256,
         "threads": 0,
         "bundle": "bundle",
         "plugin_library": "",

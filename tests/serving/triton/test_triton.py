@@ -50,6 +50,7 @@ DTYPES = {
     "temperature": "FP32",
     "top_p": "FP32",
     "timeout_s": "FP32",
+    "reprune": "BOOL",
 }
 
 
