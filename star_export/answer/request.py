@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from star_export.answer.sampling import Sampling
+from star_export.answer.grammar import Grammar, Grammars, Schema
+from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle
 from star_export.errors import BundleError, InputError, SettingsError, option
@@ -36,6 +37,7 @@ class Request:
         sampling: How the next token is chosen.
         stop: Strings that end the answer and are no part of it.
         end_token_ids: Tokens that end it, besides the bundle's own.
+        grammar: What its text must be.
     """
 
     images: tuple[PreparedImage, ...]
@@ -45,6 +47,11 @@ class Request:
     sampling: Sampling
     stop: tuple[str, ...] = ()
     end_token_ids: tuple[int, ...] = ()
+    grammar: Grammar | None = None
+
+    def sampler(self) -> Sampler:
+        """What chooses the tokens of one answer."""
+        return Sampler(self.sampling, self.grammar.constraint() if self.grammar else None)
 
 
 class Requests:
@@ -71,6 +78,7 @@ class Requests:
             self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
         except SettingsError as error:
             raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error.marked}") from error
+        self._grammars = Grammars(self.tokenizer, self.spec.model.text.vocab_size)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -87,10 +95,12 @@ class Requests:
         sampling: Sampling | None = None,
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
+        schema: Schema | None = None,
     ) -> Request:
         """Check and prepare what a pipeline's ``generate`` or a scheduler runs; see there."""
         pictures = self.prepare(image)
         budget = self.budget(keep, pictures)
+        ends = end_token_ids(end_tokens, self.tokenizer)
         return Request(
             keep=budget,
             tokens=self.tokenize(prompt, pictures, keep=budget),
@@ -98,8 +108,22 @@ class Requests:
             max_new_tokens=self.new_tokens(max_new_tokens),
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
-            end_token_ids=end_token_ids(end_tokens, self.tokenizer),
+            end_token_ids=ends,
+            grammar=self.grammar(schema, ends),
         )
+
+    def grammar(self, schema: Schema | None, ends: Sequence[int] = ()) -> Grammar | None:
+        """A JSON schema, compiled once; None for none.
+
+        Args:
+            schema: As :meth:`Pipeline.generate` takes it.
+            ends: Tokens that end an answer, besides the bundle's own.
+
+        Raises:
+            InputError: If it is no JSON schema, too large, or of a kind that llguidance does not know.
+            PlatformError: If llguidance is not installed.
+        """
+        return None if schema is None else self._grammars.grammar(schema, (*self.end_token_ids, *ends))
 
     def new_tokens(self, wanted: int | None) -> int:
         """Tokens of an answer, at most: ``wanted``, or what the caches have room for.

@@ -27,6 +27,9 @@ class Query:
         top_p: Sample from the smallest set of tokens that has this probability.
         seed: Makes sampling repeatable.
         stop: Strings that end the answer and are no part of it.
+        schema: A JSON schema, as JSON or as values of it, that the answer follows.
+        top_logprobs: How many of the most likely tokens to tell at every step, with the logprob of the
+            chosen one; None for neither.
         timeout_s: Seconds that it may take; at most what the service allows, which is the default.
     """
 
@@ -38,6 +41,8 @@ class Query:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    schema: str | dict[str, Any] | None = None
+    top_logprobs: int | None = None
     timeout_s: float | None = None
 
     @property
