@@ -233,5 +233,5 @@ class Ticket:
 
 def _joined(pieces: list[Piece]) -> Piece:
     """Pieces as one."""
-    logprobs = None if pieces[0].logprobs is None else tuple(l for p in pieces for l in p.logprobs or ())
+    logprobs = None if pieces[0].logprobs is None else tuple(one for p in pieces for one in p.logprobs or ())
     return Piece("".join(p.text for p in pieces), tuple(i for p in pieces for i in p.token_ids), logprobs)
