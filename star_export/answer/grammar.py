@@ -46,6 +46,8 @@ class Constraint:
     def allowed(self, vocabulary: int) -> Int64:
         """Ids of the tokens that may come next, ascending; end tokens exactly where the answer may end.
 
+        Where the schema leaves one text only, it is the next token of that text as the tokenizer cuts it.
+
         Args:
             vocabulary: Only ids below it.
         """
@@ -54,15 +56,17 @@ class Constraint:
         mask[self._ends] = self._matcher.is_accepting()
         return np.flatnonzero(mask[:vocabulary])
 
-    def advance(self, token: int) -> None:
-        """Append a token that is allowed."""
-        if token not in self._ends:
-            self._matcher.consume_token(token)
-            self.complete = self._matcher.is_stopped()
+    def advance(self, token: int) -> bool:
+        """Append a token that is allowed; whether it could be: a vocabulary may lack what must come."""
+        if token in self._ends:
+            return True
+        taken: bool = self._matcher.consume_token(token)
+        self.complete = taken and self._matcher.is_stopped() and self._matcher.is_accepting()
+        return taken
 
     def refusal(self) -> InputError:
         """Why no token may come next."""
-        reason = _line(self._matcher.get_error()) or "no token of this model's vocabulary goes on with it"
+        reason = _line(self._matcher.get_error()) or "what it allows has no probability"
         return InputError(f"{option('schema')} cannot be followed any further: {reason}; simplify it")
 
 

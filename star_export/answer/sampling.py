@@ -90,11 +90,11 @@ class Sampler:
         else:
             ids = self._constraint.allowed(logits.size)
             some = logits[ids]
-            if not np.isfinite(some.max(initial=-np.inf)):
+            possible = np.isfinite(some.max(initial=-np.inf))
+            token = int(ids[self._pick(some)]) if possible else -1
+            if not possible or not self._constraint.advance(token):
                 self.refusal = self._constraint.refusal()
                 return None
-            token = int(ids[self._pick(some)])
-            self._constraint.advance(token)
         if self.rankings is not None:
             self.rankings.append(rank(logits, token, self._sampling.top_logprobs or 0))
         return token
