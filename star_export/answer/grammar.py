@@ -54,7 +54,7 @@ class Constraint:
         mask = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), np.uint8), bitorder="little")
         mask[self._hidden] = 0
         mask[self._ends] = self._matcher.is_accepting()
-        return np.flatnonzero(mask[:vocabulary])
+        return np.flatnonzero(mask[:vocabulary].view(np.bool_))  # several times as quick as numbers
 
     def advance(self, token: int) -> bool:
         """Append a token that is allowed; whether it could be: a vocabulary may lack what must come."""
