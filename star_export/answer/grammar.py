@@ -23,7 +23,7 @@ from star_export.typed import parse
 
 Schema = str | Mapping[str, Any]
 
-MAX_SCHEMA_BYTES = 1 << 16
+MAX_SCHEMA_LENGTH = 1 << 16
 #: Each number up to the least common multiple is a state that llguidance makes, without a limit of its own.
 MAX_MULTIPLE = 100_000
 #: Compiled schemas that a pipeline remembers.
@@ -114,9 +114,7 @@ class Grammars:
             InputError: If it is no JSON schema, too large, or has what llguidance does not know.
             PlatformError: If llguidance is not installed.
         """
-        text = schema if isinstance(schema, str) else _json(schema)
-        _check(text)
-        matcher, hidden = self._matcher(text)
+        matcher, hidden = self._matcher(_checked(schema))
         return Grammar(matcher, tuple(end for end in ends if end < self._size), hidden)
 
     def _compiled(self, text: str) -> tuple[Any, tuple[int, ...]]:
@@ -132,7 +130,7 @@ class Grammars:
             raise _refused(str(error)) from error
         matcher = library.LLMatcher(table, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # the dearest step, which nobody else waits for here
+            matcher.compute_bitmask()  # what fails at once, fails here
         if matcher.is_error():
             raise _refused(matcher.get_error())
         return matcher, tuple(table.eos_tokens)
@@ -142,7 +140,11 @@ class Grammars:
         """llguidance's view of the tokenizer."""
         with self._lock:
             if self._made is None:
-                self._made = _library().LLTokenizer(self._tokenizer.to_str(), n_vocab=self._size)
+                library = _library()
+                try:
+                    self._made = library.LLTokenizer(self._tokenizer.to_str(), n_vocab=self._size)
+                except ValueError as error:
+                    raise _refused(f"llguidance cannot read this model's tokenizer: {error}") from error
             return self._made
 
 
@@ -162,42 +164,36 @@ def read_schema(source: str) -> str:
         ) from error
 
 
-def _json(schema: Mapping[str, Any]) -> str:
-    try:
-        return json.dumps(schema, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _refused(f"it is not JSON: {error}") from error
-
-
-def _check(text: str) -> None:
-    """Refuse what would take too long to compile.
+def _checked(schema: Schema) -> str:
+    """A schema as JSON; one that would take too long to compile is refused.
 
     Raises:
         InputError: If it is too large, or no JSON object.
     """
-    size = len(text.encode(errors="replace"))
-    if size > MAX_SCHEMA_BYTES:
-        raise _refused(f"it has {size} bytes, at most {MAX_SCHEMA_BYTES} are taken")
     try:
+        text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+        if len(text) > MAX_SCHEMA_LENGTH:
+            raise _refused(f"it has {len(text)} characters, at most {MAX_SCHEMA_LENGTH} are taken")
         values = parse(text.encode())
-    except ValueError as error:
-        raise _refused(str(error)) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _refused(f"it is not JSON: {str(error).removeprefix('it is not JSON: ')}") from error
     if not isinstance(values, dict):
         raise _refused(f"it must be a JSON object, got {text[:40]}")
     multiples = [Decimal(str(number)) for number in _multiples(values)]
     shift = max((-number.as_tuple().exponent for number in multiples), default=0)  # type: ignore[operator]
     if lcm(*(int(number.scaleb(max(shift, 0))) for number in multiples)) > MAX_MULTIPLE:
         raise _refused(f"the least common multiple of every multipleOf in it is above {MAX_MULTIPLE}")
+    return json.dumps(values)  # what was looked at: a key may have been there twice
 
 
 def _multiples(schema: Any) -> Iterator[int | float]:
-    """Every ``multipleOf`` in it; however deep, which llguidance judges."""
+    """Every ``multipleOf`` in it but 0; however deep, which llguidance judges."""
     left = [schema]
     while left:
         values = left.pop()
         if isinstance(values, dict):
             found = values.get("multipleOf")
-            if isinstance(found, int | float):
+            if type(found) in (int, float) and found:
                 yield found
         left += values.values() if isinstance(values, dict) else values if isinstance(values, list) else ()
 

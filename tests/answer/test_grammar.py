@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from star_export.answer.choosing import next_tokens, no_token
-from star_export.answer.grammar import MAX_SCHEMA_BYTES, Grammar, Grammars, read_schema
+from star_export.answer.grammar import MAX_SCHEMA_LENGTH, Grammar, Grammars, read_schema
 from star_export.answer.logprobs import token_bytes
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.transcript import Transcript
@@ -204,10 +204,11 @@ def nested(depth: int) -> str:
         ({"type": "string", "pattern": "(?=a)b"}, "look-around"),
         ({"$ref": "http://localhost:1/x.json"}, "not present in a registry"),
         ({"$ref": "file:///etc/passwd"}, "not present in a registry"),
-        ({"enum": ["x" * 100] * 1000}, f"it has .* bytes, at most {MAX_SCHEMA_BYTES} are taken"),
+        ({"enum": ["x" * 100] * 1000}, f"it has .* characters, at most {MAX_SCHEMA_LENGTH} are taken"),
         (nested(200), "recursion limit"),
         (nested(2000), "it is not JSON|recursion limit"),
-        ({"type": "integer", "multipleOf": 999983}, "least common multiple"),
+        ({"items": {"multipleOf": 999983}, "contains": {"multipleOf": 0}}, "least common multiple"),
+        ('{"type": "integer", "multipleOf": 1, "multipleOf": 999983}', "least common multiple"),
         ({"items": [{"multipleOf": 0.0991}, {"allOf": [{"multipleOf": 9.973}]}]}, "least common multiple"),
         (
             {"allOf": [{"anyOf": [{"properties": {f"{i}{j}": {}}} for j in range(6)]} for i in range(7)]},
