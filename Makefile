@@ -196,7 +196,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(TRITON)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/pip install -q --editable '.[triton]'
+	$(TRITON)/bin/pip install -q --editable '.[triton,schema]'
 	touch $@
 
 # optimum-intel wants an older transformers than ours, and does not import where torchvision lies beside it.
