@@ -98,8 +98,7 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
-        self._tokenizer = tokenizer
-        self._size = max(vocabulary, 1 + max(tokenizer.get_vocab().values()))
+        self._tokenizer, self._vocabulary = tokenizer, vocabulary
         self._lock, self._made = threading.Lock(), None
         self._matcher = lru_cache(_REMEMBERED)(self._compiled)
 
@@ -114,10 +113,11 @@ class Grammars:
             InputError: If it is no JSON schema, too large, or has what llguidance does not know.
             PlatformError: If llguidance is not installed.
         """
-        matcher, hidden = self._matcher(_checked(schema))
-        return Grammar(matcher, tuple(end for end in ends if end < self._size), hidden)
+        matcher, table = self._matcher(_checked(schema)), self._table
+        known = tuple(end for end in ends if end < table.vocab_size)
+        return Grammar(matcher, known, tuple(table.eos_tokens))
 
-    def _compiled(self, text: str) -> tuple[Any, tuple[int, ...]]:
+    def _compiled(self, text: str) -> Any:
         library, table = _library(), self._table
         limits = library.LLParserLimits(
             initial_lexer_fuel=200_000, step_lexer_fuel=50_000, max_lexer_states=20_000, verbose_errors=False
@@ -133,16 +133,17 @@ class Grammars:
             matcher.compute_bitmask()  # what fails at once, fails here
         if matcher.is_error():
             raise _refused(matcher.get_error())
-        return matcher, tuple(table.eos_tokens)
+        return matcher
 
     @property
     def _table(self) -> Any:
         """llguidance's view of the tokenizer."""
         with self._lock:
             if self._made is None:
-                library = _library()
+                library, size = _library(), 1 + max(self._tokenizer.get_vocab().values())
+                size = max(size, self._vocabulary)
                 try:
-                    self._made = library.LLTokenizer(self._tokenizer.to_str(), n_vocab=self._size)
+                    self._made = library.LLTokenizer(self._tokenizer.to_str(), n_vocab=size)
                 except ValueError as error:
                     raise _refused(f"llguidance cannot read this model's tokenizer: {error}") from error
             return self._made
