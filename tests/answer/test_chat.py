@@ -342,17 +342,6 @@ def test_others_may_use_the_pipeline_in_between(star: Pipeline, shown: list[Imag
         assert same(generation.result(), said(alone, question))
 
 
-def test_a_schema_holds_for_one_answer(star: Pipeline, shown: list[Image]) -> None:
-    chat = star.chat(images=shown[:1])
-    for schema in ({"enum": ["here", 7]}, '{"type": "boolean"}'):
-        assert said(chat, QUESTIONS[1], schema=schema).text in ('"here"', "7", "true", "false")
-    assert said(chat, QUESTIONS[0]).text in ("red", "green", "blue", "yellow", "purple", "orange")
-    with pytest.raises(InputError, match="schema cannot be used"):
-        chat.send(QUESTIONS[0], schema="{")
-    assert chat.stats().turns == 6
-    assert chat.stats().prefills == 1
-
-
 def test_statistics(star: Pipeline, shown: list[Image]) -> None:
     chat = star.chat(images=shown[:2])
     empty = chat.stats()

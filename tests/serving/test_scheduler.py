@@ -21,7 +21,7 @@ from star_export.errors import BusyError, DeadlineError, NonFiniteError
 from star_export.serving import admission as admission_module
 from star_export.serving import ticket as ticket_module
 from star_export.serving.scheduler import Scheduler
-from star_export.serving.ticket import Answer, Piece
+from star_export.serving.ticket import Piece
 from tests.serving.gate import Gate
 
 PICTURE = Path(__file__).parents[2] / "docs/shapes.png"
@@ -370,38 +370,3 @@ def test_several_pictures_are_seen_one_between_two_steps(bundle, monkeypatch: py
 
 def _alone(pipeline: Pipeline, request: Request):
     return pipeline.answer(request).result()
-
-
-def test_schemas_and_logprobs_in_one_batch(mini: Pipeline) -> None:
-    """With and without them, greedy and sampled: as alone."""
-    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "additionalProperties": False}
-    asked = [
-        mini.request(
-            PICTURE,
-            "What number is written?",
-            max_new_tokens=(6, 32)[i % 2],
-            sampling=Sampling(temperature=0.9 * (i % 3), seed=i, top_logprobs=(None, 0, 3)[i % 3]),
-            stop=("}",) if i == 5 else (),
-            schema=(None, schema, {"enum": ["six", "seven"]})[(i + 1) % 3],
-        )
-        for i in range(9)
-    ]
-    with Scheduler(mini, slots=4) as scheduler:
-        tickets = [scheduler.submit(one) for one in asked]
-        for one, ticket in zip(asked, tickets, strict=True):
-            pieces = []
-            while isinstance(update := ticket.next(), Piece):
-                pieces.append(update)
-            alone = _alone(mini, one)
-            assert isinstance(update, Answer)
-            assert (update.text, update.token_ids) == (alone.text, alone.token_ids)
-            assert update.finish_reason == alone.finish_reason
-            if one.sampling.top_logprobs is None:
-                assert {update.logprobs, alone.logprobs, *(piece.logprobs for piece in pieces)} == {None}
-                continue
-            told = [said for piece in (*pieces, ticket.rest) for said in piece.logprobs or ()]
-            assert tuple(told) == update.logprobs
-            assert len(told) == len(update.token_ids)
-            assert [len(said.top_logprobs) for said in told] == [one.sampling.top_logprobs] * len(told)
-            numbers = [said.logprob for said in alone.logprobs or ()]
-            assert [said.logprob for said in told] == pytest.approx(numbers, abs=1e-3)
