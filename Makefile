@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -49,6 +49,10 @@ test-triton: $(READY) $(TRITON)/.ready
 # Many clients against a tritonserver; throughput, TTFT, and whether anything is wrong, lost or leaked.
 load: $(READY) $(TRITON)/.ready
 	STAR_EXPORT_TRITON=$(TRITON) $(BIN)/python .ci/load.py build/load
+
+# What a schema and logprobs add to a decode step of the demo's bundle; after `make demo`.
+bench-schema: $(READY)
+	$(BIN)/python .ci/bench_schema.py $(OUT)/bundle docs/shapes.png
 
 # Decode in the front door's process against a Triton model of its own; after `make load`.
 bench-triton: $(TRITON)/.ready
@@ -196,7 +200,7 @@ $(READY): pyproject.toml constraints.txt
 
 $(TRITON)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(TRITON)
-	$(TRITON)/bin/pip install -q --editable '.[triton]'
+	$(TRITON)/bin/pip install -q --editable '.[triton,schema]'
 	touch $@
 
 # optimum-intel wants an older transformers than ours, and does not import where torchvision lies beside it.

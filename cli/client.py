@@ -24,10 +24,13 @@ def client(
     top_p: opt.TopPOption = 1.0,
     seed: opt.SeedOption = None,
     stop: opt.StopOption = None,
+    schema: opt.SchemaOption = None,
+    top_logprobs: opt.TopLogprobsOption = None,
     timeout: opt.ClientTimeoutOption = 300.0,
     json: opt.JsonOption = False,
 ) -> None:
     """Ask a Triton server about pictures, streaming the text."""
+    from star_export.answer.grammar import read_schema
     from star_export.serving.triton.client import collect, stream
 
     responses = stream(
@@ -41,6 +44,8 @@ def client(
         top_p=top_p,
         seed=seed,
         stop=stop or None,
+        schema=None if schema is None else read_schema(schema),
+        top_logprobs=top_logprobs,
     )
     if json:
         print_json(collect(responses))

@@ -115,6 +115,18 @@ StopOption = Annotated[
     list[str] | None,
     typer.Option("--stop", metavar="TEXT", help="End the answer before this text; repeat for more."),
 ]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option("--schema", metavar="FILE|JSON", help="The answer is JSON that this JSON schema describes."),
+]
+TopLogprobsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--top-logprobs",
+        metavar="N",
+        help="Add every token's logprob and those of the N most likely to --json; 0 to 20.",
+    ),
+]
 VerifyOption = Annotated[bool, typer.Option("--verify", metavar="", help="Hash the weights before loading.")]
 
 # star-export chat

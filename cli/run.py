@@ -12,6 +12,8 @@ EPILOG = """
 
 `star-export run llava-7b --image dog.png --prompt "Describe it." --keep 29 --json`
 
+`star-export run llava-7b --image dog.png --prompt "Which animal?" --schema '{"enum": ["cat", "dog"]}'`
+
 `star-export run onevision --image dog.png --image cat.png --prompt "Which is larger?"`
 """
 
@@ -28,6 +30,8 @@ def run(
     seed: opt.SeedOption = None,
     stop: opt.StopOption = None,
     end_token: opt.EndTokensOption = None,
+    schema: opt.SchemaOption = None,
+    top_logprobs: opt.TopLogprobsOption = None,
     backend: opt.BackendOption = "onnxruntime",
     plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
@@ -35,11 +39,13 @@ def run(
     json: opt.JsonOption = False,
 ) -> None:
     """Answer a prompt about pictures, streaming the text."""
+    from star_export.answer.grammar import read_schema
     from star_export.answer.pipeline import open_pipeline
     from star_export.answer.sampling import Sampling
     from star_export.engines import Runtime
 
-    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed)
+    sampling = Sampling(temperature=temperature, top_p=top_p, seed=seed, top_logprobs=top_logprobs)
+    given = None if schema is None else read_schema(schema)
     runtime = Runtime(backend=backend, threads=threads, plugin_library=plugin_library)
     pipeline = open_pipeline(folder, runtime, verify=verify)
     generation = pipeline.generate(
@@ -50,6 +56,7 @@ def run(
         sampling=sampling,
         stop=stop or (),
         end_tokens=end_token or (),
+        schema=given,
     )
     if json:
         print_json(generation.result().to_dict())

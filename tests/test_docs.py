@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_python_example(bundle: Callable[..., Path], picture: Path, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 8
     code = "".join(blocks)
     (tmp_path / "bundle").symlink_to(bundle("mha"))
     shutil.copy(picture, tmp_path / "picture.png")

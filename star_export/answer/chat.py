@@ -16,6 +16,7 @@ from star_export.answer.generation import (
     answer_pieces,
     open_answer,
 )
+from star_export.answer.grammar import Schema
 from star_export.answer.request import Request, Requests, as_list
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.steps import Steps, VisionOutput
@@ -172,15 +173,18 @@ class Chat:
         self._requests.prepare([*self._pictures, *attached])
         self._attached = attached
 
-    def send(self, question: str, *, images: ImageInput | Sequence[ImageInput] = ()) -> Generation:
+    def send(
+        self, question: str, *, images: ImageInput | Sequence[ImageInput] = (), schema: Schema | None = None
+    ) -> Generation:
         """Ask the next question; the answer is in the conversation as far as it is iterated.
 
         Args:
             question: Text; ``<image>`` in it says where a picture stands.
             images: Its pictures; they open the question where it does not say where they stand.
+            schema: What the answer must be, as :meth:`Pipeline.generate` takes it.
 
         Raises:
-            InputError: If it cannot be used, or the conversation outgrows the bundle.
+            InputError: If it or the schema cannot be used, or the conversation outgrows the bundle.
         """
         if self._last and (last := self._last()):
             last.close()
@@ -196,6 +200,7 @@ class Chat:
             request, held = self._request(asked, prepared), None
         else:
             request, held = self._held.request, self._held
+        request = replace(request, grammar=self._requests.grammar(schema, self._ends))
         generation = Generation(self._run(asked, pictures, request, held, tokens or ()))
         self._last = ref(generation)
         return generation
@@ -268,7 +273,7 @@ class Chat:
         held: _Held | None,
         tokens: tuple[int, ...],
     ) -> Generator[str, None, Result]:
-        transcript, sampler, clock = self._requests.transcript(request), Sampler(self._sampling), Clock()
+        transcript, sampler, clock = self._requests.transcript(request), request.sampler(), Clock()
         self._held = None  # until the answer is known: after an error all is read anew
         if held is None:
             held = self._prefilled(asked, request, sampler, clock)

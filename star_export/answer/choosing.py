@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from star_export.answer.sampling import Sampler
 from star_export.engines.session import DeviceArray
-from star_export.errors import option
+from star_export.errors import NonFiniteError, StarExportError, option
 
 #: Why there is no next token, and what to do.
-NOT_FINITE = (
+_NOT_FINITE = (
     "the model's logits are not finite: an overflow, if the bundle is float16 (build it with "
     f"{option('dtype', 'bfloat16')} or {option('fp32_layers')}), else damaged weights or a damaged picture; "
     "star-export check names the first tensor that is not finite"
@@ -24,13 +24,18 @@ def next_tokens(logits: DeviceArray, samplers: Mapping[int, Sampler]) -> dict[in
         samplers: By row of the logits.
 
     Returns:
-        By row; None where the largest logit is not finite (:data:`NOT_FINITE`), whatever the
-        sampler. Minus infinity below a finite one is a probability of 0.
+        By row; None where the largest logit is not finite, whatever the sampler, or a schema allows
+        no token: see :func:`no_token`. Minus infinity below a finite one is a probability of 0.
     """
     best = logits.argmax()
-    drawing = [row for row, sampler in samplers.items() if best[row] >= 0 and not sampler.greedy]
+    choosing = [row for row, sampler in samplers.items() if best[row] >= 0 and not sampler.greedy]
     tokens: dict[int, int | None] = {row: int(best[row]) if best[row] >= 0 else None for row in samplers}
-    if drawing:
+    if choosing:
         host = logits.numpy()
-        tokens |= {row: samplers[row].draw(host[row]) for row in drawing}
+        tokens |= {row: samplers[row].choose(host[row]) for row in choosing}
     return tokens
+
+
+def no_token(sampler: Sampler) -> StarExportError:
+    """What to raise where :func:`next_tokens` gave None."""
+    return sampler.refusal or NonFiniteError(_NOT_FINITE)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from star_export.answer.logprobs import TokenLogprob
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampler
 from star_export.answer.steps import DecodeState, Steps, VisionOutput
@@ -50,6 +51,7 @@ class Result:
         stage2_indices: Stage-1 tokens that stage 2 kept; all of them unpruned.
         prompt_tokens: Prompt length before stage 2, visual tokens included.
         timings_ms: Where the time went.
+        logprobs: Of every token, if ``top_logprobs`` asked for them.
     """
 
     text: str
@@ -59,10 +61,14 @@ class Result:
     stage2_indices: tuple[int, ...]
     prompt_tokens: int
     timings_ms: Timings
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values, as ``run --json`` prints them."""
-        return asdict(self)
+        """Plain JSON values, as ``run --json`` prints them; logprobs only where there are some."""
+        plain = asdict(self)
+        if self.logprobs is None:
+            del plain["logprobs"]
+        return plain
 
 
 class Clock:
@@ -128,7 +134,7 @@ def _pieces(
 
 def answer_request(steps: Steps, request: Request, transcript: Transcript) -> Generator[str, None, Result]:
     """Pieces of the answer to one request, in the steps' own caches."""
-    sampler, clock = Sampler(request.sampling), Clock()
+    sampler, clock = request.sampler(), Clock()
     claim = steps.claimed_caches(request.tokens, keep=request.keep, new_tokens=request.room)
     with claim as caches:
         visions = steps.encode_images(request.images, request.keep)
@@ -184,7 +190,7 @@ def answer_pieces(
     """Pieces of an answer that was opened."""
     token, laps = opening.first, list[float]()
     while True:
-        if piece := transcript.push(token):
+        if piece := transcript.push(token, last=sampler.complete):
             yield piece
         if transcript.finish_reason:
             break
@@ -204,6 +210,7 @@ def answer_pieces(
         stage2_indices=opening.stage2,
         prompt_tokens=opening.prompt_tokens,
         timings_ms=Timings(opening.vision_ms, opening.prefill_ms, tuple(laps), total),
+        logprobs=transcript.logprobs(sampler.rankings),
     )
 
 

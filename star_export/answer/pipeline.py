@@ -6,6 +6,7 @@ from typing import Any
 
 from star_export.answer.chat import Chat
 from star_export.answer.generation import Generation, answer_request
+from star_export.answer.grammar import Schema
 from star_export.answer.request import Request, Requests
 from star_export.answer.sampling import Sampling
 from star_export.answer.steps import Steps
@@ -52,6 +53,7 @@ class Pipeline(Requests, Closing):
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
         reprune: bool = True,
+        schema: Schema | None = None,
     ) -> Generation:
         """Answer a question about pictures.
 
@@ -68,6 +70,8 @@ class Pipeline(Requests, Closing):
             end_tokens: Tokens that end it, besides the bundle's own, such as ``<|eot_id|>``.
             reprune: Let the last question of a conversation choose which visual tokens stay; else the one
                 does that brought the last picture, as in :meth:`chat`.
+            schema: A JSON schema, as JSON or as values of it: the answer is JSON that it describes, or begins
+                such JSON if ``max_new_tokens`` or ``stop`` cuts it.
 
         Returns:
             An iterator over pieces of text, whose :meth:`Generation.result` is the whole.
@@ -76,8 +80,9 @@ class Pipeline(Requests, Closing):
             raises NonFiniteError; the next is not affected.
 
         Raises:
-            InputError: If the picture or the prompt cannot be used.
+            InputError: If the picture, the prompt or the schema cannot be used.
             SettingsError: If a number is out of range, or an end token is unknown.
+            PlatformError: If a schema is given and llguidance is not installed.
         """
         request = self.request(
             image,
@@ -88,6 +93,7 @@ class Pipeline(Requests, Closing):
             stop=stop,
             end_tokens=end_tokens,
             reprune=reprune,
+            schema=schema,
         )
         return self.answer(request)
 

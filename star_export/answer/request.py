@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from star_export.answer.sampling import Sampling
+from star_export.answer.grammar import Grammar, Grammars, Schema
+from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle
 from star_export.errors import BundleError, InputError, SettingsError, option
@@ -45,6 +46,7 @@ class Request:
         sampling: How the next token is chosen.
         stop: Strings that end the answer and are no part of it.
         end_token_ids: Tokens that end it, besides the bundle's own.
+        grammar: What its text must be.
     """
 
     images: tuple[PreparedImage, ...]
@@ -56,11 +58,16 @@ class Request:
     end_token_ids: tuple[int, ...] = ()
     appended: tuple[int, ...] = ()
     reprune: bool = True
+    grammar: Grammar | None = None
 
     @property
     def room(self) -> int:
         """Tokens that the caches hold behind the prompt when the answer is as long as it may be."""
         return len(self.appended) + self.max_new_tokens
+
+    def sampler(self) -> Sampler:
+        """What chooses the tokens of one answer."""
+        return Sampler(self.sampling, self.grammar.constraint() if self.grammar else None)
 
 
 class Requests:
@@ -87,6 +94,7 @@ class Requests:
             self._added_ends = end_token_ids(self.prompt_spec.end_tokens, self.tokenizer)
         except SettingsError as error:
             raise BundleError(f"{bundle.path(PREPROCESSOR)} is damaged: {error.marked}") from error
+        self._grammars = Grammars(self.tokenizer, self.spec.model.text.vocab_size)
 
     @property
     def end_token_ids(self) -> tuple[int, ...]:
@@ -104,6 +112,7 @@ class Requests:
         stop: Sequence[str] = (),
         end_tokens: Sequence[str] = (),
         reprune: bool = True,
+        schema: Schema | None = None,
     ) -> Request:
         """Check and prepare what a pipeline's ``generate`` or a scheduler runs; see there."""
         pictures = self.prepare(image)
@@ -111,6 +120,7 @@ class Requests:
         tokens, appended = self.tokenize(prompt, pictures, keep=budget), tuple[int, ...]()
         if not reprune and not isinstance(prompt, str):
             tokens, appended = self._opened(prompt, tokens, pictures, budget)
+        ends = end_token_ids(end_tokens, self.tokenizer)
         return Request(
             keep=budget,
             tokens=tokens,
@@ -120,8 +130,22 @@ class Requests:
             max_new_tokens=self.new_tokens(max_new_tokens),
             sampling=sampling or Sampling(),
             stop=check_stop(stop),
-            end_token_ids=end_token_ids(end_tokens, self.tokenizer),
+            end_token_ids=ends,
+            grammar=self.grammar(schema, ends),
         )
+
+    def grammar(self, schema: Schema | None, ends: Sequence[int] = ()) -> Grammar | None:
+        """A JSON schema, compiled once; None for none.
+
+        Args:
+            schema: As :meth:`Pipeline.generate` takes it.
+            ends: Tokens that end an answer, besides the bundle's own.
+
+        Raises:
+            InputError: If it is no JSON schema, too large, or of a kind that llguidance does not know.
+            PlatformError: If llguidance is not installed.
+        """
+        return None if schema is None else self._grammars.grammar(schema, (*self.end_token_ids, *ends))
 
     def new_tokens(self, wanted: int | None) -> int:
         """Tokens of an answer, at most: ``wanted``, or what the caches have room for.

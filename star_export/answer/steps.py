@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from star_export import contract as names
-from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.choosing import next_tokens, no_token
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.arrays import to_device_dtype
 from star_export.contract import DECODE, PREFILL, VISION
 from star_export.engines.session import Caches, DeviceArray, Int64, Session, Tensor, on_host
-from star_export.errors import InputError, NonFiniteError
+from star_export.errors import InputError
 from star_export.preprocessing import PreparedImage, TokenizedPrompt
 from star_export.preprocessing.packing import Packing, packed_index, packed_taps
 from star_export.specs import DType, Keep
@@ -102,13 +102,14 @@ class DecodeState:
 
         Raises:
             NonFiniteError: If the logits are NaN or infinite; the caches are clean then.
+            InputError: If the sampler's schema allows no token; likewise.
         """
         token = next_tokens(self.output, {0: sampler})[0]
         if token is None:
             if not self.stale:
                 self.caches.zero()
                 self.stale = True
-            raise NonFiniteError(NOT_FINITE)
+            raise no_token(sampler)
         return token
 
     def best_token(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Sequence
 
 from tokenizers import Tokenizer
 
+from star_export.answer.logprobs import Ranking, TokenLogprob, spell
 from star_export.errors import SettingsError, option
 
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
@@ -78,7 +79,8 @@ class Transcript:
     Attributes:
         token_ids: All tokens so far.
         text: All text so far; after :meth:`finish`, the answer.
-        finish_reason: ``stop`` after an end token or a stop string, ``length`` at the limit, None before.
+        finish_reason: ``stop`` after an end token, a stop string or a schema's last token, ``length`` at the
+            limit, None before.
     """
 
     def __init__(
@@ -90,18 +92,23 @@ class Transcript:
         stop: Sequence[str] = (),
     ) -> None:
         self._stop, self._eos, self._limit = stop, eos_token_ids, max_new_tokens
-        self._stream = TextStream(tokenizer)
+        self._tokenizer, self._stream = tokenizer, TextStream(tokenizer)
         self._stopped = False  # by a stop string
         self._given = 0  # characters of the text that were handed out
         self.token_ids: list[int] = []
         self.text = ""
         self.finish_reason: str | None = None
 
-    def push(self, token: int) -> str:
-        """Append a token; the text that is certain now and was not before, often empty."""
+    def push(self, token: int, *, last: bool = False) -> str:
+        """Append a token; the text that is certain now and was not before, often empty.
+
+        Args:
+            token: The id.
+            last: Whether nothing may follow it, as of the last token of a schema's JSON.
+        """
         self.token_ids.append(token)
         self.text += self._stream.push(token)
-        if self._cut() or token in self._eos:
+        if self._cut() or last or token in self._eos:
             self.finish_reason = "stop"
         elif len(self.token_ids) == self._limit:
             self.finish_reason = "length"
@@ -113,6 +120,10 @@ class Transcript:
             self.text += self._stream.finish()
             self._cut()
         return self._give(len(self.text))
+
+    def logprobs(self, rankings: Sequence[Ranking] | None) -> tuple[TokenLogprob, ...] | None:
+        """Rankings of some tokens with their texts; None for None."""
+        return None if rankings is None else tuple(spell(one, self._tokenizer) for one in rankings)
 
     def _cut(self) -> bool:
         """End the text at the stop string that is complete first; none begins in what was handed out."""

@@ -29,6 +29,9 @@ class Query:
         stop: Strings that end the answer and are no part of it.
         reprune: Let the last question of a conversation choose which visual tokens stay. Else the question
             that brought the last picture does, and what was kept of an earlier answer is gone on from.
+        schema: A JSON schema, as JSON or as values of it, that the answer follows.
+        top_logprobs: How many of the most likely tokens to tell at every step, with the logprob of the
+            chosen one; None for neither.
         timeout_s: Seconds that it may take; at most what the service allows, which is the default.
     """
 
@@ -41,6 +44,8 @@ class Query:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     reprune: bool = True
+    schema: str | dict[str, Any] | None = None
+    top_logprobs: int | None = None
     timeout_s: float | None = None
 
     @property

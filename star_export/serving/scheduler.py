@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.choosing import next_tokens, no_token
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
 from star_export.answer.steps import DecodeState, Steps
@@ -29,7 +29,6 @@ from star_export.errors import (
     BusyError,
     DeadlineError,
     DeviceError,
-    NonFiniteError,
     StarExportError,
 )
 from star_export.serving.admission import CLOSING, Admission, Place
@@ -342,7 +341,7 @@ class Scheduler:
 
     def _append(self, ticket: Ticket, token: int | None) -> None:
         if token is None:
-            raise NonFiniteError(NOT_FINITE)
+            raise no_token(ticket.sampler)
         if not ticket.transcript.token_ids:
             ticket.progress.reach("prefill")
             self.stats.began(ticket)

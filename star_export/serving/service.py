@@ -83,9 +83,10 @@ class Service:
                 when this fails, or else when the ticket is done.
 
         Raises:
-            InputError: If a picture, the prompt or the time-out cannot be used.
+            InputError: If a picture, the prompt, the schema or the time-out cannot be used.
             SettingsError: If a number is out of range.
             BusyError: If the service is full or closing.
+            PlatformError: If a schema is given and llguidance is not installed.
         """
         with place or self.enter() as place:
             timeout = self._timeout(query)
@@ -116,7 +117,13 @@ class Service:
             query.prompt,
             keep=query.keep,
             max_new_tokens=query.max_new_tokens,
-            sampling=Sampling(temperature=query.temperature, top_p=query.top_p, seed=query.seed),
+            sampling=Sampling(
+                temperature=query.temperature,
+                top_p=query.top_p,
+                seed=query.seed,
+                top_logprobs=query.top_logprobs,
+            ),
             stop=query.stop,
             reprune=query.reprune,
+            schema=query.schema,
         )

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from star_export.answer.logprobs import TokenLogprob
 from star_export.answer.request import Request
-from star_export.answer.sampling import Sampler
 from star_export.answer.transcript import Transcript
 from star_export.serving.admission import Place
 from star_export.specs import ExportSpec
@@ -61,6 +61,7 @@ class Answer:
         finish_reason: ``stop``, ``length`` or ``cancelled``.
         usage: Tokens and bytes; None when it was cancelled before it ran.
         timings_ms: ``queue``, ``vision``, ``prefill``, ``ttft`` (all three together), ``total``.
+        logprobs: Of every token, if ``top_logprobs`` asked for them.
     """
 
     text: str
@@ -68,6 +69,7 @@ class Answer:
     finish_reason: str
     usage: Usage | None
     timings_ms: dict[str, float]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -76,10 +78,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that became certain, with all tokens since the last piece."""
+    """Text that became certain, with all tokens since the last piece, and their logprobs if asked for."""
 
     text: str
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 class Stopwatch:
@@ -124,7 +127,7 @@ class Ticket:
         self, request: Request, transcript: Transcript, *, place: Place, timeout: float | None
     ) -> None:
         self.request, self.timeout = request, timeout
-        self.sampler, self.transcript = Sampler(request.sampling), transcript
+        self.sampler, self.transcript = request.sampler(), transcript
         self.progress = Stopwatch()
         self.usage: Usage | None = None
         self.rest = Piece("", ())
@@ -166,7 +169,7 @@ class Ticket:
             self._changed.wait_for(lambda: self._pieces or self._end, seconds)
             pieces, self._pieces = self._pieces, []
         if pieces:
-            return Piece("".join(p.text for p in pieces), tuple(i for p in pieces for i in p.token_ids))
+            return _joined(pieces)
         if isinstance(self._end, Exception):
             raise self._end
         return self._end
@@ -191,14 +194,15 @@ class Ticket:
 
     def push(self, token: int) -> None:
         """Append a token."""
-        if text := self.transcript.push(token):
+        if text := self.transcript.push(token, last=self.sampler.complete):
+            piece = self._piece(text)
             with self._changed:
-                self._pieces.append(Piece(text, self._new_ids()))
+                self._pieces.append(piece)
                 self._changed.notify_all()
 
     def finish(self, reason: str) -> None:
         """The last token is there, or will never be."""
-        self.rest = Piece(self.transcript.finish(), self._new_ids())
+        self.rest = self._piece(self.transcript.finish())
         self._untold = self.rest.text
         answer = Answer(
             text=self.transcript.text,
@@ -206,6 +210,7 @@ class Ticket:
             finish_reason=reason,
             usage=self.usage,
             timings_ms=self.progress.done(),
+            logprobs=self.transcript.logprobs(self.sampler.rankings),
         )
         self._finish(answer)
 
@@ -219,8 +224,15 @@ class Ticket:
             self._end = end
             self._changed.notify_all()
 
-    def _new_ids(self) -> tuple[int, ...]:
-        """Tokens since the last piece; those without text are among them."""
-        ids = tuple(self.transcript.token_ids[self._shown :])
+    def _piece(self, text: str) -> Piece:
+        """A text with the tokens since the last piece; those without text are among them."""
+        ids, rankings = tuple(self.transcript.token_ids[self._shown :]), self.sampler.rankings
+        logprobs = self.transcript.logprobs(None if rankings is None else rankings[self._shown :])
         self._shown += len(ids)
-        return ids
+        return Piece(text, ids, logprobs)
+
+
+def _joined(pieces: list[Piece]) -> Piece:
+    """Pieces as one."""
+    logprobs = None if pieces[0].logprobs is None else tuple(one for p in pieces for one in p.logprobs or ())
+    return Piece("".join(p.text for p in pieces), tuple(i for p in pieces for i in p.token_ids), logprobs)

@@ -214,6 +214,8 @@ def test_settings_at_their_limits(options: dict[str, float]) -> None:
         ({"temperature": float("inf")}, "^temperature must be .* got inf"),
         ({"temperature": 9e-4}, "^temperature must be .* got 0.0009"),
         ({"temperature": 1e-310}, "^temperature must be .* got 1e-310"),
+        ({"top_logprobs": 21}, "^top_logprobs must be from 0 to 20, got 21"),
+        ({"top_logprobs": -1}, "^top_logprobs must be from 0 to 20, got -1"),
         ({"top_p": 0.0}, "^top_p must be above 0 and at most 1, got 0"),
         ({"top_p": -0.5}, "^top_p must be above 0 and at most 1, got -0.5"),
         ({"top_p": 1.01}, "^top_p must be above 0 and at most 1, got 1.01"),

@@ -120,6 +120,13 @@ def test_what_needs_the_extra_says_so(python: Path, command: tuple[str, ...]) ->
     assert "Traceback" not in done.stderr
 
 
+def test_a_schema_needs_an_extra(python: Path, bundle: Callable[..., Path], picture: Path) -> None:
+    request = ("run", bundle("mha"), "-i", picture, "-p", "What?", "--schema", "{}")
+    done = call(python, "-m", "star_export.cli", *request)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip().endswith("run: pip install 'star-export[schema]'")
+
+
 def test_the_client_needs_an_extra_of_its_own(python: Path, picture: Path) -> None:
     done = call(python, "-m", "star_export.cli", "client", "localhost:1", "-i", picture, "-p", "What?")
     assert (done.returncode, done.stdout) == (2, "")

@@ -61,6 +61,19 @@ def test_run_stops_before_a_stop_string(cli: Any, bundle: BundleOf, picture: Pat
     assert cli(*request, "--stop", "").code == 2
 
 
+def test_run_follows_a_schema(cli: Any, bundle: BundleOf, picture: Path, tmp_path: Path) -> None:
+    request = ("run", bundle("mini"), "-i", picture, "-p", "Where?", "--json")
+    (tmp_path / "schema.json").write_text('{"enum": ["here", "there"]}')
+    assert "logprobs" not in json.loads(cli(*request).out)
+    for schema in ('{"enum": ["here", "there"]}', tmp_path / "schema.json"):
+        result = json.loads(cli(*request, "--schema", schema, "--top-logprobs", 2).out)
+        assert result["text"] in ('"here"', '"there"')
+        assert result["finish_reason"] == "stop"
+        assert [len(one["top_logprobs"]) for one in result["logprobs"]] == [2] * len(result["token_ids"])
+    cut = json.loads(cli(*request, "--schema", schema, "--max-new-tokens", 1).out)
+    assert (cut["text"], cut["finish_reason"]) == ('"', "length")
+
+
 def test_run_streams_what_json_reports(cli: Any, bundle: BundleOf, picture: Path) -> None:
     request = ("run", bundle("mha"), "--image", picture, "--prompt", "Where?", "--max-new-tokens", 6)
     streamed, result = cli(*request), json.loads(cli(*request, "--json").out)

@@ -76,6 +76,9 @@ def test_a_query_has_the_values_that_were_given() -> None:
     assert Query.of(given) == Query(
         image=PICTURE, prompt="What is this?", keep=3, temperature=1.0, stop=("a", "b"), timeout_s=2.5, seed=0
     )
+    for schema in ('{"enum": [1, null]}', {"enum": [1, None]}):
+        query = Query.of(ASKED | {"schema": schema, "top_logprobs": 3})
+        assert (query.schema, query.top_logprobs) == (schema, 3)
     query, greedy = Query.of(ASKED), Sampling()
     assert query == Query(image=PICTURE, prompt="What is this?")
     assert (query.temperature, query.top_p, query.seed) == (greedy.temperature, greedy.top_p, greedy.seed)
@@ -93,6 +96,8 @@ def test_a_query_has_the_values_that_were_given() -> None:
         ({"prompt": 7}, r"prompt: expected str \| array, got int, found 7"),
         ({"image": 7}, r"image: expected bytes \| array, got int, found 7"),
         ({"stop": "end"}, "stop: expected array, got str, found 'end'"),
+        ({"schema": ["x"]}, r"schema: expected str \| object \| null, got array"),
+        ({"top_logprobs": True}, "top_logprobs: expected int"),
         ({"stop": ["a", 1]}, r"stop\[1\]: expected str|stop\[...\]: expected str"),
         ({"timeout_s": []}, "timeout_s: expected float"),
         ({"max_tokens": 3}, r"^unknown field max_tokens; did you mean max_new_tokens\?$"),

@@ -59,7 +59,7 @@ def stream(
         inputs: Optional inputs of the model (`star_export.serving.triton.fields`); None is left out.
 
     Yields:
-        Responses: ``text`` and ``token_ids`` that are new; the last has all outputs.
+        Responses: ``text``, ``token_ids`` and ``logprobs`` that are new; the last has all outputs.
 
     Raises:
         InputError: If a picture cannot be read, or the server refuses the request.
@@ -98,16 +98,21 @@ def _asked(prompt: str | Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """All responses to one request as one, with ``usage`` and ``timings_ms`` parsed.
+    """All responses to one request as one, with ``usage``, ``timings_ms`` and ``logprobs`` parsed.
 
     Raises:
         PlatformError: If the last one is missing.
     """
     whole: dict[str, Any] = {"text": "", "token_ids": []}
+    logprobs: list[dict[str, Any]] = []
+    last = [field.name for field in OUTPUTS if field.optional and field.name != "logprobs"]
     for response in responses:
         whole["text"] += response["text"]
         whole["token_ids"] += response["token_ids"]
-        whole |= {f.name: response[f.name] for f in OUTPUTS if f.optional and f.name in response}
+        if "logprobs" in response:
+            logprobs += json.loads(response["logprobs"])
+            whole["logprobs"] = logprobs
+        whole |= {name: response[name] for name in last if name in response}
     if "finish_reason" not in whole:
         raise PlatformError("the answer broke off: the server went away; try again")
     for name in ("usage", "timings_ms"):

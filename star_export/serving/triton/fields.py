@@ -41,16 +41,20 @@ INPUTS = (
     Field("seed", "INT64", optional=True),
     Field("stop", "STRING", length=-1, optional=True),
     Field("reprune", "BOOL", optional=True),
+    Field("schema", "STRING", optional=True),
+    Field("top_logprobs", "INT32", optional=True),
     Field("stream", "BOOL", optional=True),
     Field("timeout_s", "FP32", optional=True),
 )
-#: ``text`` and ``token_ids`` come with every response, the others with the last; the last two are JSON.
+#: ``text`` and ``token_ids`` come with every response, ``logprobs`` too where ``top_logprobs`` asks for them,
+#: the others with the last. The last three are JSON.
 OUTPUTS = (
     Field("text", "STRING"),
     Field("token_ids", "INT32", length=-1),
     Field("finish_reason", "STRING", optional=True),
     Field("usage", "STRING", optional=True),
     Field("timings_ms", "STRING", optional=True),
+    Field("logprobs", "STRING", optional=True),
 )
 
 

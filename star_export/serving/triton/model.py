@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 from concurrent.futures import CancelledError
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class TritonPythonModel:
                 sender.send(_response(update))
         if update.finish_reason == "cancelled":
             raise CancelledError("the request was cancelled")
-        last = ticket.rest if stream else Piece(update.text, update.token_ids)
+        last = ticket.rest if stream else Piece(update.text, update.token_ids, update.logprobs)
         sender.send(_response(last, update), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
@@ -113,6 +114,8 @@ def _options(settings: dict[str, str]) -> ServiceOptions:
 
 def _response(piece: Piece, answer: Answer | None = None) -> Any:
     outputs = [_text("text", piece.text), pb.Tensor("token_ids", np.array(piece.token_ids, np.int32))]
+    if piece.logprobs is not None:
+        outputs.append(_text("logprobs", json.dumps([asdict(one) for one in piece.logprobs])))
     if answer is not None:
         plain = answer.to_dict()
         outputs.append(_text("finish_reason", answer.finish_reason))

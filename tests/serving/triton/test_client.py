@@ -40,7 +40,12 @@ def text(name: str, value: str) -> Tensor:
 
 
 def piece(value: str, *ids: int) -> list[Tensor]:
-    return [text("text", value), Tensor("token_ids", np.array(ids, np.int32))]
+    logprobs = [{"token": "?", "logprob": -i} for i in ids]
+    return [
+        text("text", value),
+        Tensor("token_ids", np.array(ids, np.int32)),
+        text("logprobs", json.dumps(logprobs)),
+    ]
 
 
 def answer(sender: Sender) -> None:
@@ -56,6 +61,7 @@ WHOLE = {
     "finish_reason": "stop",
     "usage": USAGE,
     "timings_ms": TIMINGS,
+    "logprobs": [{"token": "?", "logprob": -i} for i in (5, 6, 2)],
 }
 
 
@@ -63,7 +69,8 @@ WHOLE = {
 def test_an_answer_comes_in_pieces(scheme: str) -> None:
     with fake_triton.serve(Answering(answer)) as (address, _):
         found = list(stream(scheme + address, PICTURE, "What?"))
-    assert found[0] == {"text": "a r\u00e9d ", "token_ids": [5, 6]}
+    logprobs = json.dumps(WHOLE["logprobs"][:2])
+    assert found[0] == {"text": "a r\u00e9d ", "token_ids": [5, 6], "logprobs": logprobs}
     assert len(found) == 2
     assert collect(iter(found)) == WHOLE
     with pytest.raises(PlatformError, match="broke off"):
@@ -79,6 +86,8 @@ def test_every_input_arrives_with_its_type() -> None:
         "seed": 1 << 40,
         "stop": ["\u00e9", "b"],
         "reprune": False,
+        "schema": '{"type": "string"}',
+        "top_logprobs": 3,
         "timeout_s": 8.0,
     }
     with fake_triton.serve(Answering(answer)) as (address, seen):
@@ -87,6 +96,7 @@ def test_every_input_arrives_with_its_type() -> None:
         list(stream(address, [PICTURE, PICTURE], [{"role": "user", "content": "W\u00e4s?"}]))
     found = {name: array.tolist() for name, array in seen[0].inputs.items()}
     assert found.pop("stop") == ["\u00e9".encode(), b"b"]
+    assert found.pop("schema") == [given.pop("schema").encode()]
     assert found.pop("image") == [PICTURE.read_bytes()]
     assert found.pop("prompt") == ["W\u00e4s?".encode()]
     assert found.pop("stream") == [True]

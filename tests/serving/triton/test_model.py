@@ -169,7 +169,7 @@ def outcome(model: Any, **fields: Any) -> Outcome:
 def expected(pipeline: Pipeline, **fields: Any) -> Outcome:
     given = ASKED | fields
     sampling = Sampling(**{k: given[k] for k in ("temperature", "top_p", "seed") if k in given})
-    settings = {k: given[k] for k in ("keep", "max_new_tokens", "stop") if k in given}
+    settings = {k: given[k] for k in ("keep", "max_new_tokens", "stop", "schema") if k in given}
     result = pipeline.generate(given["image"], given["prompt"], sampling=sampling, **settings).result()
     return Outcome(result.text, list(result.token_ids), result.finish_reason, len(result.stage2_indices), 1)
 
@@ -191,6 +191,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "top_p": (HOT, HOT | {"top_p": 0.1}),
     "seed": (HOT, HOT | {"seed": 0}),
     "stop": ({}, {"stop": ["never said", " ", "e", "y"]}),
+    "schema": ({}, {"schema": '{"enum": ["a ring", "a square"]}'}),
 }
 
 
@@ -203,8 +204,16 @@ def test_every_input_has_its_effect(model, mha: Pipeline, name: str) -> None:
 
 
 def test_inputs_without_an_effect_on_the_answer_are_tested_too() -> None:
-    """Four of them, below; a new input has to be entered somewhere."""
-    assert {field.name for field in INPUTS} == {*CHANGES, "messages", "reprune", "stream", "timeout_s"}
+    """Five of them, below; a new input has to be entered somewhere."""
+    others = {"messages", "reprune", "stream", "timeout_s", "top_logprobs"}
+    assert {field.name for field in INPUTS} == {*CHANGES, *others}
+
+
+def test_logprobs_come_with_their_tokens(model) -> None:
+    for stream in (True, False):
+        for found in (one.plain() for one in ask(model, top_logprobs=2, stream=stream)):
+            told = json.loads(found["logprobs"])
+            assert [len(one["top_logprobs"]) for one in told] == [2] * len(found["token_ids"])
 
 
 @pytest.mark.parametrize("reprune", [True, False])

@@ -42,6 +42,7 @@ CASES: list[dict[str, Any]] = [
     {"prompt": "What color is the square?", "max_new_tokens": 1},
     {"prompt": "How many rings are there?", "temperature": 0.8, "top_p": 0.9, "seed": 3},
     {"prompt": NUMBER, "stop": ["6"]},
+    {"prompt": NUMBER, "schema": '{"enum": ["six", "seven"]}', "top_logprobs": 2},
 ]
 DTYPES = {
     "keep": "INT32",
@@ -51,6 +52,7 @@ DTYPES = {
     "top_p": "FP32",
     "timeout_s": "FP32",
     "reprune": "BOOL",
+    "top_logprobs": "INT32",
 }
 
 
@@ -72,7 +74,7 @@ def narrow(serve, bundle):
 
 def expected(pipeline: Pipeline, case: dict[str, Any]) -> tuple[str, list[int], str]:
     sampling = Sampling(**{k: case[k] for k in ("temperature", "top_p", "seed") if k in case})
-    settings = {k: case[k] for k in ("keep", "max_new_tokens", "stop") if k in case}
+    settings = {k: case[k] for k in ("keep", "max_new_tokens", "stop", "schema") if k in case}
     result = pipeline.generate(PICTURE, case["prompt"], sampling=sampling, **settings).result()
     return result.text, list(result.token_ids), result.finish_reason
 
