@@ -1,0 +1,150 @@
+// One answer on the page: its text as it comes, the pictures with what was kept of them, what it took.
+
+import { drawView } from "./patches.js";
+
+const FACTS = ["First token", "In all", "Speed", "KV cache"];
+
+export class Answer {
+  text = "";
+  keep;
+  #star = null;
+  #usage = null;
+  #stage = -1;
+  #view = 0;
+  #part;
+
+  /** keep: the budget that was asked for; undefined is the bundle's own. pictures: data URLs. */
+  constructor(keep, pictures) {
+    this.keep = keep;
+    this.element = fromTemplate("answer");
+    this.#part = (selector) => this.element.querySelector(selector);
+    this.element.setAttribute("aria-label", keep ? `Answer from ${keep} visual tokens` : "Answer");
+    const picture = document.createElement("img");
+    Object.assign(picture, { src: pictures.at(-1), alt: "The picture, as it was chosen" });
+    this.#part(".frame").append(picture);
+    this.#facts({});
+  }
+
+  /** Put in a chunk of a chat completion. */
+  take(chunk) {
+    const choice = chunk.choices?.[0];
+    const piece = choice?.delta?.content;
+    if (piece) {
+      this.text += piece;
+      this.#part(".text").append(piece);
+    }
+    if (choice?.finish_reason === "length") this.#say("The answer is as long as it may be.");
+    this.#usage = chunk.usage ?? this.#usage;
+    this.#star = chunk.star ?? this.#star;
+  }
+
+  /** The answer is whole: show what it took and, by `stage`, what was kept. */
+  end(stage) {
+    this.#part(".text").setAttribute("aria-busy", "false");
+    if (!this.#star) return;
+    this.#facts(this.#numbers());
+    const names = viewNames(this.#star.views);
+    const views = this.#part(".views");
+    views.hidden = names.length < 2;
+    choice(views, names, 0, (index) => {
+      this.#view = index;
+      this.#draw();
+    });
+    this.show(stage);
+  }
+
+  /** The answer will not be whole; the server's words, or none where it was stopped. */
+  fail(message) {
+    this.#part(".text").setAttribute("aria-busy", "false");
+    this.element.classList.add("failed");
+    if (message) this.#part(".error").textContent = message;
+    else this.#say("Stopped.");
+  }
+
+  /** Draw what a stage kept, by its index; -1 draws the picture alone. */
+  show(stage) {
+    this.#stage = stage;
+    if (this.#star) this.#draw();
+  }
+
+  #draw() {
+    const { stages, views } = this.#star;
+    const all = this.#star.patches ?? Math.max(...views.flatMap((view) => view.tokens.flat())) + 1;
+    const stage = stages[this.#stage];
+    const count = stage ? `${stage.kept.length}` : `${all}`;
+    const rest = stage ? `of ${all} visual tokens kept` : "visual tokens";
+    const view = views[this.#view];
+    const label = `Picture ${view.image + 1}: ${count} ${rest}`;
+    this.#part(".frame").replaceChildren(drawView(view, stage ? new Set(stage.kept) : null, label));
+    this.#part("figcaption strong").textContent = count;
+    this.#part("figcaption span").textContent = rest;
+  }
+
+  #numbers() {
+    const { timings_ms: took, kv_bytes: kept, kv_bytes_unpruned: whole } = this.#star;
+    const tokens = this.#usage?.completion_tokens ?? 0;
+    const saved = whole > kept ? `, ${bytes(whole - kept)} saved` : "";
+    return {
+      "First token": took && milliseconds(took.ttft),
+      "In all": took && milliseconds(took.total),
+      Speed: took && tokens > 1 && `${Math.round((1000 * (tokens - 1)) / (took.total - took.ttft))} tokens/s`,
+      "KV cache": kept && `${bytes(kept)}${saved}`,
+    };
+  }
+
+  #facts(numbers) {
+    const rows = FACTS.map((name) => {
+      const row = document.createElement("div");
+      const [term, value] = [document.createElement("dt"), document.createElement("dd")];
+      [term.textContent, value.textContent] = [name, numbers[name] || "–"];
+      row.append(term, value);
+      return row;
+    });
+    this.#part("dl").replaceChildren(...rows);
+  }
+
+  #say(words) {
+    const note = document.createElement("p");
+    note.className = "hint";
+    note.textContent = words;
+    this.#part(".text").after(note);
+  }
+}
+
+/** Radio buttons, one of them chosen; `onChoice(index)` hears of another. */
+export function choice(fieldset, names, chosen, onChoice) {
+  const group = `choice-${(choice.groups = (choice.groups ?? 0) + 1)}`;
+  const labels = names.map((name, index) => {
+    const [label, input, text] = ["label", "input", "span"].map((kind) => document.createElement(kind));
+    Object.assign(input, { type: "radio", name: group, checked: index === chosen });
+    input.addEventListener("change", () => onChoice(index));
+    text.textContent = name;
+    label.append(input, text);
+    return label;
+  });
+  fieldset.replaceChildren(fieldset.querySelector("legend"), ...labels);
+}
+
+/** A copy of what a template holds. */
+export function fromTemplate(id) {
+  return document.getElementById(id).content.firstElementChild.cloneNode(true);
+}
+
+function viewNames(views) {
+  const several = views.some((view) => view.image > 0);
+  return views.map((view, index) => {
+    const alone = views.filter((other) => other.image === view.image).length === 1;
+    const part = views[index - 1]?.image === view.image ? "tiles" : "whole";
+    const number = several ? `${view.image + 1}` : "";
+    return [number, alone && several ? "" : part].filter(Boolean).join(" ");
+  });
+}
+
+function milliseconds(value) {
+  return value < 1000 ? `${Math.round(value)} ms` : `${(value / 1000).toFixed(1)} s`;
+}
+
+function bytes(value) {
+  const power = Math.min(3, Math.floor(Math.log10(Math.max(value, 1)) / 3));
+  return `${(value / 1000 ** power).toFixed(power ? 1 : 0)} ${["B", "kB", "MB", "GB"][power]}`;
+}
