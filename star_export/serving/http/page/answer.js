@@ -2,7 +2,7 @@
 
 import { drawView } from "./patches.js";
 
-const FACTS = ["First token", "In all", "Speed", "KV cache"];
+const FACTS = ["First token", "In all", "Speed", "KV cache saved"];
 
 export class Answer {
   text = "";
@@ -83,12 +83,12 @@ export class Answer {
   #numbers() {
     const { timings_ms: took, kv_bytes: kept, kv_bytes_unpruned: whole } = this.#star;
     const tokens = this.#usage?.completion_tokens ?? 0;
-    const saved = whole > kept ? `, ${bytes(whole - kept)} saved` : "";
+    const share = Math.round((100 * (whole - kept)) / whole);
     return {
       "First token": took && milliseconds(took.ttft),
       "In all": took && milliseconds(took.total),
       Speed: took && tokens > 1 && `${Math.round((1000 * (tokens - 1)) / (took.total - took.ttft))} tokens/s`,
-      "KV cache": kept && `${bytes(kept)}${saved}`,
+      "KV cache saved": whole && `${bytes(whole - kept)}, ${share} %`,
     };
   }
 
@@ -146,5 +146,5 @@ function milliseconds(value) {
 
 function bytes(value) {
   const power = Math.min(3, Math.floor(Math.log10(Math.max(value, 1)) / 3));
-  return `${(value / 1000 ** power).toFixed(power ? 1 : 0)} ${["B", "kB", "MB", "GB"][power]}`;
+  return `${Number((value / 1000 ** power).toPrecision(3))} ${["B", "kB", "MB", "GB"][power]}`;
 }

@@ -116,6 +116,7 @@ function refresh() {
   document.body.classList.toggle("begun", begun);
   document.body.classList.toggle("pictured", pending.length > 0);
   part("welcome").hidden = begun || pending.length > 0;
+  part("compose").hidden = !part("welcome").hidden;
   part("new").hidden = !begun;
   send.textContent = busy ? "Stop" : "Ask";
   part("status").textContent = busy ? "Answering" : turns.length ? "Done" : "";
