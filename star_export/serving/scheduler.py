@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.generation import kept_tokens
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
 from star_export.answer.steps import VisionOutput
@@ -255,6 +256,8 @@ class Scheduler:
         )
         ticket.usage = Usage.of(self.pipeline.spec, request, state.lengths.tolist())
         ticket.lengths = state.lengths
+        pruned_before = self.pipeline.spec.stage1 is not None
+        ticket.kept = kept_tokens(request, visions, state, pruned_before=pruned_before)
         self._running[ticket.slot] = ticket
         self._choose({0: ticket}, state.output)
 

@@ -1,0 +1,31 @@
+"""A service's numbers in Prometheus' text format."""
+
+from collections.abc import Iterator, Mapping
+
+from star_export.serving.stats import METRICS, Stats
+
+
+def metrics_text(stats: Mapping[str, Stats]) -> str:
+    """All metrics of all models, under the names that Triton has for them."""
+    return "\n".join(_lines(stats)) + "\n"
+
+
+def _lines(stats: Mapping[str, Stats]) -> Iterator[str]:
+    for name, (text, read) in METRICS.items():
+        yield from _head(name, text, "counter" if name.endswith("_total") else "gauge")
+        for model, found in stats.items():
+            yield f"star_{name}{{{_label(model)}}} {read(found):.17g}"
+    yield from _head("requests_finished_total", "Requests that are done", "counter")
+    for model, found in stats.items():
+        for outcome, count in found.finished.items():
+            yield f'star_requests_finished_total{{{_label(model)},outcome="{outcome}"}} {count}'
+
+
+def _head(name: str, text: str, kind: str) -> Iterator[str]:
+    yield f"# HELP star_{name} {text}"
+    yield f"# TYPE star_{name} {kind}"
+
+
+def _label(model: str) -> str:
+    escaped = model.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'model="{escaped}"'
