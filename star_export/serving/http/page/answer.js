@@ -9,8 +9,6 @@ export class Answer {
   keep;
   #star = null;
   #usage = null;
-  #stage = -1;
-  #view = 0;
   #part;
 
   /** keep: the budget that was asked for; undefined is the bundle's own. pictures: data URLs. */
@@ -38,19 +36,10 @@ export class Answer {
     this.#star = chunk.star ?? this.#star;
   }
 
-  /** The answer is whole: show what it took and, by `stage`, what was kept. */
-  end(stage) {
+  /** The answer is whole: show what it took. */
+  end() {
     this.#part(".text").setAttribute("aria-busy", "false");
-    if (!this.#star) return;
-    this.#facts(this.#numbers());
-    const names = viewNames(this.#star.views);
-    const views = this.#part(".views");
-    views.hidden = names.length < 2;
-    choice(views, names, 0, (index) => {
-      this.#view = index;
-      this.#draw();
-    });
-    this.show(stage);
+    if (this.#star) this.#facts(this.#numbers());
   }
 
   /** The answer will not be whole; the server's words, or none where it was stopped. */
@@ -61,21 +50,21 @@ export class Answer {
     else this.#say("Stopped.");
   }
 
-  /** Draw what a stage kept, by its index; -1 draws the picture alone. */
-  show(stage) {
-    this.#stage = stage;
-    if (this.#star) this.#draw();
+  /** What the views of the pictures are called. */
+  get views() {
+    return viewNames(this.#star?.views ?? []);
   }
 
-  #draw() {
-    const { stages, views } = this.#star;
-    const all = this.#star.patches ?? Math.max(...views.flatMap((view) => view.tokens.flat())) + 1;
-    const stage = stages[this.#stage];
-    const count = stage ? `${stage.kept.length}` : `${all}`;
+  /** Draw in one of the views what a stage kept, both by index; stage -1 draws the picture alone. */
+  show(index, view) {
+    if (!this.#star) return;
+    const all = this.#usage.prompt_tokens_details.star.patches;
+    const stage = this.#star.stages[index];
+    const count = `${stage ? stage.kept.length : all}`;
     const rest = stage ? `of ${all} visual tokens kept` : "visual tokens";
-    const view = views[this.#view];
-    const label = `Picture ${view.image + 1}: ${count} ${rest}`;
-    this.#part(".frame").replaceChildren(drawView(view, stage ? new Set(stage.kept) : null, label));
+    const shown = this.#star.views[view];
+    const label = `Picture ${shown.image + 1}: ${count} ${rest}`;
+    this.#part(".frame").replaceChildren(drawView(shown, stage ? new Set(stage.kept) : null, label));
     this.#part("figcaption strong").textContent = count;
     this.#part("figcaption span").textContent = rest;
   }

@@ -33,14 +33,13 @@ function takeModel() {
   part("budget").hidden = !stage;
   budget = undefined;
   if (!stage) return;
-  slider.max = stage.max_tokens;
-  slider.value = stage.tokens;
+  slider.max = stage.max_keep;
+  slider.value = stage.keep;
   showBudget();
 }
 
 function showBudget() {
-  const { patches } = model().star;
-  part("kept").textContent = patches ? `${slider.value} of ${patches}` : slider.value;
+  part("kept").textContent = slider.value;
 }
 
 async function ask() {

@@ -5,20 +5,40 @@ import { Answer, choice, fromTemplate } from "./answer.js";
 /** One question with its answer, or with two, from two budgets. */
 class Turn {
   answers = [];
-  stage;
+  #stage;
+  #view = 0;
 
   constructor(question, pictures, seen, stages) {
     Object.assign(this, { question, pictures, seen });
     this.element = fromTemplate("turn");
     this.element.querySelector("h2").textContent = question;
-    this.stage = stages.length - 1;
-    const names = ["Picture", ...stages.map((_, index) => `Stage ${index + 1}`)];
+    this.#stage = stages.length - 1;
     const fieldset = this.element.querySelector(".stages");
     fieldset.hidden = !stages.length;
-    choice(fieldset, names, stages.length, (index) => {
-      this.stage = index - 1;
-      for (const answer of this.answers) answer.show(this.stage);
+    choice(fieldset, ["picture", ...stages.map(({ name }) => name)], stages.length, (index) => {
+      this.#stage = index - 1;
+      this.show();
     });
+  }
+
+  /** Draw the stage and the view that are chosen, of every answer. */
+  show() {
+    for (const answer of this.answers) answer.show(this.#stage, this.#view);
+  }
+
+  /** An answer is whole: draw it. */
+  end(answer) {
+    answer.end();
+    const fieldset = this.element.querySelector(".views");
+    const { views } = answer;
+    if (fieldset.hidden && views.length > 1) {
+      fieldset.hidden = false;
+      choice(fieldset, views, 0, (index) => {
+        this.#view = index;
+        this.show();
+      });
+    }
+    this.show();
   }
 
   /** Another answer; the first one stays beside it. */
@@ -101,7 +121,7 @@ export class Conversation {
     try {
       const body = { model: model.id, messages, show: true, ...(keep && { keep }) };
       for await (const chunk of this.#server.stream(body, controller.signal)) answer.take(chunk);
-      answer.end(turn.stage);
+      turn.end(answer);
       return true;
     } catch (error) {
       const stopped = error.name === "AbortError";
