@@ -74,7 +74,7 @@ export class Answer {
     const tokens = this.#usage?.completion_tokens ?? 0;
     const share = Math.round((100 * (whole - kept)) / whole);
     return {
-      "First token": took && milliseconds(took.ttft),
+      "First token": took && firstToken(took),
       "In all": took && milliseconds(took.total),
       Speed: took && tokens > 1 && `${Math.round((1000 * (tokens - 1)) / (took.total - took.ttft))} tokens/s`,
       "KV cache saved": whole && `${bytes(whole - kept)}, ${share} %`,
@@ -127,6 +127,11 @@ function viewNames(views) {
     const number = several ? `${view.image + 1}` : "";
     return [number, alone && several ? "" : part].filter(Boolean).join(" ");
   });
+}
+
+/** A picture that was asked about before is not looked at again: what comes from that is told apart. */
+function firstToken({ ttft, vision }) {
+  return milliseconds(ttft) + (vision >= 1 ? `, ${milliseconds(vision)} for the picture` : "");
 }
 
 function milliseconds(value) {

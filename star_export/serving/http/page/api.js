@@ -46,13 +46,22 @@ export class Server {
     for (;;) {
       const headers = { ...options.headers };
       if (this.#key) headers.Authorization = `Bearer ${this.#key}`;
-      const response = await fetch(path, { ...options, headers, cache: "no-store" });
+      const response = await reach(path, { ...options, headers, cache: "no-store" });
       if (response.ok) return response;
       const message = await reason(response);
       if (response.status !== 401) throw new ApiError(response.status, message);
       this.#key = await this.#askKey(message);
       if (!this.#key) throw new ApiError(401, message);
     }
+  }
+}
+
+/** As `fetch`, whose words for a server that is gone differ from browser to browser. */
+async function reach(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError(0, "the server cannot be reached");
   }
 }
 
