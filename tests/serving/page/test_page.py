@@ -52,14 +52,14 @@ def test_an_answer_is_the_apis_and_every_stage_is_drawn(shapes: Visit, address: 
         assert re.search(form, fact), fact
 
 
-def test_kept_patches_are_the_bright_ones(shapes: Visit, tmp_path: Path) -> None:
-    shapes.ask(QUESTION)
-    shapes.wait_for_function("document.getAnimations().every((one) => one.playState === 'finished')")
+def test_kept_patches_are_the_bright_ones(visit: Callable[..., Visit], address: str, tmp_path: Path) -> None:
+    page = visit(address, reduced_motion="reduce")
+    page.set_input_files("#files", SHAPES)
+    page.ask(QUESTION)
     cells = []
     for stage in ("stage 2", "picture"):
-        shapes.show(stage)
-        shapes.wait_for_function("document.getAnimations().every((one) => one.playState === 'finished')")
-        shapes.locator("svg").screenshot(path=tmp_path / "seen.png")
+        page.show(stage)
+        page.locator("svg[role=img]").screenshot(path=tmp_path / "seen.png")
         seen = Image.open(tmp_path / "seen.png").convert("L")
         side = seen.width / 24
         middles = [(int((n % 24 + 0.5) * side), int((n // 24 + 0.5) * side)) for n in range(576)]
@@ -131,17 +131,18 @@ def test_an_answer_streams_and_stops(visit: Callable[..., Visit], address: str) 
     page = visit(address, model=name)
     page.set_input_files("#files", SHAPES)
     page.evaluate(
-        "new MutationObserver(() => (window.lengths ??= new Set()).add(document.querySelector('.text')?.innerText.length))"
-        ".observe(document.body, {subtree: true, childList: true})"
+        "window.lengths = new Set(); new MutationObserver(() => lengths.add(document.querySelector('.text')"
+        "?.textContent.length)).observe(document.body, {subtree: true, childList: true})"
     )
     page.fill("#question", "Go on")
     page.keyboard.press("Enter")
-    page.wait_for_function("window.lengths?.size > 4")
+    expect(page.locator(".text")).to_have_text(re.compile(".{40}", re.DOTALL))
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".answer")).to_contain_text("Stopped.")
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
     seen = page.locator(".text").inner_text()
-    assert 0 < len(seen) < len(text(whole(address, page.asked()[0])))
+    assert page.evaluate("lengths.size") > 5
+    assert len(seen) < len(text(whole(address, page.asked()[0])))
     metrics = httpx.get(f"{address}/metrics").text
     assert f'star_requests_finished_total{{model="{name}",outcome="cancelled"}} 1' in metrics
     assert page.locator(".text").inner_text() == seen
@@ -164,7 +165,7 @@ def test_the_servers_words_when_it_refuses(visit: Callable[..., Visit], address:
     assert len(page.asked()[-1]["messages"]) == 1
 
 
-def test_a_server_that_is_gone(
+def test_a_key_and_a_server_that_is_gone(
     visit: Callable[..., Visit], bundle: Callable[..., Path], tmp_path: Path
 ) -> None:
     with serving(bundle("mini"), log=tmp_path / "log", key="open sesame") as address:

@@ -39,7 +39,7 @@ export class Server {
       if (chunk.error) throw new ApiError(response.status, chunk.error.message);
       yield chunk;
     }
-    throw new ApiError(0, "the answer broke off: the connection was closed");
+    broken();
   }
 
   async #fetch(path, options = {}) {
@@ -57,12 +57,12 @@ export class Server {
 }
 
 /** As `fetch`, whose words for a server that is gone differ from browser to browser. */
-async function reach(path, options) {
-  try {
-    return await fetch(path, options);
-  } catch (error) {
-    throw error.name === "AbortError" ? error : new ApiError(0, "the server cannot be reached");
-  }
+function reach(path, options) {
+  return fetch(path, options).catch((error) => broken(error, "the server cannot be reached"));
+}
+
+function broken(error, message = "the answer broke off: the connection was closed") {
+  throw error?.name === "AbortError" ? error : new ApiError(0, message);
 }
 
 /** The data of each server-sent event. */
@@ -70,7 +70,7 @@ async function* events(body) {
   let rest = "";
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   for (;;) {
-    const { value, done } = await reader.read();
+    const { value, done } = await reader.read().catch(broken);
     if (done) return;
     const blocks = (rest + value.replaceAll("\r", "")).split("\n\n");
     rest = blocks.pop();

@@ -173,6 +173,7 @@ question.addEventListener("keydown", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && !part("key").open) conversation.stop();
 });
+part("key-cancel").addEventListener("click", () => part("key").close());
 slider.addEventListener("input", showBudget);
 slider.addEventListener("change", askAgain);
 part("new").addEventListener("click", () => {
