@@ -83,10 +83,10 @@ class Models:
         model = next(iter(self.by_name))
         question = (
             f'{{"model": "{model}", "messages": [{{"role": "user", "content": [{{"type": "image_url", '
-            '"image_url": {"url": "data:image/png;base64,\'"$(base64 -w0 FILE)"\'"}}, '
-            '{"type": "text", "text": "What is this?"}]}]}'
+            '"image_url": {"url": "data:image/png;base64,%s"}}, {"type": "text", "text": "What is this?"}]}]}'
         )
+        ask = f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d @-"
         return (
             f"{', '.join(self.by_name)} at {address}/v1, a page at {address}\n"
-            f"next: curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{question}'"
+            f"next: printf '{question}' \"$(base64 -w0 FILE)\" | {ask}"
         )
