@@ -49,7 +49,6 @@ def serve(
     """Answer OpenAI's chat completions over HTTP, with a page to try it."""
     from star_export.serving.http.models import Models
     from star_export.serving.http.options import HttpOptions
-    from star_export.serving.http.server import serve as run_server
     from star_export.serving.options import ServiceOptions
 
     http = HttpOptions(
@@ -80,7 +79,7 @@ def serve(
         options=service,
     )
     show_requests()
-    run_server(models.start, http, on_ready=partial(_say_ready, models, json))
+    models.serve(http, on_ready=partial(_say_ready, models, json))
 
 
 def _say_ready(models: "Models", json: bool, address: str) -> None:

@@ -5,6 +5,7 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from star_export.serving.ticket import Ticket
 
@@ -130,7 +131,7 @@ class Counts:
         self.ttft.count(ticket.progress.timings["ttft"])
         self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
 
-    def snapshot(self, **others: int) -> Stats:
+    def snapshot(self, **others: Any) -> Stats:
         """The numbers of this moment, with those that are counted elsewhere; any thread may ask."""
         finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
         times = {name: copy.deepcopy(getattr(self, name)) for name in ("ttft", "between_tokens")}

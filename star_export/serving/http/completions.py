@@ -49,7 +49,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
-        reply = Reply(send, self._options.receive_timeout_s)
+        reply = Reply(send)
         try:
             async with self._bodies.held(Request(scope, receive)) as body:
                 chat = await asyncio.to_thread(read_chat, body)

@@ -55,6 +55,8 @@ def fetch(url: str, *, most: int, deadline: float, allowed: Callable[[Address], 
     for _ in range(MAX_REDIRECTS + 1):
         try:
             found = _get(urlsplit(url), most, deadline, allowed)
+            if time.monotonic() >= deadline:  # a connection that was cut looks like one that ended
+                raise TimeoutError
         except (OSError, http.client.HTTPException, ValueError) as error:
             late = time.monotonic() >= deadline
             reason = "it took too long" if late else error

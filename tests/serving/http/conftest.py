@@ -1,6 +1,7 @@
 """A real server on a real bundle, and the client that its users have."""
 
 import base64
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -65,11 +66,13 @@ def asked(path: Path, words: str = COLOR) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def listening(service: Service, **options: Any) -> Iterator[str]:
-    """The address of a server over a service, in a thread."""
+def listening(service: Service, *, send_buffer: int | None = None, **options: Any) -> Iterator[str]:
+    """The address of a server over a service, in a thread; a small buffer makes unread answers felt."""
     ready = threading.Event()
     chosen = HttpOptions(port=0, **options)
     with listen(chosen) as bound:
+        if send_buffer:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         server = Server({MODEL: service}, chosen, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()

@@ -21,7 +21,8 @@ import pytest
 
 from star_export.answer.pipeline import Pipeline
 from star_export.contract import DECODE, VISION
-from star_export.errors import DeviceError
+from star_export.errors import DeviceError, PlatformError, SettingsError
+from star_export.serving.http.models import Models
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.http.server import serve
 from star_export.serving.options import ServiceOptions
@@ -233,6 +234,24 @@ def _metric(where: str, name: str) -> float:
     with urllib.request.urlopen(f"{where}/metrics") as response:
         lines = response.read().decode().splitlines()
     return float(next(line for line in lines if line.startswith(f"{name}{{")).split()[-1])
+
+
+def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "star_export.serving.http.server", None)
+    with pytest.raises(PlatformError, match=r"run: pip install 'star-export\[serve\]'"):
+        Models(folders=(folder,)).serve(HttpOptions(port=0))
+
+
+@pytest.mark.parametrize(
+    ("folders", "names", "message"),
+    [
+        (("a", "b"), ("one",), "name must be given once for each bundle, got 1 names for 2 bundles"),
+        (("x/a", "y/a"), (), "two models have one name; give each its own with name"),
+    ],
+)
+def test_models_have_names_of_their_own(folders: Any, names: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        Models(folders=tuple(map(Path, folders)), names=names)
 
 
 def test_an_address_that_is_taken_is_one_line(
