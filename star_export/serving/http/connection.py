@@ -1,6 +1,7 @@
 """Connections that are closed when the other side is too slow."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -15,8 +16,9 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
     """
 
     class Protocol(H11Protocol):
-        _head: asyncio.TimerHandle | None = None
-        _unread: asyncio.TimerHandle | None = None
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self._timers: dict[str, asyncio.TimerHandle] = {}
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
@@ -28,25 +30,29 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._unread = self.loop.call_later(seconds, self.transport.abort)
+            self._start("unread", self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
-            self._unread = _stopped(self._unread)
+            self._stop("unread")
 
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
-            self._head, self._unread = _stopped(self._head), _stopped(self._unread)
+            for name in list(self._timers):
+                self._stop(name)
 
         def _time_head(self) -> None:
-            if self.conn.their_state is not h11.IDLE:  # it is complete, or was nonsense
-                self._head = _stopped(self._head)
-            elif self._head is None:
-                self._head = self.loop.call_later(seconds, self.transport.close)
+            if self.conn.their_state is h11.IDLE:
+                self._start("head", self.transport.close)
+            else:  # it is complete, or was nonsense
+                self._stop("head")
+
+        def _start(self, name: str, action: Callable[[], None]) -> None:
+            if name not in self._timers:
+                self._timers[name] = self.loop.call_later(seconds, action)
+
+        def _stop(self, name: str) -> None:
+            if name in self._timers:
+                self._timers.pop(name).cancel()
 
     return Protocol
-
-
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()

@@ -1,7 +1,9 @@
 """Answers over HTTP, asked for by OpenAI's own client and by curl."""
 
 import json
+import re
 import subprocess
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from star_export.cli.commands import app
 from star_export.serving.service import Service
 
 from .conftest import COLOR, MODEL, PLACE, asked, picture, text
+
+ROOT = Path(__file__).parents[3]
 
 
 def ask(client: openai.OpenAI, messages: list[dict[str, Any]], **options: Any) -> Any:
@@ -167,6 +171,30 @@ def test_curl_streams_events(where: str, shapes: list[Path]) -> None:
     *chunks, done = events.split("\n\n")[:-1]
     assert done == "data: [DONE]"
     assert all(json.loads(chunk.removeprefix("data: "))["model"] == MODEL for chunk in chunks)
+
+
+@pytest.mark.parametrize("language", ["sh", "python"])
+def test_what_the_documentation_shows_works(
+    where: str, shapes: list[Path], reference: Pipeline, tmp_path: Path, language: str
+) -> None:
+    shown = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)[0]
+    code = shown.replace("localhost:8000", where.removeprefix("http://")).replace("llava-7b", MODEL)
+    if language == "sh":  # without its first two commands, which install and start
+        code = code[code.index("printf") :]
+    (tmp_path / "dog.png").write_bytes(shapes[0].read_bytes())
+    command = ["bash", "-c"] if language == "sh" else [sys.executable, "-c"]
+    out = subprocess.run(
+        [*command, code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    keep = 29 if language == "python" else None
+    right = reference.generate(shapes[0], "What is this?", keep=keep).result().text
+    if language == "sh":
+        events = [line.removeprefix("data: ") for line in out.stdout.split("\n\n")[:-2]]
+        assert (
+            "".join(json.loads(event)["choices"][0]["delta"].get("content", "") for event in events) == right
+        )
+    else:
+        assert out.stdout == right
 
 
 def test_models_are_listed_with_what_may_be_asked_of_them(client: openai.OpenAI) -> None:

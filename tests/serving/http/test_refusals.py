@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import openai
 import pytest
 
 from star_export.errors import SettingsError
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.service import Service
+from tests.serving.gate import wait_until
 
 from .conftest import MODEL, asked, client_of, text
 
@@ -233,6 +235,29 @@ def test_what_is_no_http_is_refused(where: str) -> None:
         peer.sendall(HEAD + b"X: " + b"a" * 400_000)
         assert until_closed(peer).startswith(b"HTTP/1.1 400")
     assert urllib.request.urlopen(f"{where}/health").status == 200
+
+
+def test_damaged_requests_harm_nobody(
+    where: str, client: openai.OpenAI, shapes: list[Path], service: Service
+) -> None:
+    """Cut, with bytes that are other ones, of lengths that they do not have; some leave without waiting."""
+    random = np.random.default_rng(11)
+    body = json.dumps({"messages": asked(shapes[0]), "max_tokens": 1, "stream": True}).encode()
+    right = client.chat.completions.create(model=MODEL, messages=asked(shapes[0]))  # type: ignore[arg-type]
+    for number in range(150):
+        length = len(body) + int(random.integers(-50, 50)) * (number % 3 == 0)
+        data = bytearray(HEAD + f"Content-Length: {length}\r\n\r\n".encode() + body)
+        for place in random.integers(0, 400 if number % 2 else len(data), number % 4):
+            data[place] = int(random.integers(256))
+        with connect(where) as peer, suppress(ConnectionError):
+            peer.sendall(data[: int(random.integers(1, len(data))) if number % 5 == 0 else None])
+            if number % 7 == 0:
+                peer.settimeout(0.2)
+                with suppress(TimeoutError):
+                    assert peer.recv(12)[:9] in (b"HTTP/1.1 ", b"")
+    wait_until(lambda: service.stats().present == 0)
+    again = client.chat.completions.create(model=MODEL, messages=asked(shapes[0]))  # type: ignore[arg-type]
+    assert again.choices == right.choices
 
 
 def test_who_holds_all_connections_holds_them_for_a_while(serve: Callable[..., str]) -> None:
