@@ -187,7 +187,7 @@ endef
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(call install_torch,$(BIN))
-	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,dev]'
+	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,polygraphy,eval,serve,dev]'
 	touch $@
 
 $(TRITON)/.ready: pyproject.toml

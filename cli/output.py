@@ -30,7 +30,7 @@ err = Console(stderr=True, highlight=False)
 
 def print_json(data: Any) -> None:
     """Print one JSON object on stdout."""
-    print(json.dumps(data, ensure_ascii=False, indent=2))
+    print(json.dumps(data, ensure_ascii=False, indent=2), flush=True)
 
 
 def quiet_libraries() -> None:

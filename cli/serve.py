@@ -1,9 +1,15 @@
 """``star-export serve``."""
 
+from functools import partial
+from typing import TYPE_CHECKING
+
 from star_export.cli import options as opt
 from star_export.cli import serve_options as own
 from star_export.cli.app import app
 from star_export.cli.output import err, print_json, show_requests
+
+if TYPE_CHECKING:
+    from star_export.serving.http.models import Models
 
 EPILOG = """
 **Examples**
@@ -43,7 +49,6 @@ def serve(
     """Answer OpenAI's chat completions over HTTP, with a page to try it."""
     from star_export.serving.http.models import Models
     from star_export.serving.http.options import HttpOptions
-    from star_export.serving.http.server import serve as run_server
     from star_export.serving.options import ServiceOptions
 
     http = HttpOptions(
@@ -73,12 +78,12 @@ def serve(
         verify=verify,
         options=service,
     )
-
-    def ready(address: str) -> None:
-        if json:
-            print_json({"address": address, "models": list(models.by_name)})
-        else:
-            err.print(models.greeting(address), soft_wrap=True, markup=False)
-
     show_requests()
-    run_server(models.start, http, on_ready=ready)
+    models.serve(http, on_ready=partial(_say_ready, models, json))
+
+
+def _say_ready(models: "Models", json: bool, address: str) -> None:
+    if json:
+        print_json({"address": address, "models": list(models.by_name)})
+    else:
+        err.print(models.greeting(address), soft_wrap=True, markup=False)

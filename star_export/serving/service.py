@@ -104,8 +104,14 @@ class Service:
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
-        admission = self._scheduler.admission
-        return self._scheduler.stats.snapshot(present=admission.present, refused=admission.refused)
+        admission, features = self._scheduler.admission, self._scheduler.features
+        return self._scheduler.stats.snapshot(
+            present=admission.present,
+            refused=admission.refused,
+            feature_hits=features.hits,
+            feature_misses=features.misses,
+            feature_bytes=features.bytes,
+        )
 
     def drain(self) -> None:
         """Let nobody in any more; never waits."""

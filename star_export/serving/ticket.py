@@ -90,11 +90,15 @@ class Stopwatch:
 
     def reach(self, stage: str) -> None:
         """The end of a stage; the next one begins."""
-        now = time.perf_counter()
-        self.timings[stage] = 1000 * (now - self._last)
-        self._last = now
+        self.timings[stage] = self.lap()
         if stage == "prefill":
-            self.timings["ttft"] = 1000 * (now - self._start)
+            self.timings["ttft"] = 1000 * (self._last - self._start)
+
+    def lap(self) -> float:
+        """Milliseconds since the last stage or lap ended; another begins."""
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000 * lap
 
     def done(self) -> dict[str, float]:
         """All timings, with ``total``."""

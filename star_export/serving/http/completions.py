@@ -1,10 +1,13 @@
 """``POST /v1/chat/completions``: a body in, an answer or a stream of its pieces out."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
@@ -19,6 +22,10 @@ from star_export.serving.http.refusal import ApiError, refusal
 from star_export.serving.http.reply import Reply
 from star_export.serving.service import Service
 from star_export.serving.ticket import Answer, Ticket
+
+log = logging.getLogger("star_export.requests")
+
+GONE = "the client has gone"
 
 
 class Completions:
@@ -42,7 +49,7 @@ class Completions:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
-        reply = Reply(send, self._options.receive_timeout_s)
+        reply = Reply(send)
         try:
             async with self._bodies.held(Request(scope, receive)) as body:
                 chat = await asyncio.to_thread(read_chat, body)
@@ -64,15 +71,19 @@ class Completions:
 
     async def _submit(self, chat: ChatRequest, service: Service, gone: "asyncio.Task[None]") -> Ticket:
         with service.enter() as place:
-            return await submitted(self._prepare(chat, service, place), self._threads, gone)
+            work = partial(self._prepare, chat, service, place, gone)
+            return await submitted(work, self._threads, gone)
 
-    def _prepare(self, chat: ChatRequest, service: Service, place: Place) -> Callable[[], Ticket]:
-        def prepare() -> Ticket:
-            limits = service.pipeline.spec.images
-            fetch = picture_source(chat.urls, limits.max_images, self._options)
-            return service.submit(chat.query(fetch), place)
-
-        return prepare
+    def _prepare(
+        self, chat: ChatRequest, service: Service, place: Place, gone: "asyncio.Task[None]"
+    ) -> Ticket:
+        fetch = picture_source(chat.urls, service.pipeline.spec.images.max_images, self._options)
+        query = chat.query(fetch)
+        if self._options.log_prompts:
+            log.info("asked: %s", msgspec.json.encode(query.prompt).decode())
+        if gone.done():
+            raise CancelledError(GONE)
+        return service.submit(query, place)
 
 
 def find_model(services: Mapping[str, Service], name: str | None) -> tuple[str, Service]:
@@ -123,7 +134,7 @@ async def _answer(
 def _finished(answer: Answer) -> Answer:
     """The answer of who is still there."""
     if answer.finish_reason == "cancelled":
-        raise CancelledError("the client has gone")
+        raise CancelledError(GONE)
     return answer
 
 

@@ -24,6 +24,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+#: Bytes that headers may have; h11 holds to it only where they come in several reads.
+MAX_HEAD = 16 << 10
 LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -55,21 +57,25 @@ class Guard:
             await send(message)
 
         try:
-            await (self._app if self._known(scope) else _foreign)(scope, receive, guarded)
+            refused = self._refused(scope)
+            await (error_response(refused) if refused else self._app)(scope, receive, guarded)
         finally:
             took = 1000 * (time.perf_counter() - began)
             log.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1], status, took)
+
+    def _refused(self, scope: Scope) -> ApiError | None:
+        """Why a request goes no further."""
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
+            return ApiError(431, f"the headers may have {MAX_HEAD} bytes; send fewer")
+        if not self._known(scope):
+            return ApiError(400, f"this server is local: ask it as {LOCAL[0]}, or start it for another host")
+        return None
 
     def _known(self, scope: Scope) -> bool:
         """Whether the request names this machine, where only it can connect."""
         name = Headers(scope=scope).get("host", "").rpartition(":")
         host = name[0] if name[1] and not name[2].endswith("]") else name[2]
         return not self._options.loopback or host in (*LOCAL, self._options.host)
-
-
-async def _foreign(scope: Scope, receive: Receive, send: Send) -> None:
-    error = ApiError(400, f"this server is local: ask it as {LOCAL[0]}, or start it for another host")
-    await error_response(error)(scope, receive, send)
 
 
 class KeyCheck:

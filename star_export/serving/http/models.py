@@ -10,7 +10,8 @@ from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
 from star_export.engines import Runtime, open_session
 from star_export.engines.backends import default_backend
-from star_export.errors import DeviceError, SettingsError, option
+from star_export.errors import DeviceError, PlatformError, SettingsError, option
+from star_export.serving.http.options import HttpOptions
 from star_export.serving.options import ServiceOptions
 from star_export.serving.service import Service
 
@@ -78,15 +79,30 @@ class Models:
             started.pop_all()
         return services
 
+    def serve(self, options: HttpOptions, *, on_ready: Callable[[str], None] = lambda _address: None) -> None:
+        """Answer until told to end; see :func:`star_export.serving.http.server.serve`.
+
+        Raises:
+            PlatformError: If the server's packages are missing, or its address cannot be had.
+            StarExportError: If a model cannot be loaded, or its GPU was lost.
+        """
+        try:
+            from star_export.serving.http.server import serve
+        except ModuleNotFoundError as error:
+            raise PlatformError(
+                f"serving needs {error.name}; run: pip install 'star-export[serve]'"
+            ) from error
+        serve(self.start, options, on_ready=on_ready)
+
     def greeting(self, address: str) -> str:
         """Where the server is, and how to ask it."""
         model = next(iter(self.by_name))
         question = (
             f'{{"model": "{model}", "messages": [{{"role": "user", "content": [{{"type": "image_url", '
-            '"image_url": {"url": "data:image/png;base64,\'"$(base64 -w0 FILE)"\'"}}, '
-            '{"type": "text", "text": "What is this?"}]}]}'
+            '"image_url": {"url": "data:image/png;base64,%s"}}, {"type": "text", "text": "What is this?"}]}]}'
         )
+        ask = f"curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d @-"
         return (
             f"{', '.join(self.by_name)} at {address}/v1, a page at {address}\n"
-            f"next: curl {address}/v1/chat/completions -H 'Content-Type: application/json' -d '{question}'"
+            f"next: printf '{question}' \"$(base64 -w0 FILE)\" | {ask}"
         )

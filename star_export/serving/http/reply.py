@@ -1,6 +1,5 @@
 """Sending to one client: JSON, or a stream of it."""
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,15 +24,14 @@ def error_response(error: ApiError) -> Response:
 
 
 class Reply:
-    """What is sent to one client, which has some seconds to take each part of it.
+    """What is sent to one client.
 
     Args:
         send: ASGI's.
-        seconds: How long a part may take.
     """
 
-    def __init__(self, send: Send, seconds: float) -> None:
-        self._send, self._seconds, self._streams = send, seconds, False
+    def __init__(self, send: Send) -> None:
+        self._send, self._streams = send, False
 
     async def whole(
         self, values: Any, *, status: int = 200, headers: Mapping[str, str] | None = None
@@ -69,5 +67,4 @@ class Reply:
         await self._send({"type": "http.response.start", "status": status, "headers": raw})
 
     async def _part(self, body: bytes, *, more: bool = False) -> None:
-        async with asyncio.timeout(self._seconds):
-            await self._send({"type": "http.response.body", "body": body, "more_body": more})
+        await self._send({"type": "http.response.body", "body": body, "more_body": more})

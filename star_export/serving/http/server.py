@@ -1,24 +1,20 @@
 """The process that listens: its socket, its connections, its end."""
 
-import asyncio
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import FrameType
-from typing import Any
 
-import h11
 import uvicorn
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from star_export.errors import DeviceError, PlatformError, option
 from star_export.serving.http.app import make_app
+from star_export.serving.http.connection import patient_protocol
+from star_export.serving.http.guard import MAX_HEAD
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.service import Service
 
-#: Bytes that a request's line and headers may have.
-MAX_HEAD = 16 << 10
 #: Seconds that a connection may be idle between two requests.
 KEEP_ALIVE_S = 30
 
@@ -64,7 +60,7 @@ class Server(uvicorn.Server):
         longest = max(service.options.timeout_s for service in services.values())
         config = uvicorn.Config(
             make_app(services, options),
-            http=_protocol(options.receive_timeout_s),
+            http=patient_protocol(options.receive_timeout_s),
             ws="none",
             lifespan="on",
             log_config=None,
@@ -123,6 +119,7 @@ def serve(
             stack.callback(service.close)
         server = Server(services, options, lambda: on_ready(address(bound)))
         servers.append(server)
+        server.should_exit = bool(lost)
         with _exits_are_the_servers():
             server.run(sockets=[bound])
     if lost:
@@ -139,36 +136,3 @@ def _exits_are_the_servers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, which closes connections whose request's head takes longer."""
-
-    class Protocol(H11Protocol):
-        _timer: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._look()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._look()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            self._stop()
-
-        def _look(self) -> None:
-            """Time a head that is not complete."""
-            if self.conn.their_state is not h11.IDLE:
-                self._stop()
-            elif self._timer is None:
-                self._timer = self.loop.call_later(seconds, self.transport.close)
-
-        def _stop(self) -> None:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
-
-    return Protocol
