@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo page-shot test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -112,6 +112,11 @@ bench-bits: $(READY)
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int8 --quantize-vision --output $(BENCH)/int8 --overwrite
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int4 --quantize-vision --output $(BENCH)/int4 --overwrite
 	$(BIN)/star-export bench $(BENCH)/balanced $(BENCH)/int8 $(BENCH)/int4 --image docs/shapes.png
+
+# docs/page.png: the page of `star-export serve`, in the machine's Chromium.
+page-shot: $(READY)
+	test -e $(OUT)/bundle/manifest.json || $(BIN)/star-export build --model models/mini -o $(OUT)/bundle
+	$(BIN)/python -m tests.serving.page.shot $(OUT)/bundle docs/page.png
 
 # docs/growth.png: time and memory against text, tokens kept, batch and model size. Minutes; 1.4 GB of disk.
 growth: $(READY)

@@ -18,6 +18,7 @@ pytest.importorskip("uvicorn", reason="needs the serve extra")
 
 from playwright.sync_api import Browser, Page, Request, ViewportSize, sync_playwright
 
+SHAPES = Path(__file__).parents[3] / "docs/shapes.png"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 
 

@@ -10,9 +10,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.serving.page.conftest import Visit, serving
+from tests.serving.page.conftest import SHAPES, Visit, serving
 
-SHAPES = Path(__file__).parents[3] / "docs/shapes.png"
 QUESTION = "What number is written?"
 
 
@@ -81,7 +80,8 @@ def test_another_budget_is_asked_beside_the_first(shapes: Visit, address: str) -
     shapes.show("stage 1")
     assert shapes.drawn(0) == shapes.drawn(1) == 518
     left, right = (box.bounding_box() for box in shapes.locator(".answer").all())
-    assert left and right and left["y"] == right["y"] and left["x"] + left["width"] <= right["x"]
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] <= right["x"]
 
 
 def test_a_conversation_goes_on_and_begins_anew(shapes: Visit, address: str) -> None:
