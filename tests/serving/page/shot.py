@@ -1,4 +1,4 @@
-"""The picture of the page in its documentation: ``python -m tests.serving.page.shot BUNDLE docs/page.png``."""
+"""The page's picture in the documentation: ``python -m tests.serving.page.shot BUNDLE docs/page.png``."""
 
 import sys
 import tempfile
@@ -11,21 +11,24 @@ from tests.serving.page.conftest import CHROMIUM, SHAPES, serving
 
 def shoot(bundle: Path, output: Path) -> None:
     """A question about docs/shapes.png, answered from the bundle's own budget and from 24 tokens."""
-    with tempfile.TemporaryDirectory() as folder, serving(bundle, log=Path(folder) / "log") as address:
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-            size = ViewportSize(width=1100, height=790)
-            tab = browser.new_page(viewport=size, reduced_motion="reduce")
-            tab.goto(address)
-            tab.set_input_files("#files", SHAPES)
-            tab.fill("#question", "What number is written?")
-            tab.keyboard.press("Enter")
-            tab.locator(".dropped").wait_for()
-            tab.locator("#keep").fill("24")
-            tab.locator(".answer:nth-child(2) .dropped").wait_for()
-            tab.evaluate("document.activeElement.blur()")
-            tab.screenshot(path=output)
-            browser.close()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        serving(bundle, log=Path(folder) / "log") as address,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        size = ViewportSize(width=1100, height=860)
+        tab = browser.new_page(viewport=size, reduced_motion="reduce")
+        tab.goto(address)
+        tab.set_input_files("#files", SHAPES)
+        tab.fill("#question", "What number is written?")
+        tab.keyboard.press("Enter")
+        tab.locator(".dropped").wait_for()
+        tab.locator("#keep").fill("24")
+        tab.locator(".answer:nth-child(2) .dropped").wait_for()
+        tab.evaluate("document.activeElement.blur()")
+        tab.screenshot(path=output)
+        browser.close()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from tests.serving.page.conftest import SHAPES, Visit, serving
 
 QUESTION = "What number is written?"
 
+#: How much has moved by itself since the page was opened; see https://web.dev/articles/cls.
+LAYOUT_SHIFT = """() => new Promise((resolve) => new PerformanceObserver((list) => resolve(
+    list.getEntries().reduce((sum, one) => sum + (one.hadRecentInput ? 0 : one.value), 0)
+)).observe({ type: "layout-shift", buffered: true }))"""
+
 
 @pytest.fixture
 def shapes(visit: Callable[..., Visit], address: str) -> Visit:
@@ -88,6 +93,7 @@ def test_a_conversation_goes_on_and_begins_anew(shapes: Visit, address: str) -> 
     shapes.ask(QUESTION)
     shapes.ask("What color is the <b>star</b>?")
     expect(shapes.locator(".turn h2").last).to_have_text("What color is the <b>star</b>?")
+    expect(shapes.locator(".frame").last).to_be_in_viewport(ratio=0.99)
     first, second = shapes.asked()
     question, answer, following = second["messages"]
     assert question == first["messages"][0]
@@ -249,6 +255,7 @@ def test_accessibility(visit: Callable[..., Visit], address: str, scheme: str, w
     page.locator(".answer:nth-child(2) .dropped").wait_for()
     assert axe.Axe().run(page.tab).response["violations"] == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(LAYOUT_SHIFT) < 0.01
 
 
 def _named(address: str, preset: str) -> str:

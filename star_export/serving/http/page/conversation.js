@@ -78,18 +78,18 @@ export class Conversation {
     return this.turns.at(-1);
   }
 
-  /** Pictures of all questions so far. */
+  /** Pictures of all questions that were answered, or are being. */
   get pictures() {
-    return this.turns.flatMap((turn) => turn.pictures);
+    const counts = (turn) => turn.said || (this.busy && turn === this.last);
+    return this.turns.filter(counts).flatMap((turn) => turn.pictures);
   }
 
-  /** Ask a question; resolves when its answer has ended, to whether the server gave one. */
+  /** Ask a question; resolves when its answer has ended, to whether there is anything of one. */
   async ask(model, question, pictures, keep) {
     const turn = new Turn(question, pictures, [...this.pictures, ...pictures], model.star?.stages ?? []);
     const before = this.turns.filter((one) => one.said);
     this.turns = [...before, turn];
     this.#log.append(turn.element);
-    turn.element.scrollIntoView({ block: "start" });
     return this.#answer(model, turn, keep);
   }
 
@@ -116,22 +116,22 @@ export class Conversation {
     const controller = new AbortController();
     const messages = this.#messages(turn);
     const answer = turn.begin(keep);
+    turn.element.scrollIntoView();
     this.#controller = controller;
     this.onChange();
     try {
       const body = { model: model.id, messages, show: true, ...(keep && { keep }) };
       for await (const chunk of this.#server.stream(body, controller.signal)) answer.take(chunk);
       turn.end(answer);
-      return true;
     } catch (error) {
       const stopped = error.name === "AbortError";
       answer.refused = !stopped;
       answer.fail(stopped ? "" : error.message);
-      return stopped;
     } finally {
       if (this.#controller === controller) this.#controller = null;
       this.onChange();
     }
+    return Boolean(turn.said);
   }
 
   /** The turns up to one, as the API takes them. */
