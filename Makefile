@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo page-shot test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo page-shot test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -53,6 +53,10 @@ load: $(READY) $(TRITON)/.ready
 # Decode in the front door's process against a Triton model of its own; after `make load`.
 bench-triton: $(TRITON)/.ready
 	$(TRITON)/bin/python .ci/bench_triton.py build/load/star
+
+# What HTTP adds to the service, the same requests both ways in turns; after `make demo`.
+bench-serve: $(READY)
+	$(BIN)/python .ci/bench_serve.py $(OUT)/bundle
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt]; `make test` runs most of it on a fake GPU.
 test-gpu: $(READY)

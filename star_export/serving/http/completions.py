@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
 
@@ -50,24 +51,23 @@ class Completions:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever it is."""
         reply = Reply(send)
+        chat: ChatRequest | None = None
+        service: Service | None = None
         try:
-            async with self._bodies.held(Request(scope, receive)) as body:
-                chat = await asyncio.to_thread(read_chat, body)
-                del body
-                name, service = find_model(self._services, chat.model)
-                async with watched(receive) as gone:
-                    try:
-                        ticket = await self._submit(chat, service, gone)
-                        with ticket:
-                            await _answer(
-                                chat, Completion(name, chat.usage_in_stream), ticket, service, reply
-                            )
-                    except Exception as error:
-                        raise refusal(error, sent=chat.sent, closing=not service.open) from error
-        except ApiError as error:
-            await reply.refuse(error)
+            async with AsyncExitStack() as stack:
+                async with self._bodies.held(Request(scope, receive)) as body:
+                    chat = await asyncio.to_thread(read_chat, body)
+                    del body
+                    name, service = find_model(self._services, chat.model)
+                    gone = await stack.enter_async_context(watched(receive))
+                    ticket = await self._submit(chat, service, gone)
+                chat.messages.clear()  # pictures as text are large, and were read
+                with ticket:
+                    await _answer(chat, Completion(name, chat.usage_in_stream), ticket, service, reply)
         except Exception as error:  # the client gets it, whatever it is
-            await reply.refuse(refusal(error))
+            sent = None if chat is None else chat.sent
+            closing = service is not None and not service.open
+            await reply.refuse(refusal(error, sent=sent, closing=closing))
 
     async def _submit(self, chat: ChatRequest, service: Service, gone: "asyncio.Task[None]") -> Ticket:
         with service.enter() as place:

@@ -25,13 +25,13 @@ export class Answer {
 
   /** Put in a chunk of a chat completion. */
   take(chunk) {
-    const choice = chunk.choices?.[0];
-    const piece = choice?.delta?.content;
+    const [{ delta, finish_reason: reason } = {}] = chunk.choices;
+    const piece = delta?.content;
     if (piece) {
       this.text += piece;
       this.#part(".text").append(piece);
     }
-    if (choice?.finish_reason === "length") this.#say("The answer is as long as it may be.");
+    if (reason === "length") this.#say("The answer is as long as it may be.");
     this.#usage = chunk.usage ?? this.#usage;
     this.#star = chunk.star ?? this.#star;
   }
@@ -45,7 +45,6 @@ export class Answer {
   /** The answer will not be whole; the server's words, or none where it was stopped. */
   fail(message) {
     this.#part(".text").setAttribute("aria-busy", "false");
-    this.element.classList.add("failed");
     if (message) this.#part(".error").textContent = message;
     else this.#say("Stopped.");
   }
@@ -100,9 +99,11 @@ export class Answer {
   }
 }
 
+let groups = 0;
+
 /** Radio buttons, one of them chosen; `onChoice(index)` hears of another. */
 export function choice(fieldset, names, chosen, onChoice) {
-  const group = `choice-${(choice.groups = (choice.groups ?? 0) + 1)}`;
+  const group = `choice-${groups++}`;
   const labels = names.map((name, index) => {
     const [label, input, text] = ["label", "input", "span"].map((kind) => document.createElement(kind));
     Object.assign(input, { type: "radio", name: group, checked: index === chosen });

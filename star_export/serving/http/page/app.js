@@ -56,7 +56,7 @@ async function ask() {
   question.value = "";
   fit();
   const answered = await conversation.ask(model(), text, pictures, budget);
-  if (!answered && !question.value) {
+  if (!answered && conversation.turns.length && !question.value) {
     question.value = text;
     if (!pending.length) pending = pictures;
     refresh();
