@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
-pytest.importorskip("playwright", reason="needs playwright")
-pytest.importorskip("uvicorn", reason="needs the serve extra")
-
-from playwright.sync_api import Browser, Page, Request, ViewportSize, sync_playwright
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Request
 
 SHAPES = Path(__file__).parents[3] / "docs/shapes.png"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
@@ -55,17 +53,19 @@ def _first_value(lines: IO[bytes], log: Path) -> Any:
 @pytest.fixture(scope="session")
 def address(bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server on the trained model, on one that cuts pictures into tiles, and on one that never ends."""
+    pytest.importorskip("uvicorn", reason="needs the serve extra")
     bundles = bundle("mini"), bundle("next", max_images=2), bundle("mha", max_new_tokens=1024)
     with serving(*bundles, log=tmp_path_factory.mktemp("page") / "log") as found:
         yield found
 
 
 @pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
+def browser() -> "Iterator[Browser]":
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     if CHROMIUM is None:
         pytest.skip("needs chromium or google-chrome on PATH")
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield opened
         opened.close()
 
@@ -74,8 +74,8 @@ def browser() -> Iterator[Browser]:
 class Visit:
     """The page in a tab of its own, and what it sent."""
 
-    tab: Page
-    requests: list[Request]
+    tab: "Page"
+    requests: "list[Request]"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.tab, name)
@@ -104,7 +104,7 @@ class Visit:
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
+def visit(browser: "Browser") -> Iterator[Callable[..., Visit]]:
     """``visit(address, width=390, color_scheme="dark")``: the page, open.
 
     At the end it must have asked nobody else, and broken neither itself nor its security policy.
@@ -112,7 +112,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Visit]]:
     contexts, faults = [], []
 
     def get(address: str, *, width: int = 1200, model: str = "", **options: Any) -> Visit:
-        context = browser.new_context(viewport=ViewportSize(width=width, height=860), **options)
+        context = browser.new_context(viewport={"width": width, "height": 860}, **options)
         contexts.append(context)
         context.set_default_timeout(20_000)
         tab, requests = context.new_page(), []

@@ -4,7 +4,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from playwright.sync_api import ViewportSize, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from tests.serving.page.conftest import CHROMIUM, SHAPES, serving
 
@@ -17,15 +17,18 @@ def shoot(bundle: Path, output: Path) -> None:
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        size = ViewportSize(width=1100, height=860)
-        tab = browser.new_page(viewport=size, reduced_motion="reduce")
+        tab = browser.new_page(viewport={"width": 1100, "height": 860}, reduced_motion="reduce")
         tab.goto(address)
-        tab.set_input_files("#files", SHAPES)
-        tab.fill("#question", "What number is written?")
-        tab.keyboard.press("Enter")
-        tab.locator(".dropped").wait_for()
+        for _ in range(2):  # first so that the picture's features are cached: both answers then do the same
+            if tab.locator("#new").is_visible():
+                tab.click("#new")
+            tab.set_input_files("#files", SHAPES)
+            tab.fill("#question", "What number is written?")
+            tab.keyboard.press("Enter")
+            tab.locator(".dropped").wait_for()
         tab.locator("#keep").fill("24")
         tab.locator(".answer:nth-child(2) .dropped").wait_for()
+        tab.mouse.move(0, 0)
         tab.evaluate("document.activeElement.blur()")
         tab.screenshot(path=output)
         browser.close()

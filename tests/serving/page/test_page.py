@@ -8,9 +8,10 @@ from pathlib import Path
 import httpx
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
 
 from tests.serving.page.conftest import SHAPES, Visit, serving
+
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright").expect
 
 QUESTION = "What number is written?"
 
