@@ -28,9 +28,9 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def print_json(data: Any) -> None:
-    """Print one JSON object on stdout."""
-    print(json.dumps(data, ensure_ascii=False, indent=2), flush=True)
+def print_json(data: Any, *, line: bool = False) -> None:
+    """Print one JSON object on stdout, in one line for who reads while the command goes on."""
+    print(json.dumps(data, ensure_ascii=False, indent=None if line else 2), flush=line)
 
 
 def quiet_libraries() -> None:

@@ -84,6 +84,6 @@ def serve(
 
 def _say_ready(models: "Models", json: bool, address: str) -> None:
     if json:
-        print_json({"address": address, "models": list(models.by_name)})
+        print_json({"address": address, "models": list(models.by_name)}, line=True)
     else:
         err.print(models.greeting(address), soft_wrap=True, markup=False)

@@ -98,9 +98,10 @@ class ChatRequest(Struct):
 
     @property
     def sent(self) -> Mapping[str, str]:
-        """Names of the fields that limit the answer's length, by the name that the service has for it."""
-        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        return {"max_new_tokens": name}
+        """Names of fields, by those that the service's errors have for them."""
+        length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        same = ("keep", "temperature", "top_p", "seed", "stop")
+        return {"max_new_tokens": length, **{name: name for name in same}}
 
     @property
     def usage_in_stream(self) -> bool:

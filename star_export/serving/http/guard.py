@@ -73,8 +73,8 @@ class Guard:
 
     def _known(self, scope: Scope) -> bool:
         """Whether the request names this machine, where only it can connect."""
-        name = Headers(scope=scope).get("host", "").rpartition(":")
-        host = name[0] if name[1] and not name[2].endswith("]") else name[2]
+        given = Headers(scope=scope).get("host", "").lower()
+        host = given if given.endswith("]") else given.rpartition(":")[0] or given
         return not self._options.loopback or host in (*LOCAL, self._options.host)
 
 

@@ -4,10 +4,18 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from star_export.errors import DeviceError, InputError, SettingsError, marked, options_in, spelled
+from star_export.errors import (
+    DeviceError,
+    InputError,
+    SettingsError,
+    StarExportError,
+    marked,
+    options_in,
+    spelled,
+)
 from star_export.serving.failure import Failure
 
-log = logging.getLogger("star_export.serving")
+log = logging.getLogger("star_export.requests")
 
 #: Seconds after which a client may try again where everything was taken: about one answer.
 RETRY_AFTER = 1
@@ -69,7 +77,7 @@ def refusal(error: Exception, *, sent: Mapping[str, str] | None = None, closing:
 
     Args:
         error: What went wrong.
-        sent: The API's names of options, as the client sent them.
+        sent: The fields of the request, by the names that options have in errors.
         closing: Whether the server lets nobody in any more.
     """
     if isinstance(error, ApiError):
@@ -80,20 +88,18 @@ def refusal(error: Exception, *, sent: Mapping[str, str] | None = None, closing:
         status, kind, code = 503, SERVER, "shutting_down"
     if isinstance(error, DeviceError):
         status, code = 503, "device_lost"
-    if status == 500:
-        log.error("a request failed: %s", error, exc_info=error)
-    param = None
-    text = marked(error) or repr(error)
+    param, text = None, marked(error) or repr(error)
+    if failure is Failure.INTERNAL and not isinstance(error, StarExportError):
+        log.error("a request failed", exc_info=error)
+        text = "the server failed; its log says why"  # a library's words may tell of this machine
     if isinstance(error, SettingsError | InputError) and sent is not None:
         param, text = _named(text, sent)
     return ApiError(status, spelled(text), type=kind, param=param, code=code)
 
 
 def _named(text: str, sent: Mapping[str, str]) -> tuple[str, str]:
-    """The field that a message begins with, ``messages`` if none, and the message with that field's name."""
-    name = next(iter(options_in(text)), None)
-    if name is None or not spelled(text).startswith(name):
-        plain = spelled(text)
-        return next((field for field in ("timeout_s", "keep") if plain.startswith(field)), "messages"), text
-    field = sent.get(name, name)
-    return field, spelled(text, lambda spelling: spelling).replace(name, field, 1)
+    """The field that a message is about, ``messages`` if it names none, and the message with its name."""
+    name = next((name for name in options_in(text) if name in sent), None)
+    if name is None:
+        return ("timeout_s" if text.startswith("timeout_s") else "messages"), text
+    return sent[name], spelled(text).replace(name, sent[name], 1)

@@ -162,7 +162,7 @@ def test_a_server_that_drains_says_so(loaded: Pipeline, shapes: list[Path]) -> N
 def test_a_lost_gpu_ends_the_server(
     loaded: Pipeline, shapes: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was started again outside: the process cannot use the GPU any more."""
+    """Whoever started it starts it again: this process cannot use the GPU any more."""
     monkeypatch.setattr(loaded, "close", lambda: None)  # others use it
     found: list[Any] = []
 
@@ -196,12 +196,7 @@ def process(folder: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any
     options = ["--threads", "1", "--max-slots", "1", "--json", "--log-prompts"]
     with subprocess.Popen([*command, *options], stdout=-1, stderr=-1, text=True) as started:
         assert started.stdout is not None
-        said = ""
-        while not said.endswith("}\n"):
-            line = started.stdout.readline()
-            assert line, started.communicate()
-            said += line
-        yield started, json.loads(said)
+        yield started, json.loads(started.stdout.readline() or pytest.fail(started.communicate()[1]))
         started.kill()
 
 

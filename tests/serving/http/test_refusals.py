@@ -166,6 +166,20 @@ def test_http_that_is_not_served_is_refused_in_json(
     assert set(error["error"]) == {"message", "type", "param", "code"}
 
 
+def test_a_local_server_answers_to_local_names(where: str, serve: Callable[..., str]) -> None:
+    def status(address: str, host: str) -> int:
+        return int(
+            urllib.request.urlopen(urllib.request.Request(f"{address}/health", headers={"Host": host})).status
+        )
+
+    for host in ("localhost", "LocalHost:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"):
+        assert status(where, host) == 200
+    for host in ("evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", ":8000", "[::2]"):
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            status(where, host)
+    assert status(serve(host="0.0.0.0"), "model.example") == 200
+
+
 def test_other_sites_may_ask_only_where_they_are_let(where: str, serve: Callable[..., str]) -> None:
     def preflight(address: str) -> Any:
         headers = {
