@@ -45,6 +45,7 @@ export class Answer {
   /** The answer will not be whole; the server's words, or none where it was stopped. */
   fail(message) {
     this.#part(".text").setAttribute("aria-busy", "false");
+    this.#part("dl").hidden = true;
     if (message) this.#part(".error").textContent = message;
     else this.#say("Stopped.");
   }
