@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo page-shot test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -57,6 +57,10 @@ bench-schema: $(READY)
 # Decode in the front door's process against a Triton model of its own; after `make load`.
 bench-triton: $(TRITON)/.ready
 	$(TRITON)/bin/python .ci/bench_triton.py build/load/star
+
+# What HTTP adds to the service, the same requests both ways in turns; after `make demo`.
+bench-serve: $(READY)
+	$(BIN)/python .ci/bench_serve.py $(OUT)/bundle
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt]; `make test` runs most of it on a fake GPU.
 test-gpu: $(READY)
@@ -116,6 +120,11 @@ bench-bits: $(READY)
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int8 --quantize-vision --output $(BENCH)/int8 --overwrite
 	$(BIN)/star-export build --model $(BENCH)/checkpoint --schedule balanced-64 --quantize int4 --quantize-vision --output $(BENCH)/int4 --overwrite
 	$(BIN)/star-export bench $(BENCH)/balanced $(BENCH)/int8 $(BENCH)/int4 --image docs/shapes.png
+
+# docs/page.png: the page of `star-export serve`, in the machine's Chromium.
+page-shot: $(READY)
+	test -e $(OUT)/bundle/manifest.json || $(BIN)/star-export build --model models/mini -o $(OUT)/bundle
+	$(BIN)/python -m tests.serving.page.shot $(OUT)/bundle docs/page.png
 
 # docs/growth.png: time and memory against text, tokens kept, batch and model size. Minutes; 1.4 GB of disk.
 growth: $(READY)
@@ -195,7 +204,7 @@ endef
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(call install_torch,$(BIN))
-	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,openvino,polygraphy,eval,dev]'
+	$(BIN)/pip install -q -c constraints.txt --editable '.[export,rtx,openvino,polygraphy,eval,serve,dev]'
 	touch $@
 
 $(TRITON)/.ready: pyproject.toml

@@ -28,9 +28,9 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def print_json(data: Any) -> None:
-    """Print one JSON object on stdout."""
-    print(json.dumps(data, ensure_ascii=False, indent=2))
+def print_json(data: Any, *, line: bool = False) -> None:
+    """Print one JSON object on stdout, in one line for who reads while the command goes on."""
+    print(json.dumps(data, ensure_ascii=False, indent=None if line else 2), flush=line)
 
 
 def quiet_libraries() -> None:
@@ -48,6 +48,14 @@ def show_log(*, verbose: bool) -> None:
     log = logging.getLogger("star_export")
     log.handlers = [handler]
     log.setLevel(logging.INFO)
+
+
+def show_requests() -> None:
+    """Print the server's line about each request on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("star_export.requests")
+    log.handlers, log.propagate = [handler], False
 
 
 def check_target(option: str, path: Path) -> None:

@@ -36,6 +36,7 @@ def examine() -> list[Part]:
         *(part for backend in BACKENDS.values() for part in backend.examine()),
         packages("compile the plugin kernel", _COMPILER, PRODUCTS[TENSORRT].install),
         _plugin_library(),
+        packages("serve", ("starlette", "uvicorn"), "pip install 'star-export[serve]'"),
         packages("check --polygraphy", ("polygraphy",), "pip install 'star-export[polygraphy]'"),
     ]
 

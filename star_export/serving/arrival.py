@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
+from star_export.answer.generation import kept_tokens
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.steps import DecodeState, Steps, VisionOutput
 from star_export.engines.session import Caches
@@ -69,6 +70,9 @@ class Arrival:
         elif self.state is None:
             request = self.ticket.request
             self.state = steps.prefill(request.tokens, *self._visions, keep=request.keep, caches=self._caches)
+            self.ticket.kept = kept_tokens(
+                request, self._visions, self.state, pruned_before=self._pipeline.spec.stage1 is not None
+            )
         else:
             steps.decode(self.state, *self._some())
 
@@ -81,6 +85,7 @@ class Arrival:
     def _resume(self, prefix: Prefix, appended: int) -> None:
         lengths = prefix.fill(self._caches, appended)
         self._rest, self._found = self._rest[appended:], None
+        self.ticket.kept = prefix.kept
         self.ticket.progress.reach("vision")
         self.state = self._steps.resume(self._caches, lengths, self._some())
 

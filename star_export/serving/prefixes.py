@@ -9,6 +9,7 @@ from star_export.answer.request import Request
 from star_export.contract import DECODE, capacity_symbols
 from star_export.engines.session import Caches, HostArray, Int64, Session
 from star_export.serving.bounded import BoundedCache
+from star_export.serving.ticket import Ticket
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,13 @@ class Prefix:
         caches: By past name ``[1, Hkv, tokens, D]``.
         appended: Tokens behind the opening prompt.
         lengths: int64 ``[groups]``, tokens in each group's caches, ``appended`` among them.
+        kept: Visual tokens that each stage kept, as :attr:`Ticket.kept`.
     """
 
     caches: dict[str, HostArray]
     appended: tuple[int, ...]
     lengths: Int64
+    kept: tuple[tuple[int, ...], ...]
 
     def fill(self, caches: Caches, appended: int) -> Int64:
         """Put it into caches, with so many of the appended tokens; gives the tokens in each group's."""
@@ -65,15 +68,15 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
         self._held.move_to_end(best[0])
         return best[1:]
 
-    def keep(self, request: Request, answer: Sequence[int], caches: Caches, lengths: Int64) -> None:
+    def keep(self, ticket: Ticket, answer: Sequence[int], caches: Caches) -> None:
         """Copy the caches of a sequence that is done, if there is room for it.
 
         Args:
-            request: What was asked.
+            ticket: Its request.
             answer: Tokens of the answer that the caches hold.
             caches: Those of the sequence.
-            lengths: int64 ``[groups]``, tokens in each group's.
         """
+        request, lengths = ticket.request, ticket.lengths
         if self._spec.sequence_bytes(lengths.tolist()) > self.limit:
             return
         opening, appended = _opening(request), (*request.appended, *answer)
@@ -85,7 +88,7 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
         for key in [key for key in self._held if key[0] == opening and key[1] == appended[: len(key[1])]]:
             self.drop(key)  # it is the beginning of this one
         total = sum(copy.nbytes for copy in copies.values())
-        self.hold((opening, appended), Prefix(copies, appended, lengths), total)
+        self.hold((opening, appended), Prefix(copies, appended, lengths, ticket.kept), total)
 
 
 def _opening(request: Request) -> Hashable:

@@ -83,8 +83,8 @@ class Scheduler:
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
         self.pipeline, self._on_lost = pipeline, on_lost
-        self._features = FeatureCache(feature_bytes)
-        self._prefixes = PrefixCache(prefix_bytes, pipeline.session)
+        self.features = FeatureCache(feature_bytes)
+        self.prefixes = PrefixCache(prefix_bytes, pipeline.session)
         room = slots * pipeline.spec.slot_bytes if kv_bytes is None else kv_bytes
         self._slots = Slots(pipeline.session, kv_bytes=room, most=slots)
         self.stats, self.admission = Counts(slots=self._slots.count), Admission(self._slots.count + queue)
@@ -144,12 +144,12 @@ class Scheduler:
 
     def snapshot(self) -> Stats:
         """The numbers of this moment; any thread may ask."""
-        return self.stats.snapshot(self.admission, features=self._features, prefixes=self._prefixes)
+        return self.stats.snapshot(self.admission, features=self.features, prefixes=self.prefixes)
 
     def count_anew(self) -> None:
         """Forget what was counted and seen so far; only while nothing runs."""
         self.stats = Counts(slots=self.stats.slots)
-        self._features = FeatureCache(self._features.limit)
+        self.features = FeatureCache(self.features.limit)
 
     def close(self) -> None:
         """Accept nothing more, finish what was accepted, end the thread."""
@@ -258,8 +258,8 @@ class Scheduler:
             caches,
             pipeline=self.pipeline,
             steps=self._arriving_steps,
-            features=self._features,
-            prefixes=self._prefixes,
+            features=self.features,
+            prefixes=self.prefixes,
         )
 
     def _finish(self, work: Work) -> None:
@@ -345,12 +345,14 @@ class Scheduler:
         if not ticket.transcript.token_ids:
             ticket.progress.reach("prefill")
             self.stats.began(ticket)
+        else:
+            self.stats.between_tokens.count(ticket.progress.lap())
         self.stats.tokens += 1
         ticket.push(token)
         if reason := ticket.transcript.finish_reason:
             if not ticket.request.reprune:
                 caches, fed = self._slots.row(ticket.slot), ticket.transcript.token_ids[:-1]
-                self._prefixes.keep(ticket.request, fed, caches, ticket.lengths)
+                self.prefixes.keep(ticket, fed, caches)
             self._end(ticket, reason)
 
     def _end(self, ticket: Ticket, reason: str) -> None:

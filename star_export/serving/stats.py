@@ -1,5 +1,7 @@
 """What a service has done and is doing, as plain numbers, and how its front doors call them."""
 
+import copy
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +11,28 @@ from star_export.serving.admission import Admission
 from star_export.serving.bounded import BoundedCache
 from star_export.serving.ticket import Ticket
 
+#: A token of a small model on a GPU, and a first token after a full queue.
+BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000, 60000)
+
 OUTCOMES = ("stop", "length", "cancelled", "error")
+
+
+@dataclass
+class Histogram:
+    """How often a time fell between which of :data:`BOUNDS_MS`.
+
+    Attributes:
+        buckets: Times up to each bound and above the one before it; last, those above all.
+        total: Milliseconds of all of them.
+    """
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
+    total: float = 0.0
+
+    def count(self, milliseconds: float) -> None:
+        """One more time."""
+        self.buckets[bisect_left(BOUNDS_MS, milliseconds)] += 1
+        self.total += milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +59,8 @@ class Stats:
         prefix_hits: Questions that went on from KV caches of an earlier answer.
         prefix_misses: Questions that would have, but their conversation was not held.
         prefix_bytes: Bytes of such KV caches, in host memory.
+        ttft: Milliseconds from requests to their first tokens.
+        between_tokens: Milliseconds from a token to the next one of its request.
     """
 
     slots: int
@@ -57,6 +82,8 @@ class Stats:
     prefix_hits: int
     prefix_misses: int
     prefix_bytes: int
+    ttft: Histogram
+    between_tokens: Histogram
 
 
 #: Name after ``star_``, what it is, and its value. Counters end in ``_total``; ``finished`` has labels.
@@ -68,17 +95,23 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "first_tokens_total": ("Requests that had a first token", lambda s: s.first_tokens),
     "tokens_total": ("Tokens generated", lambda s: s.tokens),
     "kv_bytes_saved_total": ("KV cache bytes that pruning spared prompts", lambda s: s.kv_bytes_saved),
-    "feature_hits_total": ("Pictures whose features were held", lambda s: s.feature_hits),
-    "feature_misses_total": ("Pictures that went through the vision graph", lambda s: s.feature_misses),
-    "feature_bytes": ("Bytes of features held", lambda s: s.feature_bytes),
-    "prefix_hits_total": ("Questions that went on from held KV caches", lambda s: s.prefix_hits),
-    "prefix_misses_total": ("Questions whose conversation was not held", lambda s: s.prefix_misses),
-    "prefix_bytes": ("KV cache bytes of conversations held", lambda s: s.prefix_bytes),
+    "feature_cache_hits_total": ("Pictures whose features were held", lambda s: s.feature_hits),
+    "feature_cache_misses_total": ("Pictures that went through the vision graph", lambda s: s.feature_misses),
+    "feature_cache_bytes": ("Bytes of features held", lambda s: s.feature_bytes),
+    "prefix_cache_hits_total": ("Questions that went on from held KV caches", lambda s: s.prefix_hits),
+    "prefix_cache_misses_total": ("Questions whose conversation was not held", lambda s: s.prefix_misses),
+    "prefix_cache_bytes": ("KV cache bytes of conversations held", lambda s: s.prefix_bytes),
     "kv_bytes": ("KV cache bytes in use", lambda s: s.kv_bytes),
     "slots": ("Sequences of the present length that can run at once", lambda s: s.slots),
     "slots_in_use": ("Sequences that are running", lambda s: s.running),
     "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
     "requests_waiting": ("Requests in the queue", lambda s: s.waiting),
+}
+
+#: The same of times, for front doors that have histograms.
+HISTOGRAMS: dict[str, tuple[str, Callable[[Stats], Histogram]]] = {
+    "ttft_ms": ("Milliseconds from a request to its first token", lambda s: s.ttft),
+    "between_tokens_ms": ("Milliseconds from a token to the next one", lambda s: s.between_tokens),
 }
 
 
@@ -97,6 +130,8 @@ class Counts:
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
     first_tokens: int = 0
+    ttft: Histogram = field(default_factory=Histogram)
+    between_tokens: Histogram = field(default_factory=Histogram)
 
     def began(self, ticket: Ticket) -> None:
         """A request has its first token."""
@@ -104,6 +139,7 @@ class Counts:
         self.first_tokens += 1
         self.queue_ms += ticket.progress.timings["queue"]
         self.ttft_ms += ticket.progress.timings["ttft"]
+        self.ttft.count(ticket.progress.timings["ttft"])
         self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
 
     def snapshot(
@@ -111,8 +147,9 @@ class Counts:
     ) -> Stats:
         """The numbers of this moment, with those of the admission and of what is held; any thread may ask."""
         finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
+        times = {name: copy.deepcopy(getattr(self, name)) for name in ("ttft", "between_tokens")}
         return Stats(
-            **{**vars(self), "finished": finished},
+            **{**vars(self), **times, "finished": finished},
             present=admission.present,
             refused=admission.refused,
             feature_hits=features.hits,

@@ -41,7 +41,7 @@ def test_requests_of_all_budgets_share_a_batch(pipeline: Pipeline) -> None:
     assert [(found.stage1_tokens, found.stage2_tokens) for found in usage if found] == [
         (30, 10), (30, 4), (30, 5), (25, 7), (25, 2), (6, 4),
     ]  # fmt: skip
-    assert (scheduler._features.hits, scheduler._features.misses) == (
+    assert (scheduler.features.hits, scheduler.features.misses) == (
         3,
         3,
     )  # one for each number that stage 1 keeps
@@ -54,6 +54,20 @@ def test_usage_counts_the_caches_of_all_groups(pipeline: Pipeline) -> None:
     text = request.tokens.text_tokens
     assert usage is not None
     assert usage.kv_bytes == pipeline.spec.sequence_bytes((text + 25, text + 15, text + 7))
+
+
+def test_a_ticket_says_what_every_stage_kept(pipeline: Pipeline) -> None:
+    """By the numbers that visual tokens have before any is dropped."""
+    request = pipeline.request(picture(), PROMPT, keep=(25, 15, 7), max_new_tokens=1)
+    right = pipeline.answer(request).result()
+    with Scheduler(pipeline, slots=1) as scheduler:
+        ticket = scheduler.submit(request)
+        ticket.answer()
+    first, second, last = ticket.kept
+    assert first == right.stage1_indices
+    assert last == tuple(first[index] for index in right.stage2_indices)
+    assert set(first) > set(second) > set(last)
+    assert len(second) == 15
 
 
 def test_a_conversation_changes_every_budget(pipeline: Pipeline) -> None:

@@ -293,3 +293,18 @@ def test_an_answer_is_plain_json_values(ids: Any) -> None:
     data = finished(ids).answer().to_dict()
     assert (data["text"], data["finish_reason"], data["usage"]) == ("abc", "stop", None)
     assert list(data["timings_ms"]) == ["total"]
+
+
+def test_who_watches_is_told_of_all_there_is_to_see(ids: Callable[[str], list[int]]) -> None:
+    """Once at first, since there may be something already; then never too late, and without waiting."""
+    ticket, seen = make(), list[Any]()
+    ticket.push(*ids("a"))
+    ticket.watch(lambda: seen.append(ticket.next(0)))
+    ticket.push(*ids("b"))
+    ticket.finish("length")
+    assert [update.text for update in seen[:2]] == ["a", "b"]
+    assert isinstance(seen[-1], Answer)
+    failing = make()
+    failing.watch(lambda: seen.append("told"))
+    failing.fail(InputError("no"))
+    assert seen[-2:] == ["told", "told"]

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from star_export.serving.stats import Stats
+from star_export.serving.stats import Histogram, Stats
 from tests.serving.triton import fake_triton
 from tests.serving.triton.fake_triton import MetricFamily
 
@@ -21,12 +21,12 @@ SHOWN = {
     "star_first_tokens_total": ("counter", 9.0),
     "star_tokens_total": ("counter", 123.0),
     "star_kv_bytes_saved_total": ("counter", 4096.0),
-    "star_feature_hits_total": ("counter", 31.0),
-    "star_feature_misses_total": ("counter", 32.0),
-    "star_feature_bytes": ("gauge", 33.0),
-    "star_prefix_hits_total": ("counter", 41.0),
-    "star_prefix_misses_total": ("counter", 42.0),
-    "star_prefix_bytes": ("gauge", 43.0),
+    "star_feature_cache_hits_total": ("counter", 31.0),
+    "star_feature_cache_misses_total": ("counter", 32.0),
+    "star_feature_cache_bytes": ("gauge", 33.0),
+    "star_prefix_cache_hits_total": ("counter", 41.0),
+    "star_prefix_cache_misses_total": ("counter", 42.0),
+    "star_prefix_cache_bytes": ("gauge", 43.0),
     "star_kv_bytes": ("gauge", 512.0),
     "star_slots": ("gauge", 4.0),
     "star_slots_in_use": ("gauge", 3.0),
@@ -62,6 +62,8 @@ STATS = Stats(
     prefix_hits=41,
     prefix_misses=42,
     prefix_bytes=43,
+    ttft=Histogram(),
+    between_tokens=Histogram(),
 )
 
 
