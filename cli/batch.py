@@ -1,5 +1,7 @@
 """``star-export batch``."""
 
+from typing import TYPE_CHECKING
+
 import typer
 
 from star_export.cli import batch_options as opt
@@ -7,6 +9,9 @@ from star_export.cli import options as shared
 from star_export.cli.app import app
 from star_export.cli.output import case_progress, err, print_json
 from star_export.errors import EXIT_BAD_ROWS
+
+if TYPE_CHECKING:
+    from star_export.serving.batch.batch import Summary
 
 EPILOG = """
 **Examples**
@@ -54,21 +59,15 @@ def batch(
     from star_export.serving.batch.batch import run_batch
     from star_export.serving.batch.options import BatchOptions, Defaults
 
+    numbers = {"keep": keep, "max_new_tokens": max_new_tokens, "temperature": temperature}
+    defaults = Defaults(prompt=prompt, top_p=top_p, seed=seed, stop=tuple(stop) if stop else None, **numbers)
     options = BatchOptions(
         bundle=folder,
         input=rows,
         output=output,
         columns=dict(column or ()),
         images=images,
-        defaults=Defaults(
-            prompt=prompt,
-            keep=keep,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            stop=tuple(stop) if stop else None,
-        ),
+        defaults=defaults,
         format=parts_as,
         rows_per_part=rows_per_part,
         limit=limit,
@@ -84,11 +83,13 @@ def batch(
     if json:
         print_json(done.to_dict())
     else:
-        rate = f", {done.rows_per_second:.1f} rows/s" if done.rows_per_second else ""
-        before = f" ({done.resumed} before)" if done.resumed else ""
-        err.print(
-            f"{done.output}: {done.answered} of {done.rows} rows answered{before}{rate}", soft_wrap=True
-        )
+        _print(done)
     if done.bad:
         err.print(f"{done.bad} bad rows: {done.errors}", soft_wrap=True)
         raise typer.Exit(EXIT_BAD_ROWS)
+
+
+def _print(done: "Summary") -> None:
+    rate = f", {done.rows_per_second:.1f} rows/s" if done.rows_per_second else ""
+    before = f" ({done.resumed} before)" if done.resumed else ""
+    err.print(f"{done.output}: {done.answered} of {done.rows} rows answered{before}{rate}", soft_wrap=True)

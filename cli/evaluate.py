@@ -6,7 +6,7 @@ import typer
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import check_target, err, print_json, case_progress, quiet_libraries
+from star_export.cli.output import case_progress, check_target, err, print_json, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""A data set's rows through the service: read as a stream, answered by many at once, written in their order."""
+"""The rows of a data set through the service: read as a stream, answered together, written in their order."""

@@ -70,7 +70,7 @@ def run_batch(
 
     Raises:
         InputError: If the input cannot be read.
-        SettingsError: If the input lacks columns, a number is out of range, or the folder holds something else.
+        SettingsError: If the input lacks columns, a number is out of range, or the folder is not the job's.
         BundleError: If the bundle cannot be used.
         PlatformError: If this machine lacks something.
     """

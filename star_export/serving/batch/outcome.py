@@ -66,7 +66,7 @@ class Refusal:
 
     @classmethod
     def of(cls, error: Exception) -> "Refusal":
-        """What an error means for its row; one that concerns every row is raised again, since it ends the job."""
+        """What an error means for its row; raises one that concerns every row, and so ends the job."""
         if isinstance(error, DeviceError | BusyError | CancelledError | MemoryError | PlatformError):
             raise error
         known = isinstance(error, StarExportError)

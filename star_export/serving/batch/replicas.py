@@ -122,6 +122,11 @@ class Replicas:
         self._broken: str | None = None
         for replica in self._replicas * options.concurrency:
             self._return_when_loaded(replica)
+        try:
+            self._places.put(self._place())  # when one has loaded the others soon have
+        except PlatformError:
+            self.close()
+            raise
 
     def answer(self, query: Query) -> Answer | Refusal:
         """The answer of any replica; see :class:`star_export.serving.batch.worker.Answerer`."""

@@ -114,13 +114,13 @@ class Rows:
         if _WEB.match(value):
             raise InputError(f"{value} is a web address; download the picture and give its path")
         path = self._images / value
-        if not os.path.isfile(path) and len(value) > _LONG and "." not in value:  # noqa: PTH113: never raises
+        if not os.path.isfile(path) and len(value) > _LONG and "." not in value:  # noqa: PTH113 - Path's raises
             return value.encode()
         return _read(path)
 
 
 def _read(path: Path) -> bytes:
-    if not os.path.isfile(path):  # noqa: PTH113: Path's raises where the name is too long
+    if not os.path.isfile(path):  # noqa: PTH113 - Path's raises where a name is too long
         raise InputError(f"{str(path)[:300]} is no file; give the path of a picture")
     try:
         with path.open("rb") as file:
