@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, as_completed, wait
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -120,7 +120,9 @@ def _todo(table: Table, job: Job) -> Iterator[tuple[int, Values]]:
     return ((number, values) for number, values in rows if number not in job)
 
 
-def _outcomes(todo: Iterator[tuple[int, Values]], rows: Rows, answerer: Answerer) -> Iterator[Outcome]:
+def _outcomes(
+    todo: Iterator[tuple[int, Values]], rows: Rows, answerer: Answerer
+) -> Generator[Outcome, None, None]:
     """What becomes of rows, as soon as it is known; no more are read than can be worked on."""
     with ThreadPoolExecutor(answerer.concurrency) as pool:
         running: set[Future[Outcome]] = set()

@@ -87,7 +87,9 @@ def read_outcome(values: Any) -> Outcome:
     Raises:
         ValueError: If they are none.
     """
-    return convert(values, Bad if isinstance(values, dict) and "error" in values else Answered)
+    if isinstance(values, dict) and "error" in values:
+        return convert(values, Bad)
+    return convert(values, Answered)
 
 
 def write_part(file: BinaryIO, rows: Sequence[Answered], kind: Format) -> None:

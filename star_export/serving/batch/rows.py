@@ -44,6 +44,7 @@ class Rows:
                     f"{option('column')} knows no field {name}; fields are {', '.join(FIELDS)}"
                 )
         self._columns = {name: columns.get(name, name) for name in FIELDS}
+        self._names = {*FIELDS, *self._columns.values()}
         self._images, self._defaults = images, defaults.given
 
     def check(self, found: Iterable[str]) -> None:
@@ -53,21 +54,17 @@ class Rows:
             SettingsError: With what is missing and what was found.
         """
         found = list(found)
-        needed = [self._columns["image"]]
+        needed = {"image", *(field for field, column in self._columns.items() if field != column)}
         if "prompt" not in self._defaults and self._columns["messages"] not in found:
-            needed.append(self._columns["prompt"])
-        needed += [column for field, column in self._columns.items() if field != column]
-        if missing := [column for column in needed if column not in found]:
-            raise SettingsError(
-                f"the input has no column {missing[0]}, there are {', '.join(found) or 'none'}; "
-                f"say which it is: {option('column', f'{missing[0]}=NAME')}"
-            )
-        for name in set(found) - set(self._columns.values()):
-            if near := difflib.get_close_matches(name, FIELDS, n=1, cutoff=_ALIKE):
+            needed.add("prompt")
+        for field in FIELDS:
+            if field in needed and self._columns[field] not in found:
                 raise SettingsError(
-                    f"the input's column {name} would not be read; did you mean {near[0]}? "
-                    f"say {option('column', f'{near[0]}={name}')} or give the column another name"
+                    f"the input has no column {self._columns[field]}, there are {', '.join(found) or 'none'}; "
+                    f"say which it is: {option('column', f'{field}=NAME')}"
                 )
+        if slip := self._slip(found):
+            raise SettingsError(slip)
 
     def identity(self, values: Mapping[str, Any]) -> str | int | None:
         """The row's own name.
@@ -86,6 +83,8 @@ class Rows:
         Raises:
             InputError: If a value is missing or of another type, or a picture cannot be read.
         """
+        if slip := self._slip(values):
+            raise InputError(slip)
         given = {name: values[column] for name, column in self._columns.items() if column in values}
         given.pop("id", None)
         if "messages" in given:
@@ -97,6 +96,16 @@ class Rows:
             several = isinstance(image, list)
             given["image"] = tuple(map(self._picture, image)) if several else self._picture(image)
         return Query.of(self._defaults | given)
+
+    def _slip(self, found: Iterable[str]) -> str | None:
+        """What is wrong with the first column that is not read and looks as if it were meant to be."""
+        for name in found:
+            if name not in self._names and (near := difflib.get_close_matches(name, FIELDS, 1, _ALIKE)):
+                return (
+                    f"column {name} would not be read; did you mean {near[0]}? "
+                    f"say {option('column', f'{near[0]}={name}')} or give the column another name"
+                )
+        return None
 
     def _picture(self, value: object) -> bytes:
         """An encoded picture, in any of the forms that data sets have."""
