@@ -36,6 +36,8 @@ def examine() -> list[Part]:
         *(part for backend in BACKENDS.values() for part in backend.examine()),
         packages("compile the plugin kernel", _COMPILER, PRODUCTS[TENSORRT].install),
         _plugin_library(),
+        packages("batch of Parquet files", ("pyarrow",), "pip install 'star-export[batch]'"),
+        packages("batch on Ray", ("ray",), "pip install 'star-export[ray]'"),
         packages("check --polygraphy", ("polygraphy",), "pip install 'star-export[polygraphy]'"),
     ]
 

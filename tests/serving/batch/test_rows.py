@@ -108,12 +108,12 @@ def test_names_of_the_inputs_own(rows: Callable[..., Rows]) -> None:
 @pytest.mark.parametrize(
     ("columns", "found", "message"),
     [
-        ({}, ["prompt", "picture"], "no column image, there are prompt, picture; say which it is: column=image=NAME"),
+        ({}, ["prompt", "picture"], "there are prompt, picture; say which it is: column=image=NAME"),
         ({}, ["image", "question"], "no column prompt"),
         ({}, [], "no column image, there are none"),
         ({"image": "path"}, ["image", "prompt"], "no column path, there are image, prompt"),
         ({"keep": "budget"}, ["image", "prompt"], "no column budget"),
-        ({}, ["image", "prompt", "max_new_token"], "column max_new_token would not be read; did you mean max_new"),
+        ({}, ["image", "prompt", "max_new_token"], "column max_new_token would not be read; did you"),
         ({}, ["image", "prompt", "messages", "stops"], "did you mean stop"),
         ({"picture": "image"}, [], "column knows no field picture; fields are id, messages, image, prompt"),
     ],

@@ -72,7 +72,7 @@ def test_a_parquet_file_whose_pages_are_damaged(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[4:60] = b"\xff" * 56
     path.write_bytes(data)
-    with pytest.raises(InputError, match="rows.parquet cannot be read"):
+    with pytest.raises(InputError, match=r"rows.parquet cannot be read"):
         list(open_table(path).rows(0))
 
 
