@@ -7,12 +7,14 @@ for again and one that is there never is, whatever dies.
 
 import os
 import queue
+import socket
 import threading
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from star_export.bundle import Bundle, open_bundle
 from star_export.engines import Runtime
@@ -28,6 +30,8 @@ from star_export.serving.ticket import Answer
 ATTEMPTS = 3
 #: Seconds between two looks at whether the job ends.
 _LOOK_EVERY = 0.2
+#: Seconds in which a cluster's address must take a connection.
+_REACHED_WITHIN = 10
 
 
 class Remote:
@@ -191,8 +195,11 @@ def _connect(address: str) -> Any:
     except ImportError as error:
         raise PlatformError(f"{option('ray')} needs Ray; run: pip install 'star-export[ray]'") from error
     own = {"include_dashboard": False} if address == "local" else {}
+    server = urlsplit(address if "//" in address else f"//{address}")
     try:
+        if server.port:  # ray.init looks for one that is not there for minutes
+            socket.create_connection((server.hostname, server.port), _REACHED_WITHIN).close()
         ray.init(address=address, log_to_driver=False, logging_level="error", **own)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise PlatformError(f"the Ray cluster {address} cannot be joined: {error}") from error
     return ray

@@ -60,7 +60,8 @@ class Rows:
         for field in FIELDS:
             if field in needed and self._columns[field] not in found:
                 raise SettingsError(
-                    f"the input has no column {self._columns[field]}, there are {', '.join(found) or 'none'}; "
+                    f"the input has no column {self._columns[field]}, "
+                    f"there are {', '.join(found) or 'none'}; "
                     f"say which it is: {option('column', f'{field}=NAME')}"
                 )
         if slip := self._slip(found):
