@@ -174,13 +174,20 @@ class Replicas:
         threading.Thread(target=self._wait_loaded, args=(replica,), daemon=True).start()
 
     def _wait_loaded(self, replica: _Replica) -> None:
+        died = 0
         while not self._stopping.wait(_LOOK_EVERY):
             try:
                 self._broken = self._ray.get(replica.handle.open.remote()) or self._broken
+            except self._ray.exceptions.ActorDiedError as error:  # one that begins anew is "unavailable"
+                died += 1
+                if died == ATTEMPTS:
+                    self._broken = str(error)
+                    return
             except self._ray.exceptions.RayError:
                 continue
-            self._places.put(replica)
-            return
+            else:
+                self._places.put(replica)
+                return
 
 
 def _connect(address: str) -> Any:
