@@ -85,7 +85,7 @@ def batch(
     else:
         _print(done)
     if done.bad:
-        err.print(f"{done.bad} bad rows: {done.errors}", soft_wrap=True)
+        err.print(f"bad rows: {done.bad}, in {done.errors}", soft_wrap=True)
         raise typer.Exit(EXIT_BAD_ROWS)
 
 

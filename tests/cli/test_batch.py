@@ -34,7 +34,7 @@ def test_bad_rows_have_an_exit_code_of_their_own(
     found = json.loads(first.out)
     errors = tmp_path / "out/errors.jsonl"
     assert (found["rows"], found["answered"], found["bad"], found["errors"]) == (2, 1, 1, str(errors))
-    assert "1 bad rows" in first.err
+    assert "bad rows: 1, in" in first.err
     assert "b.png is no file" in errors.read_text()
     asked = ("--image", rows.parent / "a.png", "--prompt", "What number is written?", "--max-new-tokens", 4)
     alone = json.loads(cli("run", bundle("mini"), *asked, "--threads", 1, "--json").out)

@@ -8,9 +8,11 @@ for again and one that is there never is, whatever dies.
 import os
 import queue
 import socket
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +104,14 @@ class Replicas:
     """
 
     def __init__(self, bundle: Bundle, runtime: Runtime, options: BatchOptions) -> None:
-        self._ray = _connect(options.ray or "auto")
+        self._joined = ExitStack()
+        self._ray = self._joined.enter_context(_cluster(options.ray or "auto"))
         cuda, cores = runtime.entry.device == "cuda", options.cores_per_replica
         unit, share = ("GPU", 1) if cuda else ("CPU", cores)
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         count = sum(int(node.get(unit, 0) // share) for node in nodes)
         if not count:
-            self._ray.shutdown()
+            self._joined.close()
             remedy = "add machines with GPUs" if cuda else f"lower {option('cores_per_replica')}"
             raise SettingsError(f"no machine of the Ray cluster has {share} {unit}s for a replica; {remedy}")
         threads = runtime.threads or (None if cuda else cores)
@@ -156,7 +159,7 @@ class Replicas:
     def close(self) -> None:
         """Leave the cluster, whose replicas end."""
         self._stopping.set()
-        self._ray.shutdown()
+        self._joined.close()
 
     def _place(self) -> _Replica:
         while True:
@@ -190,8 +193,9 @@ class Replicas:
                 return
 
 
-def _connect(address: str) -> Any:
-    """Ray, joined to a cluster.
+@contextmanager
+def _cluster(address: str) -> Iterator[Any]:
+    """Ray, joined to a cluster; what it says on stdout, such as that a replica died, goes to stderr.
 
     Raises:
         PlatformError: If it is not installed or does not answer.
@@ -203,10 +207,14 @@ def _connect(address: str) -> Any:
         raise PlatformError(f"{option('ray')} needs Ray; run: pip install 'star-export[ray]'") from error
     own = {"include_dashboard": False} if address == "local" else {}
     server = urlsplit(address if "//" in address else f"//{address}")
-    try:
-        if server.port:  # ray.init looks for one that is not there for minutes
-            socket.create_connection((server.hostname, server.port), _REACHED_WITHIN).close()
-        ray.init(address=address, log_to_driver=False, logging_level="error", **own)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PlatformError(f"the Ray cluster {address} cannot be joined: {error}") from error
-    return ray
+    with redirect_stdout(sys.stderr):
+        try:
+            if server.port:  # ray.init looks for one that is not there for minutes
+                socket.create_connection((server.hostname, server.port), _REACHED_WITHIN).close()
+            ray.init(address=address, log_to_driver=False, logging_level="error", **own)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PlatformError(f"the Ray cluster {address} cannot be joined: {error}") from error
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
