@@ -116,7 +116,7 @@ def _values(line: bytes) -> Values:
 
 
 class Parquet:
-    """A Parquet file, whose row groups may be larger than memory.
+    """A Parquet file, of which no more than a row group is in memory.
 
     Args:
         path: The file.
