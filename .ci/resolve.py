@@ -10,12 +10,24 @@ import sys
 
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 #: Compiled packages must come as wheels: a user's machine may have no compiler.
-WHEELS = ("numpy", "torch", "onnx", "onnxruntime", "msgspec", "pillow", "tokenizers", "safetensors")
+WHEELS = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "msgspec",
+    "pillow",
+    "tokenizers",
+    "safetensors",
+    "pyarrow",
+    "ray",
+)
 #: (extras, constrained to the tested versions, Pythons, glibc). Triton's wheel needs glibc 2.35, and a NumPy
 #: that ends with Python 3.12.
 INSTALLS = (
     ((), False, PYTHONS, "2_28"),
     (("export", "rtx", "polygraphy", "eval", "dev"), True, PYTHONS, "2_28"),
+    (("batch", "ray"), False, PYTHONS, "2_28"),
     (("lmms-eval",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("triton",), False, ("3.11", "3.12"), "2_35"),
 )
