@@ -14,7 +14,8 @@ HEAD = """# Command line
 Made from the commands themselves by `make docs`.
 
 Exit codes: 0 done; 1 a check ran and failed; 2 could not run (bad option, input, bundle or
-environment: one line on stderr says what was expected, what was found and what to do); 130 interrupted.
+environment: one line on stderr says what was expected, what was found and what to do); 3
+some rows of a data set were bad (`batch`); 130 interrupted.
 """
 
 

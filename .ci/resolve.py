@@ -20,12 +20,15 @@ WHEELS = (
     "pillow",
     "tokenizers",
     "safetensors",
+    "pyarrow",
+    "ray",
 )
 #: (extras, constrained to the tested versions, Pythons, glibc). Triton's wheel needs glibc 2.35, and a NumPy
 #: that ends with Python 3.12.
 INSTALLS = (
     ((), False, PYTHONS, "2_28"),
     (("export", "rtx", "openvino", "polygraphy", "eval", "serve", "dev"), True, PYTHONS, "2_28"),
+    (("batch", "ray"), False, PYTHONS, "2_28"),
     (("lmms-eval",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("triton",), False, ("3.11", "3.12"), "2_35"),
 )

@@ -1,7 +1,7 @@
 """The command line: one module per command, no logic of its own.
 
 Exit codes: 0 done; 1 a check ran and failed; 2 the request could not be carried
-out (bad option, input, bundle or environment); 130 interrupted.
+out (bad option, input, bundle or environment); 3 some rows of a data set were bad; 130 interrupted.
 """
 
 import contextlib

@@ -33,7 +33,7 @@ def root(
 ) -> None:
     """Export LLaVA with STAR visual-token pruning, prove that it matches PyTorch, run it.
 
-    Exit codes: 0 done, 1 a check failed, 2 could not run, 130 interrupted.
+    Exit codes: 0 done, 1 a check failed, 2 could not run, 3 some rows were bad, 130 interrupted.
     """
     del version
     show_log(verbose=verbose)

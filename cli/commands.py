@@ -1,6 +1,7 @@
 """The application with all of its commands, in the order of ``--help``."""
 
 from star_export.cli import (
+    batch,  # noqa: F401
     bench,  # noqa: F401
     build,  # noqa: F401
     chat,  # noqa: F401

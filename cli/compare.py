@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.build_options import PruneLayerOption
-from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
+from star_export.cli.output import case_progress, check_target, err, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from star_export.evaluation.comparison import Comparison
@@ -81,7 +81,7 @@ def compare(
         resume=resume,
         runtime=Runtime(threads=threads),
     )
-    with err.status("starting") as status, question_progress(status) as progress:
+    with err.status("starting") as status, case_progress(status) as progress:
         comparison = run_compare(options, progress, status.update)
     _write(comparison, output)
     if json:

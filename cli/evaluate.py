@@ -6,7 +6,7 @@ import typer
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
+from star_export.cli.output import case_progress, check_target, err, print_json, quiet_libraries
 from star_export.errors import EXIT_CHECK_FAILED
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def evaluate(
     )
     if answers is not None:
         check_target("--answers", answers)
-    with err.status("starting") as status, question_progress(status) as progress:
+    with err.status("starting") as status, case_progress(status) as progress:
         found = evaluate_bundle(options, progress, status.update)
     if json:
         print_json(found.to_dict())

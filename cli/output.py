@@ -14,11 +14,13 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 from rich.status import Status
+from rich.text import Text
 
 from star_export.cli.interrupt import stop_if_interrupted
 from star_export.errors import SettingsError
@@ -112,18 +114,30 @@ def step_progress() -> Iterator[StepProgress]:
         steps.finish()
 
 
+class _Rate(TextColumn):
+    """Cases per second."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    def render(self, task: Task) -> Text:
+        """Nothing until some are done."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+
 @contextmanager
-def question_progress(status: Status) -> Iterator[CaseProgress]:
-    """A bar of questions on stderr, which takes the place of ``status`` when the first is asked."""
-    columns = (TextColumn("questions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+def case_progress(status: Status, cases: str = "questions") -> Iterator[CaseProgress]:
+    """A bar of ``cases`` on stderr, which takes the place of ``status`` when the first is asked."""
+    columns = (TextColumn(cases), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with ExitStack() as stack:
         progress = Progress(*columns, console=err)
-        task = progress.add_task("questions", total=None)
+        task = progress.add_task(cases, total=None)
 
         def update(done: int, total: int) -> None:
             if not progress.live.is_started:
                 status.stop()
                 stack.enter_context(progress)
-            progress.update(task, completed=done, total=total)
+                progress.reset(task, total=total, completed=done)  # what was there before is no speed
+            progress.update(task, completed=done)
 
         yield update

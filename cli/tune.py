@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from star_export.cli import options as opt
 from star_export.cli import tune_options as own
 from star_export.cli.app import app
-from star_export.cli.output import check_target, err, print_json, question_progress, quiet_libraries
+from star_export.cli.output import case_progress, check_target, err, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from star_export.evaluation.tuning_report import Tuning
@@ -77,7 +77,7 @@ def tune(
         resume=resume,
         runtime=Runtime(threads=threads),
     )
-    with err.status("starting") as status, question_progress(status) as progress:
+    with err.status("starting") as status, case_progress(status) as progress:
         found = run_tune(options, progress, status.update)
     with atomic_open(output) as file:
         file.write(found.to_png())

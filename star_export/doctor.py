@@ -37,6 +37,8 @@ def examine() -> list[Part]:
         packages("compile the plugin kernel", _COMPILER, PRODUCTS[TENSORRT].install),
         _plugin_library(),
         packages("serve", ("starlette", "uvicorn"), "pip install 'star-export[serve]'"),
+        packages("batch of Parquet files", ("pyarrow",), "pip install 'star-export[batch]'"),
+        packages("batch on Ray", ("ray",), "pip install 'star-export[ray]'"),
         packages("check --polygraphy", ("polygraphy",), "pip install 'star-export[polygraphy]'"),
     ]
 

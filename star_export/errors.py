@@ -11,6 +11,7 @@ from collections.abc import Callable
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_COULD_NOT_RUN = 2
+EXIT_BAD_ROWS = 3
 EXIT_INTERRUPTED = 130
 
 

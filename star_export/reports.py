@@ -113,7 +113,7 @@ def store_report(
         made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         passed=passed,
         summary=summary,
-        subject=_subject(bundle, backend),
+        subject=subject(bundle, backend),
         versions=_versions(bundle, backend) | dict(versions),
         settings=dict(settings),
         result=dict(result),
@@ -183,8 +183,8 @@ def check_summary(*, passed: bool, cases: int) -> str:
     return f"{'passed' if passed else 'FAILED'}, {cases} cases"
 
 
-def _subject(bundle: Bundle, backend: str) -> dict[str, str]:
-    """What answers on a backend come from: all but other engines and the config, which is for people."""
+def subject(bundle: Bundle, backend: str) -> dict[str, str]:
+    """What answers on a backend come from, by SHA-256: all but other engines and the config, for people."""
     own = f"engines/{backend}/"
     return {
         file.path: file.sha256
@@ -196,7 +196,7 @@ def _subject(bundle: Bundle, backend: str) -> dict[str, str]:
 def _differing(report: Report, bundle: Bundle) -> tuple[str, ...]:
     if not report.subject:
         return ()
-    now = _subject(bundle, report.backend)
+    now = subject(bundle, report.backend)
     return tuple(path for path in sorted(now | report.subject) if now.get(path) != report.subject.get(path))
 
 

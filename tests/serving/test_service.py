@@ -19,6 +19,8 @@ from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.sampling import Sampling
 from star_export.contract import DECODE, PREFILL, VISION
 from star_export.errors import BusyError, DeadlineError, DeviceError, InputError, SettingsError
+from star_export.serving.admission import Admission
+from star_export.serving.bounded import BoundedCache
 from star_export.serving.options import ServiceOptions
 from star_export.serving.query import Query
 from star_export.serving.service import Service

@@ -1,0 +1,79 @@
+"""Replicas on a real Ray cluster of this machine: the bytes of one process, whichever replica dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from star_export.engines import Runtime
+from star_export.serving.batch.batch import run_batch
+from star_export.serving.batch.options import BatchOptions
+from tests.serving.batch.test_batch import content, done_rows, good, write
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-m", "star_export.cli", "batch"]
+
+
+def replicas(mark: str) -> Iterator[int]:
+    """Processes of replicas that this test started: whose environment has the mark."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            title, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if title.startswith(b"ray::Remote") and mark.encode() in environment:
+            yield int(process.name)
+
+
+def test_two_replicas_of_which_each_dies(bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(80)])
+    common = {"bundle": bundle("mini"), "input": rows, "rows_per_part": 25, "max_slots": 4}
+    run_batch(BatchOptions(output=tmp_path / "one", runtime=Runtime(threads=1), **common))
+    mark = f"STAR_EXPORT_TEST={uuid.uuid4()}"
+    name, _, value = mark.partition("=")
+    command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "two")]
+    command += ["--rows-per-part", "25", "--max-slots", "4", "--threads", "1", "--json"]
+    command += ["--ray", "local", "--cores-per-replica", str(max(1, (os.cpu_count() or 2) // 2))]
+    process = subprocess.Popen(
+        command, env={**os.environ, name: value}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    died: set[int] = set()
+    for enough in (8, 32):
+        while done_rows(tmp_path / "two") < enough:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        alive = set(replicas(mark)) - died
+        assert len(alive) == 2
+        os.kill(victim := min(alive), signal.SIGKILL)
+        died.add(victim)
+        assert done_rows(tmp_path / "two") < 75
+    out, err = process.communicate()
+    assert process.returncode == 3, err
+    assert json.loads(out)["bad"] == 9
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ray", "127.0.0.1:9"), "error: the Ray cluster 127.0.0.1:9 cannot be joined"),
+        (("--ray", "local", "--cores-per-replica", "9999"), "lower --cores-per-replica"),
+    ],
+)
+def test_no_room(
+    bundle: Callable[..., Path], data: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    rows = write(data / "rows.jsonl", [good(0)])
+    command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "out")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
