@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo test test-slow test-cpp fuzz-cpp lint-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-triton bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -32,6 +32,14 @@ test-slow: $(READY)
 # The C++ runtime: builds it, runs its tests, compares its answers with Python's.
 test-cpp: $(READY)
 	.ci/test_cpp.sh $(BIN)/python
+
+# A minute of inputs that nobody wrote, into what it reads from outside.
+fuzz-cpp:
+	.ci/fuzz_cpp.sh 60
+
+# clang-tidy; minutes.
+lint-cpp:
+	.ci/tidy_cpp.sh
 
 # It and Python in turns: a process from start to first token, and its memory; after `make test-cpp` and `make demo`.
 bench-cpp: $(READY)

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "fuzz.hpp"
+#include "json_mutator.hpp"
 #include "session/mapped.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

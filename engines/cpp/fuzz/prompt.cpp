@@ -5,11 +5,13 @@
 #include "bundle/json.hpp"
 #include "fuzz.hpp"
 #include "image/image_spec.hpp"
+#include "json_mutator.hpp"
 #include "text/prompts.hpp"
 
 namespace {
 
-constexpr const char* kTokenizer = R"({"model": {"type": "BPE", "vocab": {"<image>": 0, "a": 1, " ": 2}, "merges": []},
+constexpr const char* kTokenizer =
+    R"({"model": {"type": "BPE", "vocab": {"<image>": 0, "a": 1, " ": 2}, "merges": []},
   "added_tokens": [{"id": 0, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false,
                     "normalized": false, "special": true}]})";
 

@@ -1,9 +1,11 @@
 // A tokenizer's file, and behind a NUL a text that it encodes and decodes.
+#include "text/tokenizer.hpp"
+
 #include <algorithm>
 #include <string>
 
 #include "fuzz.hpp"
-#include "text/tokenizer.hpp"
+#include "json_mutator.hpp"
 #include "text/transcript.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {

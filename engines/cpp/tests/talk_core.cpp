@@ -140,7 +140,8 @@ class Talker {
 
   Json run(const Json& asked) {
     const std::vector<star::ImageInputs> images = read_images(asked["images"]);
-    const star::PromptInputs prompt{asked["input_ids"], asked["image_positions"], asked["query_positions"]};
+    const star::TokenizedPrompt prompt{asked["input_ids"], asked["image_positions"],
+                                       asked["query_positions"]};
     const auto keep = read_keep(asked["keep"]);
     const std::int64_t count = asked["new_tokens"];
     star::Sampler sampler(read_sampling(asked["sampling"]));
