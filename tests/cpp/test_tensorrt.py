@@ -59,7 +59,9 @@ def test_star_run(fake_engine_bundle: Callable[..., Bundle], backend: str) -> No
     def ask(name: str, *settings: str) -> tuple[dict[str, Any], str]:
         command = [program, bundle.folder, "-i", SHAPES, "-p", "What is in it?", "--backend", name, *settings]
         texts = [
-            subprocess.run([*command, *form], env=environment, capture_output=True, text=True, check=True).stdout
+            subprocess.run(
+                [*command, *form], env=environment, capture_output=True, text=True, check=True
+            ).stdout
             for form in (["--json"], [])
         ]
         answer = json.loads(texts[0])

@@ -1,7 +1,6 @@
 """C++ and Python make the same of texts."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest

@@ -83,6 +83,8 @@ std::string read_file(const std::filesystem::path& path, std::size_t most) {
 
 Json parse_json(std::string_view text) {
   if (is_deep(text)) throw BundleError("it is not JSON: lists are too deep inside of each other");
+  // The parser would take it for the end, and say nothing of what comes behind.
+  if (text.find('\0') != text.npos) throw BundleError("it is not JSON: it has a NUL");
   try {
     return within_memory<BundleError>("it", "free some", [text] { return Json::parse(text); });
   } catch (const Json::exception& error) {
