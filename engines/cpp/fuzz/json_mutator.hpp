@@ -1,8 +1,8 @@
-// Changes of JSON that leave it JSON: changed bytes seldom come past the parser. A header of one fuzzer each.
+// Changes of JSON that leave it JSON: changed bytes seldom come past the parser.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <cstring>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -29,7 +29,11 @@ inline std::string mutated(std::string text) {
   return text;
 }
 
-// Another value, another number or text, one less or one more.
+inline json& one_of(json& value, std::size_t number) {
+  return *std::next(value.begin(), static_cast<std::ptrdiff_t>(number % value.size()));
+}
+
+// Another value, one less or one more, another number or text.
 inline void change(json& value, const json& other, std::minstd_rand& chance) {
   static const std::vector<json> odd{nullptr,
                                      true,
@@ -46,36 +50,27 @@ inline void change(json& value, const json& other, std::minstd_rand& chance) {
                                      std::int64_t{1} << 31,
                                      INT64_MAX,
                                      UINT64_MAX};
-  const auto below = [&chance](std::size_t count) { return chance() % count; };
-  const std::size_t what = below(5);
+  const bool has_some = value.is_structured() && !value.empty();
+  const std::size_t what = chance() % 4;
   if (what == 0) {
-    value = odd[below(odd.size())];
-  } else if (what == 1) {
     value = json(other);
-  } else if (value.is_structured() && !value.empty()) {
-    const auto at = std::next(value.begin(), static_cast<std::ptrdiff_t>(below(value.size())));
-    if (what == 2) {
-      value.erase(at);
-    } else if (value.is_array()) {
-      value.insert(value.end(), json(*at));
-    } else {
-      value[mutated(at.key())] = json(*at);
-    }
-  } else if (value.is_string()) {
+  } else if (what == 1 && has_some) {
+    value.erase(std::next(value.begin(), static_cast<std::ptrdiff_t>(chance() % value.size())));
+  } else if (what == 2 && has_some && value.is_array()) {
+    value.push_back(json(one_of(value, chance())));
+  } else if (what == 2 && has_some) {
+    value[mutated(value.begin().key())] = json(one_of(value, chance()));
+  } else if (what == 2 && value.is_string()) {
     value = mutated(value.get<std::string>());
-  } else if (value.is_number_integer()) {
-    value = static_cast<std::int64_t>(value.get<std::uint64_t>() + below(5) - 2);
+  } else if (what == 2 && value.is_number_integer()) {
+    value = static_cast<std::int64_t>(value.get<std::uint64_t>() + chance() % 5 - 2);
   } else {
-    value = odd[below(odd.size())];
+    value = odd[chance() % odd.size()];
   }
 }
 
-}  // namespace star::fuzz
-
 // The JSON before the first NUL; what is behind it is text, which changes by bytes.
-extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
-                                               unsigned seed) {
-  using namespace star::fuzz;
+inline std::size_t mutate_json(std::uint8_t* data, std::size_t size, std::size_t most, unsigned seed) {
   const std::string_view all(reinterpret_cast<const char*>(data), size);
   const std::size_t end = std::min(all.find('\0'), size);
   json document = json::parse(all.substr(0, end), nullptr, false);
@@ -88,6 +83,8 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
   std::string text = document.dump(-1, ' ', false, json::error_handler_t::replace);
   text += all.substr(end);
   if (text.size() > most) return LLVMFuzzerMutate(data, size, most);
-  std::memcpy(data, text.data(), text.size());
+  std::copy(text.begin(), text.end(), data);
   return text.size();
 }
+
+}  // namespace star::fuzz

@@ -7,6 +7,11 @@
 #include "json_mutator.hpp"
 #include "session/mapped.hpp"
 
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   star::fuzz::refusing([&] {
     const star::Json values = star::parse_json(star::fuzz::text(data, size));

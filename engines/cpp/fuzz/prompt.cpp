@@ -17,6 +17,11 @@ constexpr const char* kTokenizer =
 
 }  // namespace
 
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const star::Tokenizer tokenizer = star::Tokenizer::parse(kTokenizer, "tokenizer.json");
   const std::string_view all = star::fuzz::text(data, size);

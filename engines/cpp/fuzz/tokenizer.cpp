@@ -8,6 +8,11 @@
 #include "json_mutator.hpp"
 #include "text/transcript.hpp"
 
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
+
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view all = star::fuzz::text(data, size);
   const std::size_t end = std::min(all.find('\0'), size);
