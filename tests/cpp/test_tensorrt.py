@@ -53,7 +53,7 @@ def test_star_run(fake_engine_bundle: Callable[..., Bundle], backend: str) -> No
         **os.environ,
         **dict.fromkeys(("STAR_TENSORRT", "STAR_CUDART", "STAR_NVRTC"), fake),
         "STAR_ONNXRUNTIME": str(LIBRARY),
-        "STAR_FAKE_VERSION": bundle.manifest.engines[backend]["version"],
+        "STAR_FAKE_VERSION": bundle.manifest["engines"][backend]["version"],
     }
 
     def ask(name: str, *settings: str) -> tuple[dict[str, Any], str]:
