@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo page-shot test test-slow test-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo page-shot test test-slow test-cpp fuzz-cpp lint-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -32,6 +32,14 @@ test-slow: $(READY)
 # The C++ runtime: builds it, runs its tests, compares its answers with Python's.
 test-cpp: $(READY)
 	.ci/test_cpp.sh $(BIN)/python
+
+# Inputs that nobody wrote, into all that it reads from outside, for half a minute of every core.
+fuzz-cpp:
+	.ci/fuzz_cpp.sh 30
+
+# clang-tidy; minutes.
+lint-cpp:
+	.ci/tidy_cpp.sh
 
 # It and Python in turns: a process from start to first token, and its memory; after `make test-cpp` and `make demo`.
 bench-cpp: $(READY)

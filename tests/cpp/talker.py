@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from star_export.errors import BundleError, InputError, SettingsError
+from star_export.errors import BundleError, InputError, PlatformError, SettingsError
 
 BUILD = Path(os.environ.get("STAR_EXPORT_CPP", Path(__file__).parents[2] / "build/cpp"))
-_KINDS = {0: SettingsError, 1: BundleError, 2: InputError}
+_KINDS = {0: SettingsError, 1: BundleError, 2: InputError, 3: PlatformError}
 
 
 class Talker:

@@ -21,8 +21,8 @@ SETTINGS, BUNDLE, INPUT, PLATFORM, NON_FINITE, CANCELLED = range(1, 7)
 
 class Options(ctypes.Structure):
     _fields_ = [
-        ("size", c_size_t), ("backend", c_char_p), ("onnxruntime", c_char_p), ("threads", c_int32),
-        ("verify", c_int32),
+        ("size", c_size_t), ("backend", c_char_p), ("onnxruntime", c_char_p), ("plugin_library", c_char_p),
+        ("threads", c_int32), ("verify", c_int32),
     ]  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from star_export.errors import InputError
+from star_export.errors import BundleError, InputError
 from star_export.preprocessing import ImageSpec, load_image, prepare
 from star_export.preprocessing.packing import packed_taps
 from star_export.preprocessing.parameters import _check as check_parameters
@@ -22,58 +21,47 @@ from star_export.specs import ModelSpec, picture_grid
 from star_export.typed import convert as to_dataclass
 from tests.conftest import MAX_KEEP
 from tests.cpp import pictures
+from tests.cpp.talker import Talker
 from tests.shapes import NEXT, ONEVISION
-
-BUILD = Path(__file__).parents[2] / os.environ.get("STAR_EXPORT_CPP", "build/cpp")
-TALKER = BUILD / "talk_image"
-
-pytestmark = pytest.mark.skipif(not TALKER.exists(), reason=f"{TALKER} is not built")
 
 Pixels = np.ndarray
 
 
-class Talker:
-    """The C++ program, which answers a line of JSON with one."""
+class Pictures:
+    """What C++ makes of pictures, whose arrays travel in files of a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self.process = subprocess.Popen([TALKER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.folder, self.out = folder, folder / "out"
+    def __init__(self, talker: Talker, folder: Path) -> None:
+        self._talker, self._folder, self.out = talker, folder, folder / "out"
 
-    def ask(self, **request: Any) -> Any:
+    def ask(self, what: str, **values: Any) -> Any:
         """The answer to a request; its arrays are in ``out``."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(request | {"out": str(self.out)}) + "\n")
-        self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        assert line, f"the C++ program ended: {self.process.wait()}"
-        return json.loads(line)
+        return self._talker.ask(what, out=str(self.out), **values)
+
+    def pixels(self, what: str, **values: Any) -> Pixels | str:
+        """Pixels of a picture, or why there are none."""
+        try:
+            size = self.ask(what, **values)
+        except InputError as error:
+            return str(error)
+        return np.fromfile(self.out, np.uint8).reshape(size["height"], size["width"], 3)
 
     def read(self, data: bytes) -> Pixels | str:
         """Pixels of a file, or why there are none."""
-        path = self.folder / "picture"
+        path = self._folder / "picture"
         path.write_bytes(data)
-        return self.pixels(self.ask(do="read", file=str(path)))
-
-    def pixels(self, answer: Any) -> Pixels | str:
-        """Of an answer."""
-        if "error" in answer:
-            return str(answer["error"])
-        found = np.fromfile(self.out, np.uint8)
-        return found.reshape(answer["height"], answer["width"], 3)
+        return self.pixels("read", file=str(path))
 
     def raw(self, image: Image.Image, name: str = "raw") -> dict[str, Any]:
         """A picture as requests hold it."""
-        path = self.folder / name
+        path = self._folder / name
         path.write_bytes(image.tobytes())
         return {"file": str(path), "width": image.width, "height": image.height}
 
 
 @pytest.fixture(scope="module")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talker]:
-    talker = Talker(tmp_path_factory.mktemp("talker"))
-    yield talker
-    talker.process.communicate()
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pictures]:
+    with Talker("talk_image") as talker:
+        yield Pictures(talker, tmp_path_factory.mktemp("talker"))
 
 
 def expected(data: bytes) -> Pixels | str:
@@ -93,7 +81,7 @@ def same(found: Pixels | str, wanted: Pixels | str) -> bool:
     return found.shape == wanted.shape and bool((found == wanted).all())
 
 
-def assert_all_same(talker: Talker, files: Iterator[bytes]) -> int:
+def assert_all_same(talker: Pictures, files: Iterator[bytes]) -> int:
     """That C++ reads, or refuses, each file as Python does; how many are read."""
     count = 0
     for index, data in enumerate(files):
@@ -103,24 +91,24 @@ def assert_all_same(talker: Talker, files: Iterator[bytes]) -> int:
     return count
 
 
-def test_jpegs(talker: Talker) -> None:
+def test_jpegs(talker: Pictures) -> None:
     assert assert_all_same(talker, pictures.jpegs(np.random.default_rng(1))) > 200
 
 
-def test_pngs(talker: Talker) -> None:
+def test_pngs(talker: Pictures) -> None:
     assert assert_all_same(talker, pictures.pngs(np.random.default_rng(2))) > 600
 
 
-def test_large_pictures(talker: Talker) -> None:
+def test_large_pictures(talker: Pictures) -> None:
     """Files of several of the blocks that Pillow reads."""
     assert assert_all_same(talker, pictures.large(np.random.default_rng(8))) == 8
 
 
-def test_animation_is_its_first_frame(talker: Talker) -> None:
+def test_animation_is_its_first_frame(talker: Pictures) -> None:
     assert assert_all_same(talker, iter([pictures.animated(np.random.default_rng(3))])) == 1
 
 
-def test_damaged_files_are_refused_or_read_as_in_python(talker: Talker) -> None:
+def test_damaged_files_are_refused_or_read_as_in_python(talker: Pictures) -> None:
     """Pixels never differ; versions of libjpeg differ rarely in what damage they refuse."""
     random = np.random.default_rng(int(os.environ.get("STAR_EXPORT_SEED", "4")))
     files = [*pictures.jpegs(random), *pictures.pngs(random), pictures.animated(random)]
@@ -148,7 +136,7 @@ def test_damaged_files_are_refused_or_read_as_in_python(talker: Talker) -> None:
         (pictures.header(100, 20_100), "the picture is 100x20100; sides may differ by 200x at most"),
     ],
 )
-def test_refusals_say_why(talker: Talker, data: bytes, message: str) -> None:
+def test_refusals_say_why(talker: Pictures, data: bytes, message: str) -> None:
     found = talker.read(data)
     assert isinstance(found, str)
     assert message in found
@@ -162,7 +150,7 @@ def image_of(random: np.random.Generator, width: int, height: int) -> Image.Imag
 
 
 @pytest.mark.parametrize("resampling", list(range(6)))
-def test_resampling(talker: Talker, resampling: int) -> None:
+def test_resampling(talker: Pictures, resampling: int) -> None:
     """Larger and smaller, in either order of the two passes."""
     random = np.random.default_rng(resampling)
     sizes = [tuple(random.integers(1, 60 if index % 3 else 400, 4)) for index in range(150)]
@@ -170,11 +158,11 @@ def test_resampling(talker: Talker, resampling: int) -> None:
     for width, height, *wanted in sizes:
         image = image_of(random, int(width), int(height))
         to_width, to_height = (int(side) for side in wanted)
-        answer = talker.ask(
-            do="resample", picture=talker.raw(image), width=to_width, height=to_height, filter=resampling
+        found = talker.pixels(
+            "resample", picture=talker.raw(image), width=to_width, height=to_height, filter=resampling
         )
         resized = image.resize((to_width, to_height), Image.Resampling(resampling))
-        assert same(talker.pixels(answer), np.asarray(resized)), (width, height, wanted)
+        assert same(found, np.asarray(resized)), (width, height, wanted)
 
 
 def asked(model: ModelSpec) -> dict[str, Any]:
@@ -184,12 +172,11 @@ def asked(model: ModelSpec) -> dict[str, Any]:
     return {"vision": sizes, "tiling": tiling and asdict(tiling)}
 
 
-def assert_prepared(talker: Talker, images: list[Image.Image], spec: ImageSpec, model: ModelSpec) -> None:
+def assert_prepared(talker: Pictures, images: list[Image.Image], spec: ImageSpec, model: ModelSpec) -> None:
     """That the tensors of a request have the same bits, and so has what says how they are packed."""
     wanted = prepare(images, spec, model)
     raw = [talker.raw(image, f"raw{index}") for index, image in enumerate(images)]
-    answer = talker.ask(do="prepare", pictures=raw, spec=asdict(spec), **asked(model))
-    assert isinstance(answer, list), answer
+    answer = talker.ask("prepare", pictures=raw, spec=asdict(spec), **asked(model))
     assert [image["packing"] for image in answer] == [plain(asdict(image.packing)) for image in wanted]
     assert [image["tiles"] for image in answer] == [len(image.pixels) for image in wanted]
     pixels = np.concatenate([image.pixels for image in wanted])
@@ -212,7 +199,7 @@ def some_sizes(random: np.random.Generator, count: int, longest: int) -> list[tu
 
 
 @pytest.mark.parametrize("preset", sorted(MAX_KEEP))
-def test_pictures_are_prepared(talker: Talker, checkpoint: Callable[[str], Path], preset: str) -> None:
+def test_pictures_are_prepared(talker: Pictures, checkpoint: Callable[[str], Path], preset: str) -> None:
     """With the parameters that a bundle of each small checkpoint has, one picture and several."""
     from star_export.checkpoint.checkpoint import open_checkpoint
     from star_export.preprocessing import convert
@@ -228,7 +215,7 @@ def test_pictures_are_prepared(talker: Talker, checkpoint: Callable[[str], Path]
 
 
 @pytest.mark.parametrize("model", [NEXT, ONEVISION], ids=["next", "onevision"])
-def test_pictures_are_prepared_for_published_models(talker: Talker, model: ModelSpec) -> None:
+def test_pictures_are_prepared_for_published_models(talker: Pictures, model: ModelSpec) -> None:
     side = model.vision.image_size
     spec = ImageSpec(
         shortest_edge=None, resize_to=(side, side), resample=3, crop=None, rescale_factor=1 / 255,
@@ -242,18 +229,18 @@ def test_pictures_are_prepared_for_published_models(talker: Talker, model: Model
 
 
 @pytest.mark.parametrize("model", [NEXT, ONEVISION], ids=["next", "onevision"])
-def test_grids(talker: Talker, model: ModelSpec) -> None:
+def test_grids(talker: Pictures, model: ModelSpec) -> None:
     assert model.tiling is not None
     vision, random = model.vision, np.random.default_rng(9)
     sizes = [(int(h), int(w)) for h, w in np.exp(random.uniform(0, 9.5, (20_000, 2))).astype(int) + 1]
     sizes += [(height, width) for height in range(1, 60) for width in range(1, 60)]
-    found = talker.ask(do="grids", sizes=sizes, **asked(model))
+    found = talker.ask("grids", sizes=sizes, **asked(model))
     for size, grid in zip(sizes, found, strict=True):
         wanted = picture_grid(size, model.tiling, tile=vision.image_size, side=vision.grid_side)
         assert grid == [list(pair) for pair in asdict(wanted).values()], size
 
 
-def test_several_pictures_have_a_limit_as_squares(talker: Talker) -> None:
+def test_several_pictures_have_a_limit_as_squares(talker: Pictures) -> None:
     """Each is padded to a square, which may have too many pixels."""
     spec = ImageSpec(
         shortest_edge=None, resize_to=(384, 384), resample=3, crop=None, rescale_factor=1 / 255,
@@ -263,8 +250,9 @@ def test_several_pictures_have_a_limit_as_squares(talker: Talker) -> None:
     with pytest.raises(InputError) as wanted:
         prepare([long, long], spec, ONEVISION)
     raw = [talker.raw(long)] * 2
-    answer = talker.ask(do="prepare", pictures=raw, spec=asdict(spec), **asked(ONEVISION))
-    assert answer["error"] == str(wanted.value)
+    with pytest.raises(InputError) as found:
+        talker.ask("prepare", pictures=raw, spec=asdict(spec), **asked(ONEVISION))
+    assert str(found.value) == str(wanted.value)
 
 
 GOOD = {
@@ -279,7 +267,7 @@ ODD = (
 
 
 @pytest.mark.parametrize("cut", [False, True])
-def test_parameters_are_refused_as_in_python(talker: Talker, cut: bool) -> None:
+def test_parameters_are_refused_as_in_python(talker: Pictures, cut: bool) -> None:
     model = NEXT if cut else replace(NEXT, tiling=None)
     prompt = SimpleNamespace(image_token_id=model.image_token_id, forms=None, image_token="")
     kinds: list[dict[str, Any]] = [GOOD | {key: value} for key in GOOD for value in ODD]
@@ -295,7 +283,11 @@ def test_parameters_are_refused_as_in_python(talker: Talker, cut: bool) -> None:
             wanted = None
         except ValueError as error:
             wanted = str(error)
-        answer = talker.ask(do="prepare", pictures=[], spec=kind, **asked(model))
-        assert isinstance(answer, dict) == (wanted is not None), (kind, answer, wanted)
+        found = None
+        try:
+            talker.ask("prepare", pictures=[], spec=kind, **asked(model))
+        except BundleError as error:
+            found = str(error)
+        assert (found is None) == (wanted is None), (kind, found, wanted)
         read += wanted is None
     assert read >= 2

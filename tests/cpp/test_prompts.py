@@ -19,21 +19,10 @@ from star_export.preprocessing.prompts import PromptSpec, end_token_ids, render,
 from star_export.testing.tokenizers import TOKENIZERS
 from star_export.typed import convert
 from tests.cpp.talker import Talker
-from tests.cpp.texts import random_texts, tokenizer_files
+from tests.cpp.texts import random_texts
 from tests.preprocessing.test_templates import TEMPLATES, spec_of
 
 KINDS = (*TOKENIZERS, "mini", "mini-onevision", "llama2-first", "metaspace", "qwen2-odd", "llama2-unknown")
-
-
-@pytest.fixture(scope="module")
-def talker() -> Iterator[Talker]:
-    with Talker("talk_text") as talker:
-        yield talker
-
-
-@pytest.fixture(scope="module")
-def files() -> dict[str, str]:
-    return tokenizer_files()
 
 
 def _outcome(ask: Callable[[], Any]) -> Any:

@@ -1,27 +1,15 @@
 """C++ and Python make the same of texts."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
 from tests.cpp.talker import Talker
-from tests.cpp.texts import KINDS, long_texts, random_texts, tokenizer_files
+from tests.cpp.texts import KINDS, long_texts, random_texts
 
 COUNT = 3000
-
-
-@pytest.fixture(scope="module")
-def talker() -> Iterator[Talker]:
-    with Talker("talk_text") as talker:
-        yield talker
-
-
-@pytest.fixture(scope="module")
-def files() -> dict[str, str]:
-    return tokenizer_files()
 
 
 def _open(talker: Talker, content: str, folder: Path) -> Tokenizer:

@@ -15,6 +15,7 @@ from star_export.specs.export import ExportSpec
 from star_export.specs.images import ImageLimits
 from star_export.specs.model import ModelSpec, TextSpec, VisionSpec
 from star_export.specs.pruning import Stage
+from star_export.specs.quantization import Quantization
 from star_export.specs.tiling import Tiling
 
 HERE = Path(__file__).parent
@@ -80,10 +81,11 @@ def manifests() -> list[bytes]:
         Stage(after_layer=1, score="last", tokens=2, max_tokens=2, share=None, mass=0.9),
     )
     found = []
-    for schedule, tiling in (
-        ((), None),
-        (stages, None),
-        ((), Tiling(pinpoints=((28, 56), (56, 56)), max_grid=2, several_whole=True)),
+    for schedule, tiling, bits in (
+        ((), None, None),
+        (stages, None, None),
+        ((), Tiling(pinpoints=((28, 56), (56, 56)), max_grid=2, several_whole=True), None),
+        (stages, None, Quantization(type="int4", block=32, embedding=True, layers=("lm_head",))),
     ):
         model = ModelSpec(
             model_type="llava",
@@ -104,11 +106,15 @@ def manifests() -> list[bytes]:
             max_new_tokens=8,
             append_tokens=4,
             dtype="float32",
+            quantization=bits,
         )
         found.append(_written(_manifest(spec)))
+    whole = {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}
+    halves = {"dtype": "BF16", "shape": [0, 8], "data_offsets": [32, 32]}
     return [
         *found,
-        _written({"w": {"dtype": "F32", "shape": [2, 4], "data_offsets": [0, 32]}, "__metadata__": {}}),
+        _written({"w": whole, "__metadata__": {}}),
+        _written({"w": whole, "v": {"dtype": "I64", "shape": [], "data_offsets": [8, 16]}, "h": halves}),
     ]
 
 
@@ -274,8 +280,20 @@ def prompts() -> list[bytes]:
         "chat_template": None,
         "special_tokens": {"bos_token": "a"},
     }
+    several = {
+        **forms,
+        "image": "[<image>]",
+        "user_with_image": {**turn, "prefix": "[<image>] ", "strip": "end"},
+    }
+    given = {
+        **prompt,
+        "content": "string",
+        "given_template": True,
+        "forms": {**several, "user": {"prefix": "", "suffix": ""}},
+    }
     files = [
         {"image": image, "prompt": prompt},
+        {"image": {**image, "crop": None, "resample": 0}, "prompt": given},
         {
             "image": {**image, "shortest_edge": None, "resize_to": [28, 28], "crop": None},
             "prompt": {

@@ -4,7 +4,13 @@
 #include <vector>
 
 #include "fuzz.hpp"
+#include "json_mutator.hpp"
 #include "session/mapped.hpp"
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   star::fuzz::refusing([&] {

@@ -5,15 +5,22 @@
 #include "bundle/json.hpp"
 #include "fuzz.hpp"
 #include "image/image_spec.hpp"
+#include "json_mutator.hpp"
 #include "text/prompts.hpp"
 
 namespace {
 
-constexpr const char* kTokenizer = R"({"model": {"type": "BPE", "vocab": {"<image>": 0, "a": 1, " ": 2}, "merges": []},
+constexpr const char* kTokenizer =
+    R"({"model": {"type": "BPE", "vocab": {"<image>": 0, "a": 1, " ": 2}, "merges": []},
   "added_tokens": [{"id": 0, "content": "<image>", "single_word": false, "lstrip": false, "rstrip": false,
                     "normalized": false, "special": true}]})";
 
 }  // namespace
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const star::Tokenizer tokenizer = star::Tokenizer::parse(kTokenizer, "tokenizer.json");

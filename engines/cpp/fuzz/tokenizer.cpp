@@ -1,10 +1,17 @@
 // A tokenizer's file, and behind a NUL a text that it encodes and decodes.
+#include "text/tokenizer.hpp"
+
 #include <algorithm>
 #include <string>
 
 #include "fuzz.hpp"
-#include "text/tokenizer.hpp"
+#include "json_mutator.hpp"
 #include "text/transcript.hpp"
+
+extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t size, std::size_t most,
+                                               unsigned seed) {
+  return star::fuzz::mutate_json(data, size, most, seed);
+}
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   const std::string_view all = star::fuzz::text(data, size);

@@ -45,11 +45,12 @@ STAR_API const char* star_error_message(const star_error* error);
 STAR_API void star_error_free(star_error* error);
 
 typedef struct star_options {
-  size_t size;             /* sizeof(star_options) */
-  const char* backend;     /* "onnxruntime" by default */
-  const char* onnxruntime; /* the library to load; $STAR_ONNXRUNTIME or the system's by default */
-  int32_t threads;         /* of the CPU; all cores by default */
-  int32_t verify;          /* not 0: hash every file first, the weights too */
+  size_t size;                /* sizeof(star_options) */
+  const char* backend;        /* "onnxruntime" by default */
+  const char* onnxruntime;    /* the library to load; $STAR_ONNXRUNTIME or the system's by default */
+  const char* plugin_library; /* of TensorRT engines that were built with one */
+  int32_t threads;            /* of the CPU; all cores by default */
+  int32_t verify;             /* not 0: hash every file first, the weights too */
 } star_options;
 
 /* Reads a bundle and loads its graphs; `options` may be NULL. */

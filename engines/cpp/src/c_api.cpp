@@ -77,6 +77,7 @@ Options options_of(const star_options* given) {
   require_size(*given, "star_options");
   if (given->backend != nullptr) options.backend = given->backend;
   if (given->onnxruntime != nullptr) options.onnxruntime = given->onnxruntime;
+  if (given->plugin_library != nullptr) options.plugin_library = given->plugin_library;
   if (given->threads != 0) options.threads = given->threads;
   options.verify = given->verify != 0;
   return options;

@@ -1,14 +1,13 @@
-// Speaks with tests/cpp/test_core.py: a line of JSON for a line of JSON. Arrays travel in files.
+// Answers requests about bundles, sampling and steps. Arrays travel in files.
 #include <cstring>
 #include <fstream>
-#include <iostream>
 
 #include "bundle/bundle.hpp"
-#include "errors.hpp"
 #include "pipeline/budgets.hpp"
 #include "pipeline/device_dtype.hpp"
 #include "pipeline/steps.hpp"
 #include "session/onnxruntime.hpp"
+#include "talk.hpp"
 
 namespace {
 
@@ -64,7 +63,7 @@ std::vector<star::ImageInputs> read_images(const Json& json) {
 class Talker {
  public:
   Json answer(const Json& asked) {
-    const std::string what = asked["do"];
+    const std::string what = asked["what"];
     if (what == "open") return open(asked);
     if (what == "load") return load(asked);
     if (what == "budgets") return budgets(asked);
@@ -140,7 +139,8 @@ class Talker {
 
   Json run(const Json& asked) {
     const std::vector<star::ImageInputs> images = read_images(asked["images"]);
-    const star::PromptInputs prompt{asked["input_ids"], asked["image_positions"], asked["query_positions"]};
+    const star::TokenizedPrompt prompt{asked["input_ids"], asked["image_positions"],
+                                       asked["query_positions"]};
     const auto keep = read_keep(asked["keep"]);
     const std::int64_t count = asked["new_tokens"];
     star::Sampler sampler(read_sampling(asked["sampling"]));
@@ -175,17 +175,6 @@ class Talker {
 }  // namespace
 
 int main() {
-  constexpr const char* kKinds[] = {"SettingsError", "BundleError",    "InputError",
-                                    "PlatformError", "NonFiniteError", "CancelledError"};
   Talker talker;
-  std::string line;
-  while (std::getline(std::cin, line)) {
-    Json answer;
-    try {
-      answer = talker.answer(Json::parse(line));
-    } catch (const star::Error& error) {
-      answer = {{"error", kKinds[static_cast<int>(error.kind())]}, {"message", error.what()}};
-    }
-    std::cout << answer.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
-  }
+  star::talk([&](const auto& request) { return talker.answer(request); });
 }

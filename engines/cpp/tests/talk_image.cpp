@@ -1,13 +1,12 @@
-// Reads and prepares pictures for the Python tests. A request is a line of JSON; its arrays are in files,
-// which the request names, and so are those of the answer. Raw pictures are bytes [height, width, 3].
+// Reads and prepares pictures for the Python tests. Arrays are in files, which the request names, those of
+// the answer too. Raw pictures are bytes [height, width, 3].
 #include <fstream>
-#include <iostream>
 #include <iterator>
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "errors.hpp"
 #include "image/prepare.hpp"
+#include "talk.hpp"
 
 namespace {
 
@@ -100,7 +99,7 @@ Json grids(const Json& request) {
 }
 
 Json answer(const Json& request) {
-  const std::string what = request.at("do");
+  const std::string what = request.at("what");
   if (what == "read") return put(star::read_picture(bytes_of(request.at("file")), "the picture"), request);
   if (what == "resample") {
     const star::Resampling filter{request.at("filter").get<int>()};
@@ -112,14 +111,4 @@ Json answer(const Json& request) {
 
 }  // namespace
 
-int main() {
-  for (std::string line; std::getline(std::cin, line);) {
-    Json reply;
-    try {
-      reply = answer(Json::parse(line));
-    } catch (const star::Error& error) {
-      reply = {{"error", error.what()}, {"kind", static_cast<int>(error.kind())}};
-    }
-    std::cout << reply.dump(-1, ' ', false, Json::error_handler_t::replace) << std::endl;
-  }
-}
+int main() { star::talk(answer); }

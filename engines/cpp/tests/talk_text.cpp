@@ -1,10 +1,9 @@
-// Answers requests about texts, a line of JSON for a line of JSON.
-#include <iostream>
+// Answers requests about texts.
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 
-#include "errors.hpp"
+#include "talk.hpp"
 #include "text/prompts.hpp"
 #include "text/tokenizer.hpp"
 #include "text/transcript.hpp"
@@ -90,14 +89,5 @@ class Talker {
 
 int main() {
   Talker talker;
-  for (std::string line; std::getline(std::cin, line);) {
-    json reply;
-    try {
-      reply["result"] = talker.answer(json::parse(line));
-    } catch (const star::Error& error) {
-      reply["error"] = error.what();
-      reply["kind"] = static_cast<int>(error.kind());
-    }
-    std::cout << reply.dump() << std::endl;
-  }
+  star::talk([&](const auto& request) { return talker.answer(request); });
 }

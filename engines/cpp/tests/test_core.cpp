@@ -87,6 +87,7 @@ TEST_CASE("values of JSON") {
   CHECK_THROWS_WITH(other.done(), "b: unknown to this version");
   CHECK_THROWS_AS(parse_json("{\"a\": NaN}"), BundleError);
   CHECK_THROWS_AS(parse_json(std::string(100000, '[')), BundleError);
+  CHECK_THROWS_AS(parse_json(std::string_view("{}\0{}", 5)), BundleError);
 }
 
 TEST_CASE("other formats are refused with what to do") {

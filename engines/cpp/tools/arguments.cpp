@@ -59,7 +59,7 @@ CLI::Option* add_repeated(CLI::App& app, const std::string& names, std::vector<T
 // What the library takes in forms of its own.
 struct Texts {
   std::vector<std::string> images;
-  std::string keep, seed, onnxruntime;
+  std::string keep, seed, onnxruntime, plugin_library;
   std::optional<int> threads;
   std::optional<std::int64_t> max_new_tokens;
 };
@@ -86,9 +86,12 @@ void describe(CLI::App& app, Arguments& asked, Texts& texts) {
   add_repeated(app, "--stop", asked.settings.stop, "End the answer before this text; repeat for more.");
   add_repeated(app, "--end-token", asked.settings.end_tokens,
                "This token ends an answer too, such as <|eot_id|>; repeat for more.");
-  app.add_option("--backend", asked.options.backend, "What runs it: onnxruntime; tensorrt or tensorrt-rtx, if built with one.");
+  app.add_option("--backend", asked.options.backend,
+                 "What runs it: onnxruntime; tensorrt or tensorrt-rtx, if built with one.");
   app.add_option("--onnxruntime", texts.onnxruntime,
                  "The ONNX Runtime library, 1.24 or newer; by default $STAR_ONNXRUNTIME, or the system's.");
+  app.add_option("--plugin-library", texts.plugin_library,
+                 "The shared library, for engines that were built with one.");
   app.add_option("--threads", texts.threads, "CPU threads; all cores by default.")
       ->check(CLI::Range(1, 1 << 20));
   app.add_flag("--verify", asked.options.verify, "Hash the weights before loading.");
@@ -116,6 +119,7 @@ std::optional<Arguments> read_arguments(int argc, const char* const* argv) {
   }
   asked.images.assign(texts.images.begin(), texts.images.end());
   asked.options.onnxruntime = texts.onnxruntime;
+  asked.options.plugin_library = texts.plugin_library;
   asked.options.threads = texts.threads;
   asked.settings.max_new_tokens = texts.max_new_tokens;
   if (!texts.keep.empty()) asked.settings.keep = parse_keep(texts.keep);

@@ -14,14 +14,15 @@ namespace star {
 
 // How a bundle is opened.
 struct Options {
-  // Or "tensorrt" or "tensorrt-rtx", where the library was built with that one's headers: on the first GPU, with
-  // the libraries that STAR_TENSORRT, STAR_CUDART and STAR_NVRTC name, or that the system's loader finds.
+  // Or "tensorrt" or "tensorrt-rtx", where the library was built with that one's headers: on the first GPU,
+  // with libraries that STAR_TENSORRT, STAR_CUDART and STAR_NVRTC name, or that the system's loader finds.
   std::string backend = "onnxruntime";
   // The ONNX Runtime library to load, 1.24 or newer. By default what the environment variable
   // STAR_ONNXRUNTIME names, or what the system's loader finds. A process has one.
   std::filesystem::path onnxruntime;
-  std::optional<int> threads;  // of the CPU; all cores by default
-  bool verify = false;         // hash every file first, the weights too
+  std::filesystem::path plugin_library;  // of TensorRT engines that were built with one
+  std::optional<int> threads;            // of the CPU; all cores by default
+  bool verify = false;                   // hash every file first, the weights too
 };
 
 // Visual tokens of all pictures after the last stage, or a budget for every stage.

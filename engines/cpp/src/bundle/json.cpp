@@ -83,6 +83,8 @@ std::string read_file(const std::filesystem::path& path, std::size_t most) {
 
 Json parse_json(std::string_view text) {
   if (is_deep(text)) throw BundleError("it is not JSON: lists are too deep inside of each other");
+  // The parser would take it for the end, and say nothing of what comes behind.
+  if (text.find('\0') != text.npos) throw BundleError("it is not JSON: it has a NUL");
   try {
     return within_memory<BundleError>("it", "free some", [text] { return Json::parse(text); });
   } catch (const Json::exception& error) {
@@ -111,17 +113,17 @@ std::string_view json_kind(const Json& value) {
 
 std::string repr(const Json& value) { return written(value, 0); }
 
-void refuse_value(const Json& value, const std::string& path, std::string_view expected) {
-  throw BundleError(named(path) + "expected " + std::string(expected) + ", got " +
-                    std::string(json_kind(value)) + found(value));
-}
-
 void Value::refuse(const std::string& expected) const {
   throw BundleError(named(path_) + expected + found(*json_));
 }
 
+void Value::refuse_kind(std::string_view expected) const {
+  throw BundleError(named(path_) + "expected " + std::string(expected) + ", got " +
+                    std::string(json_kind(*json_)) + found(*json_));
+}
+
 void Value::require(bool is_right, std::string_view kind) const {
-  if (!is_right) refuse_value(*json_, path_, kind);
+  if (!is_right) refuse_kind(kind);
 }
 
 std::int64_t Value::integer(std::int64_t least, std::int64_t most) const {
@@ -132,6 +134,10 @@ std::int64_t Value::integer(std::int64_t least, std::int64_t most) const {
   const auto value = json_->get<std::int64_t>();
   if (value < least) refuse("expected int >= " + std::to_string(least));
   return value;
+}
+
+std::uint32_t Value::token_id() const {
+  return static_cast<std::uint32_t>(integer(0, std::numeric_limits<std::uint32_t>::max()));
 }
 
 double Value::number(double above, double below) const {
@@ -168,18 +174,30 @@ std::vector<std::pair<std::string, Value>> Value::members() const {
   return members;
 }
 
-Object::Object(const Value& value) : value_(value) { value_.members(); }
+Object::Object(const Value& value) : value_(value) {
+  if (!value.json().is_object()) value.refuse_kind("object");
+}
 
-Value Object::get(const std::string& key) {
+Value Object::get(const std::string& key) const {
   if (auto value = find(key)) return *value;
   throw BundleError(named(value_.path()) + "object missing required field " + key);
 }
 
-std::optional<Value> Object::find(const std::string& key) {
+std::optional<Value> Object::find(const std::string& key) const {
   asked_.push_back(key);
   const auto member = value_.json().find(key);
   if (member == value_.json().end()) return std::nullopt;
   return Value(*member, value_.path().empty() ? key : value_.path() + "." + key);
+}
+
+std::optional<Value> Object::given(const std::string& key) const {
+  auto value = find(key);
+  return value && value->is_null() ? std::nullopt : value;
+}
+
+bool Object::boolean(const std::string& key, bool otherwise) const {
+  const auto value = given(key);
+  return value ? value->boolean() : otherwise;
 }
 
 void Object::done() const {

@@ -26,9 +26,6 @@ std::string_view json_kind(const Json& value);
 // A value as Python's repr writes it, up to its first 41 characters or so.
 std::string repr(const Json& value);
 
-// Refuse a value: "model.vocab: expected object, got str, found 'a'".
-[[noreturn]] void refuse_value(const Json& value, const std::string& path, std::string_view expected);
-
 // One JSON value and where it stands. What is not as expected is a BundleError that begins with that path.
 class Value {
  public:
@@ -39,6 +36,7 @@ class Value {
   bool is_null() const { return json_->is_null(); }
 
   std::int64_t integer(std::int64_t least, std::int64_t most) const;
+  std::uint32_t token_id() const;
   // A float or an integer; both bounds are open, as those of a share or an epsilon.
   double number(double above, double below) const;
   bool boolean() const;
@@ -48,6 +46,8 @@ class Value {
 
   // Throws BundleError with this path, what was expected and what was found.
   [[noreturn]] void refuse(const std::string& expected) const;
+  // The same for a value of another kind: "model.vocab: expected object, got str, found 'a'".
+  [[noreturn]] void refuse_kind(std::string_view expected) const;
 
  private:
   void require(bool is_right, std::string_view kind) const;
@@ -56,20 +56,24 @@ class Value {
   std::string path_;
 };
 
-// A value whose keys are known.
+// A value's values by their keys.
 class Object {
  public:
   explicit Object(const Value& value);
 
-  Value get(const std::string& key);
+  const std::string& path() const { return value_.path(); }
+  Value get(const std::string& key) const;
   // Nothing where the key is absent; a null is a value.
-  std::optional<Value> find(const std::string& key);
+  std::optional<Value> find(const std::string& key) const;
+  // Nothing where it is null, too.
+  std::optional<Value> given(const std::string& key) const;
+  bool boolean(const std::string& key, bool otherwise) const;
   // Refuses keys that nobody asked for.
   void done() const;
 
  private:
   Value value_;
-  std::vector<std::string> asked_;
+  mutable std::vector<std::string> asked_;
 };
 
 // A value for a message, of which nobody reads more than the beginning.

@@ -65,7 +65,8 @@ ImageSpec read(const Value& value) {
   spec.resize_to = read_extent(object.get("resize_to"));
   spec.resample = static_cast<Resampling>(object.get("resample").integer(0, 5));
   spec.crop = read_extent(object.get("crop"));
-  spec.rescale_factor = read_number(object.get("rescale_factor"), std::numeric_limits<double>::denorm_min(), 1);
+  spec.rescale_factor =
+      read_number(object.get("rescale_factor"), std::numeric_limits<double>::denorm_min(), 1);
   spec.mean = read_channels(object.get("mean"), -1e3, 1e3);
   spec.std = read_channels(object.get("std"), 1e-3, 1e3);
   object.done();

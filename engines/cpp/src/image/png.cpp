@@ -167,7 +167,8 @@ class Meaning {
     }
     if (chunks_.transparency) {
       const std::vector<std::uint8_t>& alphas = *chunks_.transparency;
-      const std::size_t known = std::min(alphas.size(), palette_.size());  // Of a chunk before the header, more.
+      // Of a chunk before the header, more.
+      const std::size_t known = std::min(alphas.size(), palette_.size());
       for (std::size_t i = 0; i < known; ++i) palette_[i].alpha = alphas[i];
     }
   }

@@ -32,7 +32,9 @@ std::unique_ptr<Session> open_session(const Bundle& bundle, const Options& optio
       throw PlatformError("this library was built for backend " + std::string(built) + ", not for " +
                           options.backend + "; configure it with -DTENSORRT_ROOT of that one");
     }
-    return open_tensorrt(bundle);
+    TensorRTOptions how;
+    how.plugin_library = options.plugin_library;
+    return open_tensorrt(bundle, how);
   }
   OnnxRuntimeOptions how;
   how.library = options.onnxruntime;

@@ -43,7 +43,7 @@ std::vector<std::int64_t> stage1_indices(std::span<const ImageInputs> images,
 }
 
 // Indices into the stage-1 tokens of those whose positions are kept, which ascend.
-std::vector<std::int64_t> stage2_indices(const PromptInputs& tokens, std::span<const std::int64_t> kept) {
+std::vector<std::int64_t> stage2_indices(const TokenizedPrompt& tokens, std::span<const std::int64_t> kept) {
   std::vector<std::int64_t> indices;
   for (std::size_t i = 0; i < tokens.image_positions.size(); ++i) {
     if (std::binary_search(kept.begin(), kept.end(), tokens.image_positions[i])) {

@@ -1,4 +1,4 @@
-// What a request gives to the graphs: plain arrays, from pictures and prompts.
+// What a picture gives to the vision graph: plain arrays.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,6 @@ struct ImageInputs {
   // Of a family that cuts pictures: [tokens], or [tokens, 4] and its weights where a grid may be scaled down.
   std::vector<std::int64_t> packed_index;
   std::vector<float> packed_weights;
-};
-
-// A prompt, ready for the prefill graph.
-struct PromptInputs {
-  std::vector<std::int64_t> input_ids;        // image places hold the image token id
-  std::vector<std::int64_t> image_positions;  // places of the visual tokens
-  std::vector<std::int64_t> query_positions;  // text tokens after the last image; all of them without one
-
-  std::int64_t text_tokens() const {
-    return static_cast<std::int64_t>(input_ids.size()) - static_cast<std::int64_t>(image_positions.size());
-  }
 };
 
 }  // namespace star

@@ -131,17 +131,15 @@ std::vector<ImageInputs> Requests::prepare_images(std::span<const Image> images)
   return inputs;
 }
 
-PromptInputs Requests::tokenize_prompt(std::string_view prompt, std::span<const ImageInputs> images,
-                                       const std::optional<Keep>& keep) const {
+TokenizedPrompt Requests::tokenize_prompt(std::string_view prompt, std::span<const ImageInputs> images,
+                                          const std::optional<Keep>& keep) const {
   const std::string text = render(prompt, prompt_spec_, images.size());
-  TokenizedPrompt tokenized = tokenize(text, *tokenizer_, prompt_spec_, entering(spec_, images, keep));
-  const std::int64_t largest = *std::max_element(tokenized.input_ids.begin(), tokenized.input_ids.end());
+  TokenizedPrompt tokens = tokenize(text, *tokenizer_, prompt_spec_, entering(spec_, images, keep));
+  const std::int64_t largest = *std::max_element(tokens.input_ids.begin(), tokens.input_ids.end());
   if (largest >= spec_.model.text.vocab_size) {
     throw BundleError(tokenizer_path_.string() + " gives token " + to_string(largest) + ", the model has " +
                       to_string(spec_.model.text.vocab_size) + "; build the bundle again");
   }
-  PromptInputs tokens{std::move(tokenized.input_ids), std::move(tokenized.image_positions),
-                      std::move(tokenized.query_positions)};
   if (tokens.text_tokens() > spec_.max_text_tokens) {
     throw InputError("the prompt has " + to_string(tokens.text_tokens()) +
                      " text tokens, this bundle has room for " + to_string(spec_.max_text_tokens) +

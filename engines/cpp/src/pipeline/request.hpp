@@ -20,7 +20,7 @@ namespace star {
 // A checked request, ready to run.
 struct Request {
   std::vector<ImageInputs> images;  // in the order of their places in the prompt
-  PromptInputs tokens;
+  TokenizedPrompt tokens;
   std::optional<Keep> keep;  // budgets of the stages, as far as these pictures have so many visual tokens
   std::int64_t max_new_tokens = 0;
   Sampling sampling;
@@ -43,8 +43,8 @@ class Requests {
 
  private:
   std::vector<ImageInputs> prepare_images(std::span<const Image> images) const;
-  PromptInputs tokenize_prompt(std::string_view prompt, std::span<const ImageInputs> images,
-                               const std::optional<Keep>& keep) const;
+  TokenizedPrompt tokenize_prompt(std::string_view prompt, std::span<const ImageInputs> images,
+                                  const std::optional<Keep>& keep) const;
 
   ExportSpec spec_;
   std::filesystem::path tokenizer_path_;

@@ -75,7 +75,8 @@ bool are_within(std::span<const std::int64_t> values, std::int64_t end) {
 }
 
 // Graphs would read and write wherever these numbers say.
-void check_prompt(const PromptInputs& tokens, std::span<const VisionOutput> visions, const ExportSpec& spec) {
+void check_prompt(const TokenizedPrompt& tokens, std::span<const VisionOutput> visions,
+                  const ExportSpec& spec) {
   const std::int64_t length = count_of(tokens.input_ids.size()),
                      visual = count_of(tokens.image_positions.size());
   std::int64_t features = 0;
@@ -186,7 +187,7 @@ std::vector<VisionOutput> Steps::encode_images(std::span<const ImageInputs> imag
   return visions;
 }
 
-std::shared_ptr<Caches> Steps::own_caches(const PromptInputs& tokens, const std::optional<Keep>& keep,
+std::shared_ptr<Caches> Steps::own_caches(const TokenizedPrompt& tokens, const std::optional<Keep>& keep,
                                           std::optional<std::int64_t> new_tokens) {
   std::vector<std::int64_t> needed = spec().capacities();
   if (new_tokens) {
@@ -202,7 +203,7 @@ std::shared_ptr<Caches> Steps::own_caches(const PromptInputs& tokens, const std:
   return own_;
 }
 
-DecodeState Steps::prefill(const PromptInputs& tokens, std::span<const VisionOutput> visions,
+DecodeState Steps::prefill(const TokenizedPrompt& tokens, std::span<const VisionOutput> visions,
                            std::shared_ptr<Caches> caches, const std::optional<Keep>& keep) {
   check_prompt(tokens, visions, spec());
   DecodeState state;
@@ -218,7 +219,7 @@ DecodeState Steps::prefill(const PromptInputs& tokens, std::span<const VisionOut
   return state;
 }
 
-void Steps::read(DecodeState& state, const PromptInputs& tokens, std::span<const VisionOutput> visions,
+void Steps::read(DecodeState& state, const TokenizedPrompt& tokens, std::span<const VisionOutput> visions,
                  const std::optional<Keep>& keep) {
   const std::int64_t length = state.prompt_tokens_, visual = count_of(tokens.image_positions.size());
   state.lengths_ = spec().lengths(length - visual, visual, keep);

@@ -10,6 +10,7 @@
 #include "pipeline/inputs.hpp"
 #include "sampling/sampler.hpp"
 #include "session/session.hpp"
+#include "text/prompts.hpp"
 
 namespace star {
 
@@ -66,13 +67,13 @@ class Steps {
 
   // KV caches of one sequence, the same ones as long as their capacities fit; who held them holds them no
   // more. Without `new_tokens` they have room for the longest answer.
-  std::shared_ptr<Caches> own_caches(const PromptInputs& tokens,
+  std::shared_ptr<Caches> own_caches(const TokenizedPrompt& tokens,
                                      const std::optional<Keep>& keep = std::nullopt,
                                      std::optional<std::int64_t> new_tokens = std::nullopt);
 
   // Runs the prefill graph, which fills the caches from index 0. A prompt without a picture is run through
   // decode, into empty caches: the graph has no size 0.
-  DecodeState prefill(const PromptInputs& tokens, std::span<const VisionOutput> visions,
+  DecodeState prefill(const TokenizedPrompt& tokens, std::span<const VisionOutput> visions,
                       std::shared_ptr<Caches> caches, const std::optional<Keep>& keep = std::nullopt);
 
   // Appends tokens to a sequence and updates its logits. Throws InputError if its caches hold it no more, or
@@ -81,7 +82,7 @@ class Steps {
 
  private:
   VisionOutput encode_image(const ImageInputs& image, const std::optional<Keep>& keep);
-  void read(DecodeState& state, const PromptInputs& tokens, std::span<const VisionOutput> visions,
+  void read(DecodeState& state, const TokenizedPrompt& tokens, std::span<const VisionOutput> visions,
             const std::optional<Keep>& keep);
   SharedArray decode_once(Caches& caches, std::span<const std::int64_t> tokens,
                           std::span<const std::int64_t> lengths);

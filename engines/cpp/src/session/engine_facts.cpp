@@ -208,7 +208,10 @@ EngineFacts read_facts(const Bundle& bundle, std::string_view backend) {
   }
   std::vector<std::string> changed;
   for (const auto& [path, was] : facts.weights_files) {
-    const auto is_it = [&](const BundleFile& file) { return file.path == path && file.sha256 == was; };
+    // Named, as clang 14 lets no lambda have parts of a pair.
+    const auto is_it = [&path = path, &was = was](const BundleFile& file) {
+      return file.path == path && file.sha256 == was;
+    };
     const std::vector<BundleFile>& files = bundle.manifest.files;
     if (std::none_of(files.begin(), files.end(), is_it)) changed.push_back(path);
   }

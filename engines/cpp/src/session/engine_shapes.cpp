@@ -131,7 +131,7 @@ SymbolSizes ShapeRules::check(const Shapes& shapes) const {
     check_input(tensor, shape->second, sizes);
   }
   for (const auto& [name, shape] : shapes) {
-    const auto is_this = [&](const TensorSpec& tensor) { return tensor.name == name; };
+    const auto is_this = [&name = name](const TensorSpec& tensor) { return tensor.name == name; };
     if (std::none_of(io_.inputs.begin(), io_.inputs.end(), is_this)) {
       throw SettingsError(graph_ + " takes no " + name);
     }

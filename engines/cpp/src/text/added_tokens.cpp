@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "bundle/json.hpp"
 #include "errors.hpp"
-#include "text/fields.hpp"
 #include "text/utf8.hpp"
 
 namespace star {
@@ -30,12 +30,12 @@ std::size_t spaces_end(std::string_view text, std::size_t begin) {
   return begin;
 }
 
-AddedToken read_token(const Fields& token, const Normalizer& normalizer) {
-  AddedToken read{token.text("content"),        "",
-                  token.boolean("single_word"), token.boolean("lstrip"),
-                  token.boolean("rstrip"),      token.boolean("normalized"),
-                  token.boolean("special")};
-  token.number("id");  // the library gives it another if it has to
+AddedToken read_token(const Object& token, const Normalizer& normalizer) {
+  AddedToken read{token.get("content").text(),        "",
+                  token.get("single_word").boolean(), token.get("lstrip").boolean(),
+                  token.get("rstrip").boolean(),      token.get("normalized").boolean(),
+                  token.get("special").boolean()};
+  token.get("id").token_id();  // the library gives it another if it has to
   Piece written{read.content, 0, std::nullopt};
   if (read.normalized) normalizer(written);
   read.written = std::move(written.text);
@@ -44,14 +44,11 @@ AddedToken read_token(const Fields& token, const Normalizer& normalizer) {
 
 }  // namespace
 
-AddedTokens::AddedTokens(const nlohmann::json& list, const std::string& path, const Bpe& model,
-                         const Normalizer& normalizer) {
-  if (!list.is_array()) refuse_value(list, path, "array");
+AddedTokens::AddedTokens(const std::optional<Value>& list, const Bpe& model, const Normalizer& normalizer) {
   next_ = static_cast<std::uint32_t>(model.size());
-  for (std::size_t i = 0; i < list.size(); ++i) {
-    add(read_token(Fields(list[i], path + "[" + std::to_string(i) + "]"), normalizer), model);
-  }
-  index(path);
+  if (!list) return;
+  for (const Value& token : list->items()) add(read_token(Object(token), normalizer), model);
+  index(list->path());
 }
 
 void AddedTokens::add(AddedToken token, const Bpe& model) {

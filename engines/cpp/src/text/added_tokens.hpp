@@ -4,7 +4,6 @@
 #include <array>
 #include <cstdint>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -25,9 +24,9 @@ struct AddedToken {
 
 class AddedTokens {
  public:
+  AddedTokens() = default;
   // Raises BundleError for damaged ones.
-  AddedTokens(const nlohmann::json& list, const std::string& path, const Bpe& model,
-              const Normalizer& normalizer);
+  AddedTokens(const std::optional<Value>& list, const Bpe& model, const Normalizer& normalizer);
 
   // A text in pieces: tokens, and normalized texts between them.
   Pieces cut(std::string_view text, const Normalizer& normalizer) const;

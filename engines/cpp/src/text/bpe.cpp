@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "errors.hpp"
+#include "text/unsupported.hpp"
 #include "text/utf8.hpp"
 
 namespace star {
@@ -34,24 +35,22 @@ std::vector<Symbol> linked(const std::vector<std::uint32_t>& ids) {
   return symbols;
 }
 
-void require_empty(const Fields& model, std::string_view key) {
-  if (model.has(key) && !model.text(key).empty()) {
-    refuse_part(model.path(key) + " " + utf8::repr(model.text(key)), "none");
-  }
+void require_empty(const std::optional<Value>& part) {
+  if (part && !part->text().empty()) refuse_part(part->path() + " " + utf8::repr(part->text()), "none");
 }
 
 }  // namespace
 
-Bpe::Bpe(const Fields& model) {
-  if (model.has("type") && model.text("type") != "BPE") {
-    refuse_part(model.path() + ": the model " + utf8::repr(model.text("type")), "BPE");
+Bpe::Bpe(const Object& model) {
+  if (const auto type = model.given("type"); type && type->text() != "BPE") {
+    refuse_part(model.path() + ": the model " + utf8::repr(type->text()), "BPE");
   }
-  require_empty(model, "continuing_subword_prefix");
-  require_empty(model, "end_of_word_suffix");
-  if (model.has("dropout") && model.value("dropout") != 0) {
-    refuse_part(model.path("dropout") + " " + repr(model.value("dropout")), "none");
+  require_empty(model.given("continuing_subword_prefix"));
+  require_empty(model.given("end_of_word_suffix"));
+  if (const auto dropout = model.given("dropout"); dropout && dropout->json() != 0) {
+    refuse_part(dropout->path() + " " + repr(dropout->json()), "none");
   }
-  if (model.has("unk_token")) unknown_ = model.text("unk_token");
+  if (const auto unknown = model.given("unk_token")) unknown_ = unknown->text();
   fuse_unknown_ = model.boolean("fuse_unk", false);
   byte_fallback_ = model.boolean("byte_fallback", false);
   ignore_merges_ = model.boolean("ignore_merges", false);
@@ -59,36 +58,39 @@ Bpe::Bpe(const Fields& model) {
   read_merges(model);
 }
 
-void Bpe::read_vocab(const Fields& model) {
-  const Fields vocab = model.object("vocab");
-  const Json& values = model.value("vocab");
+void Bpe::read_vocab(const Object& model) {
+  const Value vocab = model.get("vocab");
+  const Json& values = vocab.json();
+  if (!values.is_object()) vocab.refuse_kind("object");
   ids_.reserve(values.size());
   tokens_.reserve(values.size());
   for (auto item = values.begin(); item != values.end(); ++item) {
     const bool whole = item->is_number_unsigned();
-    const std::uint32_t id = whole ? number_value(*item, vocab.path()) : vocab.number(item.key());
+    const std::uint32_t id = Value(*item, whole ? vocab.path() : vocab.path() + "." + item.key()).token_id();
     tokens_[id] = &ids_.emplace(item.key(), id).first->first;
   }
 }
 
-void Bpe::read_merges(const Fields& model) {
-  const Json& merges = model.array("merges");
+void Bpe::read_merges(const Object& model) {
+  const Value list = model.get("merges");
+  const Json& merges = list.json();
+  if (!merges.is_array()) list.refuse_kind("array");
   merges_.reserve(merges.size());
   std::uint32_t rank = 0;
-  for (const auto& merge : merges) {
+  for (const Json& merge : merges) {
+    const Value value(merge, list.path());
     if (merge.is_string()) {
       const std::string_view line = merge.get_ref<const std::string&>();
       if (line.starts_with("#version")) continue;
       const std::size_t space = line.find(' ');
       if (space == line.npos || line.find(' ', space + 1) != line.npos) {
-        refuse_value(merge, model.path("merges"), "two tokens with a space between them");
+        value.refuse_kind("two tokens with a space between them");
       }
       add_merge(line.substr(0, space), line.substr(space + 1), rank++);
     } else if (merge.is_array() && merge.size() == 2) {
-      const std::string path = model.path("merges");
-      add_merge(Value(merge[0], path).text(), Value(merge[1], path).text(), rank++);
+      add_merge(Value(merge[0], list.path()).text(), Value(merge[1], list.path()).text(), rank++);
     } else {
-      refuse_value(merge, model.path("merges"), "two tokens");
+      value.refuse_kind("two tokens");
     }
   }
 }

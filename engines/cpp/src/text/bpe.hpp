@@ -9,14 +9,14 @@
 #include <unordered_map>
 #include <vector>
 
-#include "text/fields.hpp"
+#include "bundle/json.hpp"
 
 namespace star {
 
 class Bpe {
  public:
   // Of "model" in a tokenizer's file. Raises BundleError for one that is damaged or not supported.
-  explicit Bpe(const Fields& model);
+  explicit Bpe(const Object& model);
   Bpe(const Bpe&) = delete;
   Bpe& operator=(const Bpe&) = delete;
 
@@ -41,8 +41,8 @@ class Bpe {
     }
   };
 
-  void read_vocab(const Fields& model);
-  void read_merges(const Fields& model);
+  void read_vocab(const Object& model);
+  void read_merges(const Object& model);
   void add_merge(std::string_view left, std::string_view right, std::uint32_t rank);
   std::uint32_t required(std::string_view token) const;
   const Merge* merge(std::uint32_t left, std::uint32_t right) const;

@@ -4,12 +4,13 @@
 #include <optional>
 #include <utility>
 
+#include "bundle/json.hpp"
 #include "text/byte_level.hpp"
 #include "text/expression.hpp"
-#include "text/fields.hpp"
 #include "text/normalizer.hpp"
 #include "text/piece.hpp"
 #include "text/pre_tokenizer.hpp"
+#include "text/unsupported.hpp"
 #include "text/utf8.hpp"
 
 namespace star {
@@ -64,7 +65,7 @@ void byte_level(Tokens& tokens) {
   tokens = {utf8::lossy(bytes)};
 }
 
-Decoder read_metaspace(const Fields& part) {
+Decoder read_metaspace(const Object& part) {
   return [meta = Metaspace(part)](Tokens& tokens) {
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       const bool dropped = i == 0 && meta.prepend != Metaspace::Prepend::kNever;
@@ -75,8 +76,8 @@ Decoder read_metaspace(const Fields& part) {
   };
 }
 
-Decoder read_replace(const Fields& part) {
-  return [pattern = Pattern(part, "pattern"), content = part.text("content")](Tokens& tokens) {
+Decoder read_replace(const Object& part) {
+  return [pattern = Pattern(part.get("pattern")), content = part.get("content").text()](Tokens& tokens) {
     for (std::string& token : tokens) {
       Piece piece{std::move(token), 0, std::nullopt};
       piece.replace(pattern.find_all(piece.text), content);
@@ -85,10 +86,9 @@ Decoder read_replace(const Fields& part) {
   };
 }
 
-Decoder read_strip(const Fields& part) {
-  std::string content;
-  utf8::append(content, part.letter("content"));
-  return [content, start = part.number("start"), stop = part.number("stop")](Tokens& tokens) {
+Decoder read_strip(const Object& part) {
+  return [content = read_letter(part.get("content")), start = part.get("start").token_id(),
+          stop = part.get("stop").token_id()](Tokens& tokens) {
     for (std::string& token : tokens) {
       std::string_view rest = token;
       const std::size_t size = content.size();
@@ -99,11 +99,9 @@ Decoder read_strip(const Fields& part) {
   };
 }
 
-Decoder sequence(const Fields& part, int depth) {
+Decoder sequence(const Object& part, int depth) {
   std::vector<Decoder> steps;
-  for (const auto& step : part.array("decoders")) {
-    steps.push_back(read_decoder(step, part.path("decoders"), depth + 1));
-  }
+  for (const Value& step : part.get("decoders").items()) steps.push_back(read_decoder(step, depth + 1));
   return [steps = std::move(steps)](Tokens& tokens) {
     for (const Decoder& step : steps) step(tokens);
   };
@@ -111,10 +109,10 @@ Decoder sequence(const Fields& part, int depth) {
 
 }  // namespace
 
-Decoder read_decoder(const nlohmann::json& value, const std::string& path, int depth) {
-  require_shallow(path, depth);
-  const Fields part(value, path);
-  const std::string& type = part.text("type");
+Decoder read_decoder(const Value& value, int depth) {
+  require_shallow(value, depth);
+  const Object part(value);
+  const std::string& type = part.get("type").text();
   if (type == "Sequence") return sequence(part, depth);
   if (type == "Replace") return read_replace(part);
   if (type == "ByteFallback") return byte_fallback;
@@ -122,7 +120,7 @@ Decoder read_decoder(const nlohmann::json& value, const std::string& path, int d
   if (type == "Strip") return read_strip(part);
   if (type == "ByteLevel") return byte_level;
   if (type == "Metaspace") return read_metaspace(part);
-  refuse_part(path + ": the decoder " + utf8::repr(type),
+  refuse_part(part.path() + ": the decoder " + utf8::repr(type),
               "Sequence, Replace, ByteFallback, Fuse, Strip, ByteLevel or Metaspace");
 }
 

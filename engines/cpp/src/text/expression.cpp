@@ -172,13 +172,13 @@ std::vector<Match> Expression::find_all(std::string_view text) const {
   return matches;
 }
 
-Pattern::Pattern(const Fields& owner, std::string_view key) {
-  const Fields pattern = owner.object(key);
-  if (pattern.has("Regex")) {
-    expression_ = std::make_shared<const Expression>(pattern.text("Regex"));
+Pattern::Pattern(const Value& value) {
+  const Object pattern(value);
+  if (const auto regex = pattern.given("Regex")) {
+    expression_ = std::make_shared<const Expression>(regex->text());
   } else {
-    literal_ = pattern.text("String");
-    if (literal_.empty()) refuse_part(owner.path(key) + ": an empty text", "one of a character or more");
+    literal_ = pattern.get("String").text();
+    if (literal_.empty()) refuse_part(value.path() + ": an empty text", "one of a character or more");
   }
 }
 

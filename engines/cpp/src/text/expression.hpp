@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "text/fields.hpp"
+#include "bundle/json.hpp"
 
 namespace star {
 
@@ -30,7 +30,7 @@ class Expression {
 // {"String": ...} or {"Regex": ...} of a tokenizer's file.
 class Pattern {
  public:
-  Pattern(const Fields& owner, std::string_view key);
+  explicit Pattern(const Value& value);
 
   std::vector<Match> find_all(std::string_view text) const;
 

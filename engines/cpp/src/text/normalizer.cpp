@@ -5,8 +5,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "bundle/json.hpp"
 #include "errors.hpp"
-#include "text/fields.hpp"
 #include "text/unicode_ranges.hpp"
 #include "text/unsupported.hpp"
 #include "text/utf8.hpp"
@@ -111,11 +111,9 @@ Normalizer strip(bool left, bool right) {
   };
 }
 
-Normalizer sequence(const Fields& part, int depth) {
+Normalizer sequence(const Object& part, int depth) {
   std::vector<Normalizer> steps;
-  for (const auto& step : part.array("normalizers")) {
-    steps.push_back(read_normalizer(step, part.path("normalizers"), depth + 1));
-  }
+  for (const Value& step : part.get("normalizers").items()) steps.push_back(read_normalizer(step, depth + 1));
   return [steps = std::move(steps)](Piece& piece) {
     for (const Normalizer& step : steps) step(piece);
   };
@@ -123,31 +121,30 @@ Normalizer sequence(const Fields& part, int depth) {
 
 }  // namespace
 
-void require_shallow(const std::string& path, int depth) {
-  if (depth > kDeepest) throw BundleError(path + ": too many sequences inside of each other");
+void require_shallow(const Value& part, int depth) {
+  if (depth > kDeepest) throw BundleError(part.path() + ": too many sequences inside of each other");
 }
 
-Normalizer read_normalizer(const nlohmann::json& value, const std::string& path, int depth) {
-  if (value.is_null()) return [](Piece&) {};
-  require_shallow(path, depth);
-  const Fields part(value, path);
-  const std::string& type = part.text("type");
+Normalizer read_normalizer(const Value& value, int depth) {
+  require_shallow(value, depth);
+  const Object part(value);
+  const std::string& type = part.get("type").text();
   if (type == "Sequence") return sequence(part, depth);
   if (type == "NFC") return unicode(UTF8PROC_COMPOSE);
   if (type == "NFD") return unicode(UTF8PROC_DECOMPOSE);
   if (type == "NFKC") return unicode(UTF8PROC_COMPOSE | UTF8PROC_COMPAT);
   if (type == "NFKD") return unicode(UTF8PROC_DECOMPOSE | UTF8PROC_COMPAT);
   if (type == "Lowercase") return lowercase;
-  if (type == "Strip") return strip(part.boolean("strip_left"), part.boolean("strip_right"));
+  if (type == "Strip") return strip(part.get("strip_left").boolean(), part.get("strip_right").boolean());
   if (type == "Prepend") {
-    return [prefix = part.text("prepend")](Piece& piece) { piece.prepend(prefix); };
+    return [prefix = part.get("prepend").text()](Piece& piece) { piece.prepend(prefix); };
   }
   if (type == "Replace") {
-    return [pattern = Pattern(part, "pattern"), content = part.text("content")](Piece& piece) {
+    return [pattern = Pattern(part.get("pattern")), content = part.get("content").text()](Piece& piece) {
       piece.replace(pattern.find_all(piece.text), content);
     };
   }
-  refuse_part(path + ": the normalizer " + utf8::repr(type),
+  refuse_part(part.path() + ": the normalizer " + utf8::repr(type),
               "Sequence, NFC, NFD, NFKC, NFKD, Lowercase, Strip, Prepend or Replace");
 }
 

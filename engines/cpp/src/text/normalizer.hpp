@@ -2,9 +2,9 @@
 #pragma once
 
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <string>
 
+#include "bundle/json.hpp"
 #include "text/piece.hpp"
 
 namespace star {
@@ -12,10 +12,10 @@ namespace star {
 using Normalizer = std::function<void(Piece&)>;
 
 // Raises BundleError for one that is damaged or not supported.
-Normalizer read_normalizer(const nlohmann::json& value, const std::string& path, int depth = 0);
+Normalizer read_normalizer(const Value& value, int depth = 0);
 
 // Tokenizers hold parts in sequences of sequences; no published one goes deeper than this.
 inline constexpr int kDeepest = 16;
-void require_shallow(const std::string& path, int depth);
+void require_shallow(const Value& part, int depth);
 
 }  // namespace star

@@ -7,7 +7,8 @@
 namespace star {
 namespace {
 
-constexpr std::size_t kLongestText = std::size_t{1} << 28;
+// A match is remembered in as many bytes as sixteen characters have.
+constexpr std::size_t kLongestText = std::size_t{1} << 24;
 
 }  // namespace
 

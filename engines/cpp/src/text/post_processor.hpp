@@ -2,10 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <vector>
+
+#include "bundle/json.hpp"
 
 namespace star {
 
@@ -13,6 +14,6 @@ namespace star {
 using PostProcessor = std::vector<std::optional<std::uint32_t>>;
 
 // Raises BundleError for one that is damaged or not supported.
-PostProcessor read_post_processor(const nlohmann::json& value, const std::string& path);
+PostProcessor read_post_processor(const Value& value);
 
 }  // namespace star

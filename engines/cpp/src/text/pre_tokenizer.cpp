@@ -6,6 +6,7 @@
 #include "errors.hpp"
 #include "text/byte_level.hpp"
 #include "text/normalizer.hpp"
+#include "text/unsupported.hpp"
 #include "text/utf8.hpp"
 
 namespace star {
@@ -72,29 +73,30 @@ Pieces cut(const Piece& piece, const std::vector<Match>& matches, Behavior behav
   return pieces;
 }
 
-Behavior read_behavior(const Fields& part) {
-  const std::string& name = part.text("behavior");
+Behavior read_behavior(const Object& part) {
+  const std::string& name = part.get("behavior").text();
   if (name == "Removed") return Behavior::kRemoved;
   if (name == "Isolated") return Behavior::kIsolated;
   if (name == "MergedWithPrevious") return Behavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return Behavior::kMergedWithNext;
   if (name == "Contiguous") return Behavior::kContiguous;
-  part.refuse("behavior", "Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous");
+  part.get("behavior").refuse_kind("Removed, Isolated, MergedWithPrevious, MergedWithNext or Contiguous");
 }
 
-PreTokenizer read_split(const Fields& part) {
-  return [pattern = Pattern(part, "pattern"), behavior = read_behavior(part),
-          invert = part.boolean("invert")](Pieces& pieces) {
+PreTokenizer read_split(const Object& part) {
+  return [pattern = Pattern(part.get("pattern")), behavior = read_behavior(part),
+          invert = part.get("invert").boolean()](Pieces& pieces) {
     cut_pieces(pieces, [&](const Piece& piece) {
       return cut(piece, pattern.find_all(piece.text), behavior, invert);
     });
   };
 }
 
-PreTokenizer read_byte_level(const Fields& part) {
+PreTokenizer read_byte_level(const Object& part) {
   static const Expression words(kGpt2Words);
-  part.boolean("trim_offsets");  // says where tokens stand in the text, which nobody asks for
-  return [prefix = part.boolean("add_prefix_space"), cuts = part.boolean("use_regex", true)](Pieces& pieces) {
+  part.get("trim_offsets").boolean();  // says where tokens stand in the text, which nobody asks for
+  return [prefix = part.get("add_prefix_space").boolean(),
+          cuts = part.boolean("use_regex", true)](Pieces& pieces) {
     cut_pieces(pieces, [&](Piece&& piece) {
       if (prefix && !piece.text.starts_with(' ')) piece.prepend(" ");
       return cuts ? cut(piece, words.find_all(piece.text), Behavior::kIsolated) : Pieces{std::move(piece)};
@@ -108,7 +110,7 @@ PreTokenizer read_byte_level(const Fields& part) {
   };
 }
 
-PreTokenizer read_metaspace(const Fields& part) {
+PreTokenizer read_metaspace(const Object& part) {
   return [meta = Metaspace(part)](Pieces& pieces) {
     cut_pieces(pieces, [&](Piece&& piece) {
       piece.replace(find_literal(piece.text, " "), meta.replacement);
@@ -131,17 +133,17 @@ std::vector<Match> find_digits(std::string_view text) {
   return matches;
 }
 
-PreTokenizer read_digits(const Fields& part) {
-  const auto behavior = part.boolean("individual_digits") ? Behavior::kIsolated : Behavior::kContiguous;
+PreTokenizer read_digits(const Object& part) {
+  const auto behavior = part.get("individual_digits").boolean() ? Behavior::kIsolated : Behavior::kContiguous;
   return [behavior](Pieces& pieces) {
     cut_pieces(pieces, [&](const Piece& piece) { return cut(piece, find_digits(piece.text), behavior); });
   };
 }
 
-PreTokenizer sequence(const Fields& part, int depth) {
+PreTokenizer sequence(const Object& part, int depth) {
   std::vector<PreTokenizer> steps;
-  for (const auto& step : part.array("pretokenizers")) {
-    steps.push_back(read_pre_tokenizer(step, part.path("pretokenizers"), depth + 1));
+  for (const Value& step : part.get("pretokenizers").items()) {
+    steps.push_back(read_pre_tokenizer(step, depth + 1));
   }
   return [steps = std::move(steps)](Pieces& pieces) {
     for (const PreTokenizer& step : steps) step(pieces);
@@ -150,31 +152,35 @@ PreTokenizer sequence(const Fields& part, int depth) {
 
 }  // namespace
 
-Metaspace::Metaspace(const Fields& part) : split(part.boolean("split", true)) {
-  utf8::append(replacement, part.letter("replacement"));
-  if (part.has("prepend_scheme")) {
-    const std::string& scheme = part.text("prepend_scheme");
+std::string read_letter(const Value& value) {
+  if (utf8::length(value.text()) != 1) value.refuse_kind("one character");
+  return value.text();
+}
+
+Metaspace::Metaspace(const Object& part)
+    : replacement(read_letter(part.get("replacement"))), split(part.boolean("split", true)) {
+  if (const auto name = part.given("prepend_scheme")) {
+    const std::string& scheme = name->text();
     if (scheme != "first" && scheme != "never" && scheme != "always") {
-      part.refuse("prepend_scheme", "first, never or always");
+      name->refuse_kind("first, never or always");
     }
     prepend = scheme == "first" ? Prepend::kFirst : scheme == "never" ? Prepend::kNever : Prepend::kAlways;
   }
   if (!part.boolean("add_prefix_space", true) && prepend != Prepend::kNever) {
-    part.refuse("add_prefix_space", "true, or the prepend_scheme never beside it");
+    part.get("add_prefix_space").refuse_kind("true, or the prepend_scheme never beside it");
   }
 }
 
-PreTokenizer read_pre_tokenizer(const nlohmann::json& value, const std::string& path, int depth) {
-  if (value.is_null()) return [](Pieces&) {};
-  require_shallow(path, depth);
-  const Fields part(value, path);
-  const std::string& type = part.text("type");
+PreTokenizer read_pre_tokenizer(const Value& value, int depth) {
+  require_shallow(value, depth);
+  const Object part(value);
+  const std::string& type = part.get("type").text();
   if (type == "Sequence") return sequence(part, depth);
   if (type == "Split") return read_split(part);
   if (type == "ByteLevel") return read_byte_level(part);
   if (type == "Metaspace") return read_metaspace(part);
   if (type == "Digits") return read_digits(part);
-  refuse_part(path + ": the pre-tokenizer " + utf8::repr(type),
+  refuse_part(part.path() + ": the pre-tokenizer " + utf8::repr(type),
               "Sequence, Split, ByteLevel, Metaspace or Digits");
 }
 

@@ -2,10 +2,9 @@
 #pragma once
 
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <string>
 
-#include "text/fields.hpp"
+#include "bundle/json.hpp"
 #include "text/piece.hpp"
 
 namespace star {
@@ -13,13 +12,16 @@ namespace star {
 using PreTokenizer = std::function<void(Pieces&)>;
 
 // Raises BundleError for one that is damaged or not supported.
-PreTokenizer read_pre_tokenizer(const nlohmann::json& value, const std::string& path, int depth = 0);
+PreTokenizer read_pre_tokenizer(const Value& value, int depth = 0);
+
+// A text of one character. Raises BundleError for another.
+std::string read_letter(const Value& value);
 
 // Where Metaspace, as pre-tokenizer and as decoder, has a space in front of a text.
 struct Metaspace {
   enum class Prepend { kFirst, kNever, kAlways };
 
-  explicit Metaspace(const Fields& part);
+  explicit Metaspace(const Object& part);
 
   std::string replacement;
   Prepend prepend = Prepend::kAlways;

@@ -51,7 +51,9 @@ struct TokenizedPrompt {
   std::vector<std::int64_t> image_positions;  // places of the visual tokens
   std::vector<std::int64_t> query_positions;  // text tokens after the last image; all of them without one
 
-  std::size_t text_tokens() const { return input_ids.size() - image_positions.size(); }
+  std::int64_t text_tokens() const {
+    return static_cast<std::int64_t>(input_ids.size()) - static_cast<std::int64_t>(image_positions.size());
+  }
 };
 
 // Reads "prompt" of a preprocessor.json for a model with this image token.

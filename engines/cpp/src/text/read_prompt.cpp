@@ -2,81 +2,79 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "bundle/json.hpp"
 #include "errors.hpp"
-#include "text/fields.hpp"
 #include "text/prompts.hpp"
 #include "text/utf8.hpp"
 
 namespace star {
 namespace {
 
-std::optional<std::string> optional_text(const Fields& fields, std::string_view key) {
-  const auto& value = fields.value(key);
-  if (!value.is_null() && !value.is_string()) fields.refuse(key, "str | null");
-  return value.is_null() ? std::nullopt : std::optional(value.get<std::string>());
+std::optional<std::string> optional_text(const std::optional<Value>& value) {
+  if (!value || value->is_null()) return std::nullopt;
+  if (!value->json().is_string()) value->refuse_kind("str | null");
+  return value->text();
 }
 
-TurnForm read_turn(const Fields& form) {
-  TurnForm turn{form.text("prefix"), form.text("suffix")};
-  if (form.contains("strip")) {
-    const std::string& strip = form.text("strip");
-    if (strip != "none" && strip != "end" && strip != "both") form.refuse_choice("strip");
+// A text that is none of those it may be.
+[[noreturn]] void refuse_choice(const Value& value) {
+  value.refuse("invalid enum value '" + value.text() + "'");
+}
+
+TurnForm read_turn(const Object& form) {
+  TurnForm turn{form.get("prefix").text(), form.get("suffix").text()};
+  if (const auto value = form.find("strip")) {
+    const std::string& strip = value->text();
+    if (strip != "none" && strip != "end" && strip != "both") refuse_choice(*value);
     turn.strip = strip == "end"    ? TurnForm::Strip::kEnd
                  : strip == "both" ? TurnForm::Strip::kBoth
                                    : TurnForm::Strip::kNone;
   }
-  form.require_known({"prefix", "suffix", "strip"});
+  form.done();
   return turn;
 }
 
-PromptForms read_forms(const Fields& forms) {
-  PromptForms read{forms.text("start"),
-                   read_turn(forms.object("user")),
-                   read_turn(forms.object("user_with_image")),
-                   read_turn(forms.object("assistant")),
-                   forms.text("generation_prompt"),
-                   forms.contains("image") ? optional_text(forms, "image") : std::nullopt};
-  forms.require_known({"start", "user", "user_with_image", "assistant", "generation_prompt", "image"});
+PromptForms read_forms(const Object& forms) {
+  PromptForms read{forms.get("start").text(),
+                   read_turn(Object(forms.get("user"))),
+                   read_turn(Object(forms.get("user_with_image"))),
+                   read_turn(Object(forms.get("assistant"))),
+                   forms.get("generation_prompt").text(),
+                   optional_text(forms.find("image"))};
+  forms.done();
   return read;
 }
 
-void read_texts(const Fields& prompt, PromptSpec& spec) {
-  const Fields special = prompt.object("special_tokens");
-  for (const auto& [name, value] : prompt.value("special_tokens").items()) {
+void read_texts(const Object& prompt, PromptSpec& spec) {
+  const Value special = prompt.get("special_tokens");
+  for (const auto& [name, value] : special.members()) {
     // Inside a mapping, Python's messages have neither the path of a value nor the value.
-    if (!value.is_string()) {
-      throw BundleError(special.path() + "[...]: expected str, got " + std::string(json_kind(value)));
+    if (!value.json().is_string()) {
+      throw BundleError(special.path() + "[...]: expected str, got " + std::string(json_kind(value.json())));
     }
-    spec.special_tokens[name] = value.get<std::string>();
+    spec.special_tokens[name] = value.text();
   }
-  if (!prompt.contains("end_tokens")) return;
-  const auto& tokens = prompt.array("end_tokens");
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    const std::string path = prompt.path("end_tokens") + "[" + std::to_string(i) + "]";
-    spec.end_tokens.push_back(Value(tokens[i], path).text());
-  }
+  const auto tokens = prompt.find("end_tokens");
+  if (!tokens) return;
+  for (const Value& token : tokens->items()) spec.end_tokens.push_back(token.text());
 }
 
-PromptSpec read_spec(const Fields& prompt) {
+PromptSpec read_spec(const Object& prompt) {
   PromptSpec spec;
-  spec.image_token = prompt.text("image_token");
-  if (spec.image_token.empty()) {
-    throw BundleError(prompt.path("image_token") + ": expected str of length >= 1, found ''");
-  }
-  spec.image_token_id = prompt.number("image_token_id");
-  spec.chat_template = optional_text(prompt, "chat_template");
+  const Value image_token = prompt.get("image_token");
+  spec.image_token = image_token.text();
+  if (spec.image_token.empty()) image_token.refuse("expected str of length >= 1");
+  spec.image_token_id = prompt.get("image_token_id").token_id();
+  spec.chat_template = optional_text(prompt.get("chat_template"));
   read_texts(prompt, spec);
-  if (prompt.contains("content")) {
-    const std::string& content = prompt.text("content");
-    if (content != "parts" && content != "string") prompt.refuse_choice("content");
+  const auto content = prompt.find("content");
+  if (content && content->text() != "parts" && content->text() != "string") refuse_choice(*content);
+  if (const auto given_template = prompt.find("given_template")) given_template->boolean();
+  if (const auto forms = prompt.given("forms")) {
+    if (!forms->json().is_object()) forms->refuse_kind("object | null");
+    spec.forms = read_forms(Object(*forms));
   }
-  if (prompt.contains("given_template")) prompt.boolean("given_template");
-  if (prompt.has("forms")) {
-    if (!prompt.value("forms").is_object()) prompt.refuse("forms", "object | null");
-    spec.forms = read_forms(prompt.object("forms"));
-  }
-  prompt.require_known({"image_token", "image_token_id", "chat_template", "special_tokens", "content",
-                        "given_template", "end_tokens", "forms"});
+  prompt.done();
   return spec;
 }
 
@@ -109,9 +107,10 @@ void check_fit(const PromptSpec& spec, std::int64_t image_token_id) {
 PromptSpec read_prompt(const nlohmann::json& preprocessor, const std::string& path,
                        std::int64_t image_token_id) {
   try {
-    const Fields file(preprocessor, "");
-    PromptSpec spec = read_spec(file.object("prompt"));
-    file.require_known({"image", "prompt"});
+    const Object file(Value(preprocessor, ""));
+    PromptSpec spec = read_spec(Object(file.get("prompt")));
+    file.find("image");
+    file.done();
     check_fit(spec, image_token_id);
     return spec;
   } catch (const BundleError& error) {

@@ -3,12 +3,12 @@
 #include <limits>
 #include <utility>
 
+#include "bundle/json.hpp"
 #include "errors.hpp"
 #include "memory.hpp"
 #include "text/added_tokens.hpp"
 #include "text/bpe.hpp"
 #include "text/decoder.hpp"
-#include "text/fields.hpp"
 #include "text/normalizer.hpp"
 #include "text/post_processor.hpp"
 #include "text/pre_tokenizer.hpp"
@@ -20,31 +20,26 @@ namespace {
 
 constexpr std::size_t kLargestFile = std::size_t{1} << 28;
 
-const Json& optional_part(const Fields& file, std::string_view key) {
-  static const Json none;
-  return file.has(key) ? file.value(key) : none;
-}
-
 // Both would change ids; a build leaves them out.
-void require_plain(const Fields& file) {
-  for (const std::string_view key : {"truncation", "padding"}) {
-    if (file.has(key)) refuse_part(std::string(key), "none");
+void require_plain(const Object& file) {
+  for (const char* key : {"truncation", "padding"}) {
+    if (file.given(key)) refuse_part(key, "none");
   }
-  if (file.has("version") && file.text("version") != "1.0") file.refuse("version", "1.0");
+  if (const auto version = file.given("version"); version && version->text() != "1.0") {
+    version->refuse_kind("1.0");
+  }
 }
 
 }  // namespace
 
 struct Tokenizer::Parts {
-  explicit Parts(const Fields& file)
-      : model(file.object("model")),
-        normalizer(read_normalizer(optional_part(file, "normalizer"), "normalizer")),
-        pre_tokenizer(read_pre_tokenizer(optional_part(file, "pre_tokenizer"), "pre_tokenizer")),
-        post_processor(read_post_processor(optional_part(file, "post_processor"), "post_processor")),
-        added(file.has("added_tokens") ? file.value("added_tokens") : Json::array(), "added_tokens", model,
-              normalizer) {
+  explicit Parts(const Object& file) : model(Object(file.get("model"))) {
+    if (const auto part = file.given("normalizer")) normalizer = read_normalizer(*part);
+    if (const auto part = file.given("pre_tokenizer")) pre_tokenizer = read_pre_tokenizer(*part);
+    if (const auto part = file.given("post_processor")) post_processor = read_post_processor(*part);
+    if (const auto part = file.given("decoder")) decoder = read_decoder(*part);
+    added = AddedTokens(file.given("added_tokens"), model, normalizer);
     require_plain(file);
-    if (file.has("decoder")) decoder = read_decoder(file.value("decoder"), "decoder");
   }
 
   std::vector<std::uint32_t> encode(std::string_view text) const {
@@ -65,9 +60,9 @@ struct Tokenizer::Parts {
   }
 
   Bpe model;
-  Normalizer normalizer;
-  PreTokenizer pre_tokenizer;
-  PostProcessor post_processor;
+  Normalizer normalizer = [](Piece&) {};
+  PreTokenizer pre_tokenizer = [](Pieces&) {};
+  PostProcessor post_processor{std::nullopt};
   AddedTokens added;
   Decoder decoder;  // none: tokens with spaces between them
 };
@@ -85,9 +80,8 @@ Tokenizer Tokenizer::open(const std::filesystem::path& path) {
 Tokenizer Tokenizer::parse(std::string_view content, const std::string& path) {
   try {
     const Json json = parse_json(content);
-    return within_memory<BundleError>("it", "free some", [&] {
-      return Tokenizer(std::make_shared<const Parts>(Fields(json, "")));
-    });
+    return within_memory<BundleError>(
+        "it", "free some", [&] { return Tokenizer(std::make_shared<const Parts>(Object(Value(json, "")))); });
   } catch (const Unsupported& error) {
     throw BundleError(path + " cannot be used without Python: " + error.what() +
                       "; run the bundle with star-export run");

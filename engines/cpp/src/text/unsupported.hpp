@@ -1,5 +1,8 @@
 #pragma once
 
+#include <string>
+#include <string_view>
+
 #include "errors.hpp"
 
 namespace star {
@@ -8,5 +11,9 @@ namespace star {
 struct Unsupported : BundleError {
   using BundleError::BundleError;
 };
+
+[[noreturn]] inline void refuse_part(const std::string& what, std::string_view expected) {
+  throw Unsupported(what + " is not supported, expected " + std::string(expected));
+}
 
 }  // namespace star

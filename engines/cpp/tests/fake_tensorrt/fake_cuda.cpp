@@ -1,11 +1,13 @@
 // A fake CUDA runtime on host memory; see fake_gpu.hpp.
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <span>
+#include <sstream>
 #include <vector>
 
 #include "fake_gpu.hpp"
@@ -35,7 +37,18 @@ constexpr std::uintptr_t kFirstAddress = std::uintptr_t{1} << 52;
 constexpr std::size_t kAlignment = 256;
 constexpr std::byte kPoison{0xFF};  // NaN in every float, -1 in every integer
 
-FakeGpu gpu;
+// On the TensorRT that STAR_FAKE_VERSION names, for programs that have no other way to set it.
+FakeGpu machine() {
+  FakeGpu found;
+  if (const char* version = std::getenv("STAR_FAKE_VERSION")) {
+    std::istringstream numbers(version);
+    char dot = '.';
+    for (int& number : found.tensorrt) numbers >> number >> dot;
+  }
+  return found;
+}
+
+FakeGpu gpu = machine();
 std::recursive_mutex mutex;
 std::map<std::uintptr_t, std::vector<std::byte>> blocks;
 std::uintptr_t next = kFirstAddress;

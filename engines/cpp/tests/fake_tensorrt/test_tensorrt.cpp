@@ -80,7 +80,7 @@ bool has(const std::string& text, const std::string& part) { return text.find(pa
 
 struct Asked {
   ImageInputs image;
-  PromptInputs prompt;
+  TokenizedPrompt prompt;
   std::int64_t new_tokens;
   Sampling sampling;
 };

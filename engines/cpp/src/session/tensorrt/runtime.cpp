@@ -161,7 +161,8 @@ Runtime::Runtime(const TensorRTLibrary& library, const std::string& built_by,
 void load_plugins(const TensorRTLibrary& library, const EngineFacts& facts, const TensorRTOptions& options) {
   if (facts.plugins != "library") return;
   if (options.plugin_library.empty()) {
-    throw SettingsError("these engines call a plugin library; give its path with plugin_library");
+    throw SettingsError("these engines call a plugin library; give its path with " +
+                        option("plugin_library"));
   }
   const std::size_t heard = tensorrt_log().heard();
   using GetRegistry = nvinfer1::IPluginRegistry* (*)();
