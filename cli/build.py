@@ -14,7 +14,7 @@ from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
-from star_export.specs import BLOCKS, DEFAULT_DROP_RATIO
+from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
@@ -111,7 +111,7 @@ def build(
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
     quantize: opt.QuantizeOption = None,
-    quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
+    quantize_block: opt.QuantizeBlockOption = None,
     quantize_vision: opt.QuantizeVisionOption = False,
     quantize_embedding: opt.QuantizeEmbeddingOption = False,
     backend: opt.BuildBackendOption = "onnxruntime",

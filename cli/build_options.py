@@ -157,7 +157,7 @@ DTypeOption = Annotated[
     _precision(
         "--dtype",
         metavar="TYPE",
-        help="float32 for CPUs, float16 or bfloat16 for GPUs.  [default: float32; float16 for engines]",
+        help="float32, float16 or bfloat16.  [default: float32; float16 for engines]",
     ),
 ]
 Fp32LayersOption = Annotated[
@@ -174,12 +174,11 @@ QuantizeOption = Annotated[
     _precision("--quantize", metavar="TYPE", help=f"Weights in {', '.join(QUANTIZED_TYPES)}."),
 ]
 QuantizeBlockOption = Annotated[
-    int,
+    int | None,
     _precision(
         "--quantize-block",
         metavar="N",
-        help=f"Weights to a scale: {BLOCKS[0]}, or 64, 128.",
-        show_default=False,
+        help=f"Weights to a scale: {BLOCKS[-1]}, or 64, 32.",
     ),
 ]
 QuantizeVisionOption = Annotated[

@@ -33,7 +33,6 @@ from star_export.progress import NoProgress, Progress, StepReport, Steps
 from star_export.quantizing import quantization_of
 from star_export.room import check_disk, check_memory
 from star_export.specs import (
-    BLOCKS,
     DEFAULT_DROP_RATIO,
     STAR_PRESET,
     DType,
@@ -45,7 +44,6 @@ from star_export.specs import (
     check_fp32_layers,
     check_proportional,
     resolve_images,
-    resolve_quantization,
     resolve_schedule,
     resolve_star,
     with_mass,
@@ -102,7 +100,7 @@ class SpecOptions:
     max_new_tokens: int = 512
     dtype: DType = "float32"
     quantize: str | None = None
-    quantize_block: int = BLOCKS[0]
+    quantize_block: int | None = None
     quantize_vision: bool = False
     quantize_embedding: bool = False
 
@@ -130,14 +128,10 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     """
     model = checkpoint.model
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
-    whole = replace(options, quantize=None, quantize_vision=False, quantize_embedding=False)
-    spec = resolve_sizes(whole, model)
+    spec = resolve_sizes(options, model, checkpoint)
     schedule = with_mass(spec.schedule, options.keep_mass)
     spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
     check_proportional(spec)
-    how = {name: getattr(options, f"quantize_{name}") for name in ("block", "vision", "embedding")}
-    quantization = quantization_of(checkpoint, spec, options.quantize, **how)
-    spec = replace(spec, quantization=quantization)
     if names:
         from star_export.graphs.export import layer_names
 
@@ -145,11 +139,12 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     return spec
 
 
-def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
-    """The same without ``fp32_layers`` and unchecked blocks, from a model's shape alone.
+def resolve_sizes(options: SpecOptions, model: ModelSpec, checkpoint: Checkpoint | None = None) -> ExportSpec:
+    """The same without ``fp32_layers``, from a model's shape and a checkpoint that may be quantised.
 
     Raises:
         SettingsError: If an option is out of range.
+        CheckpointError: If a quantised layer of the checkpoint is not complete.
     """
     text = model.text
     positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
@@ -168,7 +163,9 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
         max_new_tokens=options.max_new_tokens,
         append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
-        quantization=resolve_quantization(
+        quantization=quantization_of(
+            model,
+            checkpoint,
             options.quantize,
             block=options.quantize_block,
             vision=options.quantize_vision,
