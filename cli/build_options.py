@@ -187,6 +187,10 @@ QuantizeVisionOption = Annotated[
 QuantizeEmbeddingOption = Annotated[
     bool, _precision("--quantize-embedding", metavar="", help="The rows of tokens too, in int8.")
 ]
+CalibrateOption = Annotated[
+    Path | None,
+    _precision("--calibrate", metavar="DIR", help="In 4 bits, by GPTQ on these pictures."),
+]
 
 BuildBackendOption = Annotated[
     str,

@@ -10,6 +10,7 @@ from typing import Any
 
 from star_export import bundle as layout
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
+from star_export.calibrating import calibrated
 from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.generation_config import warn_of_unused_settings
@@ -112,6 +113,7 @@ class BuildOptions(SpecOptions):
     output: Path
     revision: str | None = None
     keep_mass: float | None = None
+    calibrate: Path | None = None
     proportional: bool = False
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
@@ -155,6 +157,7 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec, checkpoint: Checkpoint
         max_image_tokens=options.max_image_tokens,
         room=positions - options.max_text_tokens - options.max_new_tokens,
     )
+    how = {name: getattr(options, f"quantize_{name}") for name in ("block", "vision", "embedding")}
     spec = ExportSpec(
         model=model,
         schedule=_schedule(options, model, images),
@@ -163,14 +166,7 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec, checkpoint: Checkpoint
         max_new_tokens=options.max_new_tokens,
         append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
-        quantization=quantization_of(
-            model,
-            checkpoint,
-            options.quantize,
-            block=options.quantize_block,
-            vision=options.quantize_vision,
-            embedding=options.quantize_embedding,
-        ),
+        quantization=quantization_of(model, checkpoint, options.quantize, **how),
     )
     check_capacities(spec)
     return spec
@@ -243,6 +239,16 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     if options.engines is not None:  # before minutes of work
         check_options(options.engines, spec)
         load_builder(options.engines.backend)
+    if options.calibrate is not None:
+        checkpoint = calibrated(
+            checkpoint,
+            spec.quantization,
+            options.calibrate,
+            options.output,
+            progress,
+            overwrite=options.overwrite,
+        )
+        spec = resolve_spec(replace(options, quantize=None), checkpoint)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, options, steps)
