@@ -5,10 +5,10 @@ from any quantised one.
 """
 
 import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,8 @@ def calibrated(
     """
     how = _checked(checkpoint, how)
     examples = read_examples(pictures)
+    for example in examples:  # before minutes of work
+        load_image(pictures / example.image)
     output = bundle.with_name(f"{bundle.name}-calibrated")
     if output.exists() and not (overwrite and (output / _RECIPE).is_file()):
         raise SettingsError(
@@ -200,11 +202,12 @@ def _told(model: Any, passes: int, progress: Progress) -> Iterator[None]:
     progress.start("calibrate", passes * len(layers))
     hooks = [layer.register_forward_hook(lambda *_: progress.advance(1)) for layer in layers]
     shown = tqdm.__init__
-    tqdm.__init__ = partialmethod(shown, disable=True)
+    tqdm.__init__ = lambda bar, *given, **options: shown(bar, *given, **options | {"disable": True})
     for package in ("llmcompressor", "compressed_tensors"):
         logger.disable(package)
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         tqdm.__init__ = shown
         for hook in hooks:
