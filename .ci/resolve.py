@@ -16,6 +16,7 @@ WHEELS = ("numpy", "torch", "onnx", "onnxruntime", "msgspec", "pillow", "tokeniz
 INSTALLS = (
     ((), False, PYTHONS, "2_28"),
     (("export", "rtx", "polygraphy", "eval", "dev"), True, PYTHONS, "2_28"),
+    (("calibrate",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("lmms-eval",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("triton",), False, ("3.11", "3.12"), "2_35"),
 )

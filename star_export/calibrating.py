@@ -172,7 +172,7 @@ def _gptq(
         oneshot(
             model=model,
             processor=processor,
-            dataset=DataLoader(data, batch_size=None),
+            dataset=DataLoader(data, batch_size=None),  # type: ignore[arg-type]  # a list does
             recipe=GPTQModifier(config_groups=groups, ignore=_WHOLE, actorder="static"),
             num_calibration_samples=len(data),
         )
