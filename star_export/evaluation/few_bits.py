@@ -18,7 +18,7 @@ _INTRODUCTION = """## Few bits
 
 Weights of linear layers in integers, in blocks of {block} with a scale each; in 4 bits but the last layer's
 and the vision tower's, which have 8. The same questions, unpruned and with `spread`'s choice of one token
-in nine, which attention counts each for all it stands for (`--schedule fast-N --proportional`).
+in nine, of which attention counts each for all it stands for (`--schedule fast-N --proportional`).
 """
 
 #: Visual tokens of a pruned bundle, as a share of all: 64 of 576.
