@@ -79,7 +79,7 @@ def sides(checkpoint: Path, folder: Path) -> list[Side]:
     build = (str(HERE / "star-export"), "build", "--overwrite", "--model", str(checkpoint))
     star, average = ("--keep", "64"), ("--drop-ratio", "0.78", "--keep", "14")
     # Blocks as long as OpenVINO's groups at 4 bits; at 8 bits it has one scale for a whole column.
-    few = {"": ()} | {kind: ("--quantize", kind, "--quantize-block", "128") for kind in ("int8", "int4")}
+    few = {"": ()} | {kind: ("--quantize", kind) for kind in ("int8", "int4")}
 
     def bundle(name: str, pruning: Sequence[str], bits: str, backend: str) -> Side:
         vision = ("--quantize-vision",) if bits else ()

@@ -29,6 +29,7 @@ INSTALLS = (
     ((), False, PYTHONS, "2_28"),
     (("export", "rtx", "openvino", "polygraphy", "eval", "serve", "dev"), True, PYTHONS, "2_28"),
     (("batch", "ray"), False, PYTHONS, "2_28"),
+    (("calibrate",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("lmms-eval",), False, ("3.11", "3.12", "3.13"), "2_28"),
     (("triton",), False, ("3.11", "3.12"), "2_35"),
 )

@@ -14,7 +14,7 @@ from star_export.cli.options import JsonOption, refuse
 from star_export.cli.output import err, megabytes, print_json, quiet_libraries, step_progress
 from star_export.cli.reports import print_parity, run_check
 from star_export.errors import EXIT_CHECK_FAILED, InputError, SettingsError
-from star_export.specs import BLOCKS, DEFAULT_DROP_RATIO
+from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import BuildOptions, BuildReport
@@ -61,6 +61,7 @@ _EXPORT_ONLY = (
     "quantize_block",
     "quantize_vision",
     "quantize_embedding",
+    "calibrate",
     "chat_template",
     "end_token",
     "overwrite",
@@ -111,9 +112,10 @@ def build(
     dtype: opt.DTypeOption = None,
     fp32_layers: opt.Fp32LayersOption = None,
     quantize: opt.QuantizeOption = None,
-    quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
+    quantize_block: opt.QuantizeBlockOption = None,
     quantize_vision: opt.QuantizeVisionOption = False,
     quantize_embedding: opt.QuantizeEmbeddingOption = False,
+    calibrate: opt.CalibrateOption = None,
     backend: opt.BuildBackendOption = "onnxruntime",
     target: opt.TargetsOption = None,
     plugins: opt.PluginsOption = None,
@@ -132,8 +134,7 @@ def build(
     """Export a LLaVA checkpoint to a bundle, and build its engines."""
     quiet_libraries()
     engines = _engine_options(context)
-    if check:
-        _refuse_check(context, engines)
+    _refuse_check(context, engines)
     report = _build(context, engines)
     parity = _check(report, context) if check else None
     if json:
@@ -214,6 +215,8 @@ def _fields(context: typer.Context, options: Any) -> dict[str, Any]:
 
 def _refuse_check(context: typer.Context, engines: "EngineOptions | None") -> None:
     """Refuse a check that cannot run here, before minutes of building."""
+    if not context.params["check"]:
+        return
     from star_export.build import require_export_extra
 
     require_export_extra()

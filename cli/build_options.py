@@ -157,7 +157,7 @@ DTypeOption = Annotated[
     _precision(
         "--dtype",
         metavar="TYPE",
-        help="float32 for CPUs, float16 or bfloat16 for GPUs.  [default: float32; float16 for engines]",
+        help="float32, float16 or bfloat16.  [default: float32; float16 for engines]",
     ),
 ]
 Fp32LayersOption = Annotated[
@@ -174,12 +174,11 @@ QuantizeOption = Annotated[
     _precision("--quantize", metavar="TYPE", help=f"Weights in {', '.join(QUANTIZED_TYPES)}."),
 ]
 QuantizeBlockOption = Annotated[
-    int,
+    int | None,
     _precision(
         "--quantize-block",
         metavar="N",
-        help=f"Weights to a scale: {BLOCKS[0]}, or 64, 128.",
-        show_default=False,
+        help=f"Weights to a scale: {BLOCKS[-1]}, or 64, 32.",
     ),
 ]
 QuantizeVisionOption = Annotated[
@@ -187,6 +186,10 @@ QuantizeVisionOption = Annotated[
 ]
 QuantizeEmbeddingOption = Annotated[
     bool, _precision("--quantize-embedding", metavar="", help="The rows of tokens too, in int8.")
+]
+CalibrateOption = Annotated[
+    Path | None,
+    _precision("--calibrate", metavar="DIR", help="In 4 bits, by GPTQ on these pictures."),
 ]
 
 BuildBackendOption = Annotated[

@@ -17,10 +17,11 @@ from star_export.cli.output import check_target, err, print_json, quiet_librarie
 from star_export.cli.plan_tables import plan_parts, proposal_parts, show
 from star_export.errors import SettingsError
 from star_export.plan import DEFAULT_EFFICIENCY
-from star_export.specs import BLOCKS, DEFAULT_DROP_RATIO
+from star_export.specs import DEFAULT_DROP_RATIO
 
 if TYPE_CHECKING:
     from star_export.build import SpecOptions
+    from star_export.checkpoint.checkpoint import Checkpoint
     from star_export.gpus import Device
     from star_export.plan import Plan, Request
     from star_export.specs import ModelSpec
@@ -62,7 +63,7 @@ def plan(
     max_new_tokens: opt.MaxNewTokensOption = 512,
     dtype: opt.DTypeOption = None,
     quantize: opt.QuantizeOption = None,
-    quantize_block: opt.QuantizeBlockOption = BLOCKS[0],
+    quantize_block: opt.QuantizeBlockOption = None,
     quantize_vision: opt.QuantizeVisionOption = False,
     quantize_embedding: opt.QuantizeEmbeddingOption = False,
     image_size: own.ImageSizeOption = "640x480",
@@ -88,7 +89,7 @@ def plan(
     device = _device(gpu, bandwidth, flops)
     request = Request(image_size=_size(image_size), text_tokens=text_tokens, new_tokens=new_tokens)
     options, shape = _options(context, device), _shape(model, revision)
-    plan_of = partial(_plan, shape, request, device, efficiency)
+    plan_of = partial(_plan, *shape, request, device, efficiency)
     if targets:
         _propose(options, plan_of, targets, output, json=json)
         return
@@ -112,17 +113,18 @@ _SCHEDULES = (
 )
 
 
-def _shape(model: str, revision: str | None) -> "ModelSpec":
-    """Its shape; stderr says when it was not read from a config."""
+def _shape(model: str, revision: str | None) -> "tuple[ModelSpec, Checkpoint | None]":
+    """Its shape and where it was read; stderr says when it was not from a config."""
     from star_export.build import require_export_extra
     from star_export.checkpoint.shape import built_in, read_shape
 
     if revision is None and (shape := built_in(model)) is not None:
         err.print(f"{model}: built-in shape; no config was read")
-        return shape
+        return shape, None
     require_export_extra("transformers", "huggingface_hub")
     with step_progress() as progress:
-        return read_shape(model, revision=revision, progress=progress)
+        checkpoint = read_shape(model, revision=revision, progress=progress)
+    return checkpoint.model, checkpoint
 
 
 def _options(context: typer.Context, device: "Device | None") -> "SpecOptions":
@@ -143,6 +145,7 @@ def _device(gpu: str | None, bandwidth: float | None, flops: float | None) -> "D
 
 def _plan(
     shape: "ModelSpec",
+    checkpoint: "Checkpoint | None",
     request: "Request",
     device: "Device | None",
     efficiency: float,
@@ -151,7 +154,7 @@ def _plan(
     from star_export.build import resolve_sizes
     from star_export.plan import plan
 
-    return plan(resolve_sizes(options, shape), request, device, efficiency=efficiency)
+    return plan(resolve_sizes(options, shape, checkpoint), request, device, efficiency=efficiency)
 
 
 def _propose(

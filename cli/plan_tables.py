@@ -73,12 +73,14 @@ def _premises(plan: "Plan", *, schedule: bool = True) -> Iterator[str]:
         f"answer: {plan.request.new_tokens}"
     )
     weights = plan.weight_bytes
+    own = plan.spec.quantization
+    kinds = ("int8", "int4") if own is None or own.layers is None else (own.type,)
+    few = ", ".join(f"{_scaled(weights[kind], 'MB', 'GB')} in {kind}" for kind in kinds)
     yield (
         f"{_scaled(plan.parameters.total, 'M', 'B')} parameters, "
         f"{_scaled(weights['float16'], 'MB', 'GB')} in float16 or bfloat16, "
         f"{_scaled(weights['float32'], 'MB', 'GB')} in float32, "
-        f"{_scaled(weights['int8'], 'MB', 'GB')} in int8, {_scaled(weights['int4'], 'MB', 'GB')} in int4; "
-        f"here: {_types(plan.spec)}"
+        f"{few}; here: {_types(plan.spec)}"
     )
     if schedule:
         yield f"schedule: {pruning(plan.spec)}"

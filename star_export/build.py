@@ -10,6 +10,7 @@ from typing import Any
 
 from star_export import bundle as layout
 from star_export.bundle import check_replaceable, open_bundle, write_engines, write_manifest
+from star_export.calibrating import calibrated
 from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.generation_config import warn_of_unused_settings
@@ -33,7 +34,6 @@ from star_export.progress import NoProgress, Progress, StepReport, Steps
 from star_export.quantizing import quantization_of
 from star_export.room import check_disk, check_memory
 from star_export.specs import (
-    BLOCKS,
     DEFAULT_DROP_RATIO,
     STAR_PRESET,
     DType,
@@ -45,7 +45,6 @@ from star_export.specs import (
     check_fp32_layers,
     check_proportional,
     resolve_images,
-    resolve_quantization,
     resolve_schedule,
     resolve_star,
     with_mass,
@@ -102,7 +101,7 @@ class SpecOptions:
     max_new_tokens: int = 512
     dtype: DType = "float32"
     quantize: str | None = None
-    quantize_block: int = BLOCKS[0]
+    quantize_block: int | None = None
     quantize_vision: bool = False
     quantize_embedding: bool = False
 
@@ -114,6 +113,7 @@ class BuildOptions(SpecOptions):
     output: Path
     revision: str | None = None
     keep_mass: float | None = None
+    calibrate: Path | None = None
     proportional: bool = False
     fp32_layers: tuple[str, ...] = ()
     engines: EngineOptions | None = None
@@ -130,14 +130,10 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     """
     model = checkpoint.model
     names = tuple(canonical_module(name, model.model_type) for name in options.fp32_layers)
-    whole = replace(options, quantize=None, quantize_vision=False, quantize_embedding=False)
-    spec = resolve_sizes(whole, model)
+    spec = resolve_sizes(options, model, checkpoint)
     schedule = with_mass(spec.schedule, options.keep_mass)
     spec = replace(spec, schedule=schedule, fp32_layers=names, proportional=options.proportional)
     check_proportional(spec)
-    how = {name: getattr(options, f"quantize_{name}") for name in ("block", "vision", "embedding")}
-    quantization = quantization_of(checkpoint, spec, options.quantize, **how)
-    spec = replace(spec, quantization=quantization)
     if names:
         from star_export.graphs.export import layer_names
 
@@ -145,11 +141,12 @@ def resolve_spec(options: BuildOptions, checkpoint: Checkpoint) -> ExportSpec:
     return spec
 
 
-def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
-    """The same without ``fp32_layers`` and unchecked blocks, from a model's shape alone.
+def resolve_sizes(options: SpecOptions, model: ModelSpec, checkpoint: Checkpoint | None = None) -> ExportSpec:
+    """The same without ``fp32_layers``, from a model's shape and a checkpoint that may be quantised.
 
     Raises:
         SettingsError: If an option is out of range.
+        CheckpointError: If a quantised layer of the checkpoint is not complete.
     """
     text = model.text
     positions = min(text.max_position_embeddings, text.sliding_window or text.max_position_embeddings)
@@ -160,6 +157,7 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
         max_image_tokens=options.max_image_tokens,
         room=positions - options.max_text_tokens - options.max_new_tokens,
     )
+    how = {name: getattr(options, f"quantize_{name}") for name in ("block", "vision", "embedding")}
     spec = ExportSpec(
         model=model,
         schedule=_schedule(options, model, images),
@@ -168,12 +166,7 @@ def resolve_sizes(options: SpecOptions, model: ModelSpec) -> ExportSpec:
         max_new_tokens=options.max_new_tokens,
         append_tokens=APPEND_TOKENS,
         dtype=options.dtype,
-        quantization=resolve_quantization(
-            options.quantize,
-            block=options.quantize_block,
-            vision=options.quantize_vision,
-            embedding=options.quantize_embedding,
-        ),
+        quantization=quantization_of(model, checkpoint, options.quantize, **how),
     )
     check_capacities(spec)
     return spec
@@ -246,6 +239,16 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     if options.engines is not None:  # before minutes of work
         check_options(options.engines, spec)
         load_builder(options.engines.backend)
+    if options.calibrate is not None:
+        checkpoint = calibrated(
+            checkpoint,
+            spec.quantization,
+            options.calibrate,
+            options.output,
+            progress,
+            overwrite=options.overwrite,
+        )
+        spec = resolve_spec(replace(options, quantize=None), checkpoint)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = Steps(folder, progress)
         _write_preprocessing(folder, checkpoint, options, steps)

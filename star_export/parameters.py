@@ -1,5 +1,6 @@
 """What a bundle stores, from the shape of a model alone."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -69,9 +70,9 @@ class LinearShape:
     count: int
 
     @property
-    def weights(self) -> int:
-        """Numbers in all their weights."""
-        return self.count * self.inputs * self.outputs
+    def names(self) -> list[str]:
+        """Of all of them."""
+        return [self.name.replace(".layers.0.", f".layers.{index}.") for index in range(self.count)]
 
 
 def count_parameters(model: ModelSpec) -> Parameters:
@@ -109,12 +110,14 @@ def weight_bytes(spec: ExportSpec) -> WeightBytes:
 
 def _saved(layer: LinearShape, spec: ExportSpec) -> int:
     """Bytes that integers instead of ``spec.dtype`` save."""
-    kind = spec.quantized(f"{layer.name}.weight", layer.inputs)
-    if kind is None or spec.quantization is None:
-        return 0
-    scales, size = layer.weights // spec.quantization.block, DTYPES[spec.dtype].itemsize
-    zero_points = DTYPES[kind].nbytes(scales) if kind.startswith("u") else 0
-    return layer.weights * size - DTYPES[kind].nbytes(layer.weights) - scales * size - zero_points
+    kinds = Counter(spec.quantized(f"{name}.weight", layer.inputs) for name in layer.names)
+    weights, size, saved = layer.inputs * layer.outputs, DTYPES[spec.dtype].itemsize, 0
+    for kind, count in kinds.items():
+        if kind is not None and spec.quantization is not None:
+            scales = weights // spec.quantization.block
+            zero_points = DTYPES[kind].nbytes(scales) if kind.startswith("u") else 0
+            saved += count * (weights * size - DTYPES[kind].nbytes(weights) - scales * size - zero_points)
+    return saved
 
 
 def linear_shapes(model: ModelSpec) -> Iterator[LinearShape]:

@@ -9,14 +9,12 @@ from star_export.flops import PrefillFlops, prefill_flops, pruned_layout, vision
 from star_export.gpus import Device
 from star_export.parameters import Parameters, count_parameters, linear_shapes, weight_bytes
 from star_export.specs import (
-    BLOCKS,
     QUANTIZED_TYPES,
     ExportSpec,
     ModelSpec,
-    Quantization,
-    check_blocks,
     picture_grid,
     picture_tokens,
+    resolve_quantization,
 )
 
 #: Share of its data sheet's figures that a device is taken to reach.
@@ -128,11 +126,15 @@ class Plan:
     @property
     def weight_bytes(self) -> dict[str, int]:
         """Bytes of the bundle's weights by their type; integers have scales in the spec's element type."""
-        own = self.spec.quantization or Quantization(type="int4", block=BLOCKS[0])
-        whole = [replace(self.spec, dtype=dtype, quantization=None) for dtype in get_args(DType)]
-        few = [replace(self.spec, quantization=replace(own, type=kind)) for kind in QUANTIZED_TYPES]
-        names = [*get_args(DType), *QUANTIZED_TYPES]
-        return {name: weight_bytes(spec).stored for name, spec in zip(names, whole + few, strict=True)}
+        inputs = {layer.name: layer.inputs for layer in linear_shapes(self.spec.model)}
+        own = self.spec.quantization or resolve_quantization(
+            "int4", block=None, vision=False, embedding=False, inputs=inputs
+        )
+        assert own is not None
+        kinds = QUANTIZED_TYPES if own.layers is None else (own.type,)  # the checkpoint's stay what they are
+        specs = {name: replace(self.spec, dtype=name, quantization=None) for name in get_args(DType)}
+        specs |= {name: replace(self.spec, quantization=replace(own, type=name)) for name in kinds}
+        return {name: weight_bytes(spec).stored for name, spec in specs.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -169,7 +171,7 @@ def plan(
         efficiency: Share of the device's figures that it reaches.
 
     Raises:
-        SettingsError: If the bundle does not take such a request, blocks divide no layer, the device is of
+        SettingsError: If the bundle does not take such a request, the device is of
             other element types, or there is no such share.
     """
     if not 0 < efficiency <= 1:
@@ -180,8 +182,6 @@ def plan(
             f"{' and '.join(device.dtypes)}; give one of these, or {option('bandwidth')} and "
             f"{option('flops')}"
         )
-    if spec.quantization:
-        check_blocks(spec.quantization, {layer.name: layer.inputs for layer in linear_shapes(spec.model)})
     tokens = _image_tokens(spec, request)
     reached = device and replace(
         device, bandwidth=device.bandwidth * efficiency, flops=device.flops * efficiency

@@ -1,15 +1,13 @@
 """The shape of a model without its weights: built in, or from its config alone."""
 
-import logging
-
+from star_export.checkpoint.checkpoint import Checkpoint
 from star_export.checkpoint.config import read_model
 from star_export.checkpoint.locate import locate
 from star_export.checkpoint.published import SHAPES
 from star_export.checkpoint.scheme import read_scheme
+from star_export.checkpoint.tensors import Tensors, index_tensors
 from star_export.progress import NoProgress, Progress
 from star_export.specs import ModelSpec
-
-log = logging.getLogger("star_export.checkpoint.shape")
 
 
 def built_in(model: str) -> ModelSpec | None:
@@ -17,8 +15,8 @@ def built_in(model: str) -> ModelSpec | None:
     return SHAPES.get(model)
 
 
-def read_shape(model: str, *, revision: str | None = None, progress: Progress | None = None) -> ModelSpec:
-    """The shape that a config says; the log names the bits of a quantised checkpoint, which it leaves out.
+def read_shape(model: str, *, revision: str | None = None, progress: Progress | None = None) -> Checkpoint:
+    """A checkpoint of which the config alone is needed: it has tensors only if it is quantised and a folder.
 
     Args:
         model: A folder that holds a config, or an alias or hub id, of which the config alone is downloaded;
@@ -31,12 +29,16 @@ def read_shape(model: str, *, revision: str | None = None, progress: Progress | 
         SettingsError: If a revision is given for a folder, or twice.
         PlatformError: If a config would have to be downloaded and cannot be.
     """
-    folder = locate(model, revision, progress or NoProgress(), weights=False).folder
-    if scheme := read_scheme(folder):
-        log.warning(
-            "%s has linear layers in %s (%s), which its bundle keeps; what follows counts them as whole",
-            model,
-            scheme.type,
-            scheme.method,
-        )
-    return read_model(folder)
+    found = locate(model, revision, progress or NoProgress(), weights=False)
+    shape, scheme, tensors = read_model(found.folder), read_scheme(found.folder), Tensors({}, {})
+    if scheme is not None and any(found.folder.glob("*.safetensors")):
+        tensors = index_tensors(found.folder, shape.model_type, scheme)
+    return Checkpoint(
+        folder=found.folder,
+        source=found.source,
+        revision=found.revision,
+        model=shape,
+        tensors=tensors.whole,
+        scheme=scheme,
+        packed=tensors.packed,
+    )

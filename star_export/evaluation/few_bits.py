@@ -16,9 +16,9 @@ from star_export.specs import FAST_PRESET, QUANTIZED_TYPES, DType
 
 _INTRODUCTION = """## Few bits
 
-Weights of linear layers in integers, in blocks of 32 with a scale each; in 4 bits but the last layer's and
-the vision tower's, which have 8. The same questions, unpruned and with `spread`'s choice of one token in
-nine, which attention counts each for all it stands for (`--schedule fast-N --proportional`).
+Weights of linear layers in integers, in blocks of {block} with a scale each; in 4 bits but the last layer's
+and the vision tower's, which have 8. The same questions, unpruned and with `spread`'s choice of one token
+in nine, of which attention counts each for all it stands for (`--schedule fast-N --proportional`).
 """
 
 #: Visual tokens of a pruned bundle, as a share of all: 64 of 576.
@@ -65,11 +65,13 @@ class WeightsReport:
     Attributes:
         weights: What it is.
         bytes: Of its weights files.
+        block: Weights that share a scale; None for whole ones.
         score: With its retention of the first one's, unpruned with whole weights.
     """
 
     weights: Weights
     bytes: int
+    block: int | None
     score: Score
 
 
@@ -102,11 +104,13 @@ class Built:
     Attributes:
         weights: What it is.
         bytes: Of its weights files.
+        block: Weights that share a scale; None for whole ones.
         variant: What answers, at its own budget.
     """
 
     weights: Weights
     bytes: int
+    block: int | None
     variant: Bundled
 
 
@@ -122,9 +126,11 @@ def built_weights(
         def make(index: int, weights: Weights) -> Built:
             say(f"building {weights.name}")
             made = build(replace(weights.options(building), output=scratch / str(index))).folder
+            bundle = open_bundle(made)
             return Built(
                 weights=weights,
-                bytes=sum(file.bytes for file in open_bundle(made).weights),
+                bytes=sum(file.bytes for file in bundle.weights),
+                block=bundle.spec.quantization.block if bundle.spec.quantization else None,
                 variant=Bundled(Looker(stack.enter_context(open_pipeline(made, runtime))), None),
             )
 
@@ -137,6 +143,7 @@ def weights_reports(built: Sequence[Built], scores: ScoreTable) -> tuple[Weights
         WeightsReport(
             weights=one.weights,
             bytes=one.bytes,
+            block=one.block,
             score=scores.score(one.weights.name, baseline=built[0].weights.name),
         )
         for one in built
@@ -157,5 +164,5 @@ def few_bits_section(reports: Sequence[WeightsReport]) -> Iterator[str]:
         ]
         for found in reports
     ]
-    yield _INTRODUCTION
+    yield _INTRODUCTION.format(block=next(found.block for found in reports if found.block))
     yield markdown(["weights", "visual tokens", "MB", "accuracy %", f"of {reports[0].weights.name}, %"], rows)

@@ -42,7 +42,6 @@ from star_export.specs.quantization import (
     QUANTIZED_TYPES,
     Quantization,
     QuantizedType,
-    check_blocks,
     resolve_quantization,
 )
 from star_export.specs.schedules import (
@@ -87,7 +86,6 @@ __all__ = [
     "Tiling",
     "TokenId",
     "VisionSpec",
-    "check_blocks",
     "check_capacities",
     "check_fp32_layers",
     "check_images",

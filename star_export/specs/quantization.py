@@ -1,6 +1,7 @@
 """How the weights of linear layers are stored: in few bits, with a scale for each block of them."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from star_export.errors import SettingsError, option
@@ -11,7 +12,8 @@ QuantizedType = Literal["int4", "uint4", "int8", "uint8"]
 
 QUANTIZED_TYPES: tuple[QuantizedType, ...] = get_args(QuantizedType)
 
-#: Weights of one column that share a scale.
+#: Weights of one column that share a scale. The largest that divides every layer is taken: products of few
+#: bits scale each block by itself, so that large ones are quicker.
 BLOCKS = (32, 64, 128)
 
 #: The module whose weight is a row for each token: of the blocks of a row, each has a scale.
@@ -67,12 +69,19 @@ class Quantization:
 
 
 def resolve_quantization(
-    kind: str | None, *, block: int, vision: bool, embedding: bool
+    kind: str | None, *, block: int | None, vision: bool, embedding: bool, inputs: Mapping[str, int]
 ) -> Quantization | None:
     """Checked settings; None without any.
 
+    Args:
+        kind: The integers that are asked for.
+        block: Weights of one column that share a scale; None for the largest block that divides every layer.
+        vision: Whether the tower's are asked for too.
+        embedding: Whether the rows of tokens are.
+        inputs: How many inputs each linear layer has, by its name.
+
     Raises:
-        SettingsError: If one is unknown, or has no meaning without another.
+        SettingsError: If one is unknown, has no meaning without another, or does not divide a layer.
     """
     if kind is None:
         for name, given in (("quantize_vision", vision), ("quantize_embedding", embedding)):
@@ -82,25 +91,15 @@ def resolve_quantization(
     if kind not in QUANTIZED_TYPES:
         why = f": {_REFUSED[kind]}" if kind in _REFUSED else ""
         raise SettingsError(f"{option('quantize')} must be {', '.join(QUANTIZED_TYPES)}, got {kind}{why}")
-    if block not in BLOCKS:
+    if block not in (None, *BLOCKS):
         raise SettingsError(f"{option('quantize_block')} must be {', '.join(map(str, BLOCKS))}, got {block}")
-    return Quantization(type=kind, block=block, vision=vision, embedding=embedding)
-
-
-def check_blocks(how: Quantization, inputs: dict[str, int]) -> None:
-    """Refuse blocks that do not divide a layer.
-
-    Args:
-        how: The settings.
-        inputs: How many inputs each linear layer has, by its name.
-
-    Raises:
-        SettingsError: With the layer, and what would divide it.
-    """
-    for name, count in inputs.items():
-        if how.of(name, count) and count % how.block:
-            fitting = max(block for block in BLOCKS if count % block == 0)
+    how = Quantization(type=kind, block=block or max(BLOCKS), vision=vision, embedding=embedding)
+    held = {name: count for name, count in inputs.items() if how.of(name, count)}
+    fitting = max(size for size in BLOCKS if not any(count % size for count in held.values()))
+    for name, count in held.items():
+        if block and count % block:
             raise SettingsError(
-                f"{name} has {count} inputs, which blocks of {how.block} do not divide; "
-                f"give {option('quantize_block', fitting)}"
+                f"{name} has {count} inputs, which blocks of {block} do not divide; "
+                f"give {option('quantize_block', fitting)} or leave it out"
             )
+    return how if block else replace(how, block=fitting)

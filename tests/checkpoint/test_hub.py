@@ -289,7 +289,7 @@ def test_a_check_opens_the_commit_that_the_bundle_was_made_from(
 SHAPE = """
 import sys
 from star_export.checkpoint.shape import read_shape
-print(read_shape(sys.argv[1]).text.num_layers)
+print(read_shape(sys.argv[1]).model.text.num_layers)
 """
 
 

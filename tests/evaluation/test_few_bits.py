@@ -22,8 +22,8 @@ def test_the_table() -> None:
         return Score(accuracy=right, retention=retention, kinds={}, prefill_ms=1.0)
 
     reports = [
-        WeightsReport(weights=whole, bytes=11_700_000, score=score(None)),
-        WeightsReport(weights=few, bytes=2_500_000, score=score(kept)),
+        WeightsReport(weights=whole, bytes=11_700_000, block=None, score=score(None)),
+        WeightsReport(weights=few, bytes=2_500_000, block=128, score=score(kept)),
     ]
     section = "\n".join(few_bits_section(reports)).splitlines()
     assert section[0] == "## Few bits"

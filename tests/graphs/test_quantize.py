@@ -103,7 +103,8 @@ def test_rows_of_tokens(checkpoint: Callable[[str], Path], tmp_path: Path) -> No
     build(
         BuildOptions(
             model=str(checkpoint("gqa")), output=tmp_path / "b", keep=64, max_text_tokens=16,
-            max_new_tokens=4, dtype="float16", quantize="uint4", quantize_embedding=True,
+            max_new_tokens=4, dtype="float16", quantize="uint4", quantize_block=BLOCK,
+            quantize_embedding=True,
         )
     )  # fmt: skip
     assert open_bundle(tmp_path / "b").spec.quantization == Quantization(
@@ -161,7 +162,7 @@ def test_layers_that_stay_whole(checkpoint: Callable[[str], Path], tmp_path: Pat
         ({"quantize_embedding": True}, "quantize_embedding=True needs quantize=int4"),
         (
             {"quantize": "int4", "quantize_block": 128},
-            r"q_proj has 64 inputs, which blocks of 128 do not divide; give quantize_block=64",
+            "has 64 inputs, which blocks of 128 do not divide; give quantize_block=64 or leave it out",
         ),
     ],
 )
@@ -173,5 +174,25 @@ def test_settings_that_are_refused(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("widths", "vision", "block"),
+    [
+        ((1024, 4096, 11008), True, 128),
+        ((1152, 4304, 896), True, 128),  # no block divides 4304: that layer stays whole
+        ((64, 192, 256), True, 64),
+        ((96, 128, 256), True, 32),
+        ((96, 128, 256), False, 128),  # the tower's are whole
+    ],
+)
+def test_the_block_is_the_largest_that_divides_every_layer(
+    widths: tuple[int, int, int], vision: bool, block: int
+) -> None:
+    names = ("vision_tower.layers.0.fc1", "language_model.layers.0.mlp.up_proj", "lm_head")
+    inputs = dict(zip(names, widths, strict=True))
+    how = resolve_quantization("int4", block=None, vision=vision, embedding=False, inputs=inputs)
+    assert how is not None
+    assert how.block == block
+
+
 def test_nothing_is_quantised_by_default() -> None:
-    assert resolve_quantization(None, block=BLOCK, vision=False, embedding=False) is None
+    assert resolve_quantization(None, block=None, vision=False, embedding=False, inputs={}) is None

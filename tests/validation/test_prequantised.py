@@ -9,12 +9,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from star_export.build import BuildOptions, build
+from star_export.build import BuildOptions, SpecOptions, build, resolve_sizes
 from star_export.bundle import open_bundle
+from star_export.checkpoint.shape import read_shape
 from star_export.checkpoint.tensors import canonical_module
 from star_export.engines import Runtime
 from star_export.errors import CheckpointError, SettingsError
 from star_export.graphs.quantize import dequantize
+from star_export.parameters import weight_bytes
 from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 from tests import packing
@@ -93,6 +95,11 @@ def test_built_in_its_bits_and_checked(checkpoint: Callable[[str], Path], tmp_pa
             np.testing.assert_array_equal(stored[own], layer.values.to(getattr(torch, dtype)).numpy())
             continue
         np.testing.assert_array_equal(held(stored, own, kind, layer.integers.shape), layer.values.T.numpy())
+    shape = read_shape(str(model))
+    sizes = {"keep": 8, "dtype": dtype, "quantize_embedding": case == "packed"}
+    planned = weight_bytes(resolve_sizes(SpecOptions(model=str(model), **sizes), shape.model, shape))
+    tensors = {name: tensor.nbytes for name, tensor in stored.items() if not name.startswith("rotary.")}
+    assert planned.decoder == sum(tensors.values())
     report = check_bundle(tmp_path / "b", probes=make_probes(1), max_new_tokens=3, runtime=Runtime(threads=1))
     assert report.passed, report
 

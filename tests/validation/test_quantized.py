@@ -15,19 +15,21 @@ from star_export.validation.check import check_bundle
 from star_export.validation.probes import make_probes
 from star_export.validation.verdicts import divergence
 
+#: Those of which every run proves one type, signed and not, `make test-slow` all; others' unsigned ones
+#: are quickly in test_prequantised.
+PRESETS = (
+    "mha", "gqa", "vicuna", "full", "feature-layers", "interleave", "next", "next-mistral", "next-llama3",
+    "onevision", "deep",
+)  # fmt: skip
+QUICK = {("mha", "int4"), ("gqa", "uint8")}
+
 
 @pytest.mark.parametrize(
     ("preset", "kind"),
     [
-        ("mha", "int4"),
-        ("gqa", "uint8"),
-        pytest.param("next-mistral", "uint4", marks=pytest.mark.slow),  # quickly in test_prequantised
-        pytest.param("onevision", "int8", marks=pytest.mark.slow),  # likewise
-        *(
-            pytest.param(preset, kind, marks=pytest.mark.slow)
-            for preset in ("vicuna", "feature-layers", "interleave", "next-llama3", "deep")
-            for kind in ("int4", "int8")
-        ),
+        pytest.param(preset, kind, marks=() if (preset, kind) in QUICK else pytest.mark.slow)
+        for preset in PRESETS
+        for kind in ("int4", "int8", "uint4", "uint8")
     ],
 )
 def test_every_family(
