@@ -12,6 +12,7 @@ from star_export.cli import (
     inspect,  # noqa: F401
     plan,  # noqa: F401
     run,  # noqa: F401
+    serve,  # noqa: F401
     show,  # noqa: F401
     triton,  # noqa: F401
     tune,  # noqa: F401

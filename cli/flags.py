@@ -3,7 +3,12 @@
 from star_export.errors import StarExportError, spelled
 
 #: Options whose flag is not their name with dashes.
-_FLAGS = {"end_tokens": "--end-token", "kv_cache_mib": "--kv-cache", "targets": "--target"}
+_FLAGS = {
+    "end_tokens": "--end-token",
+    "kv_cache_mib": "--kv-cache",
+    "targets": "--target",
+    "receive_timeout_s": "--receive-timeout",
+}
 
 
 def with_flags(error: StarExportError) -> str:

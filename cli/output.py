@@ -50,6 +50,14 @@ def show_log(*, verbose: bool) -> None:
     log.setLevel(logging.INFO)
 
 
+def show_requests() -> None:
+    """Print the server's line about each request on stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log = logging.getLogger("star_export.requests")
+    log.handlers, log.propagate = [handler], False
+
+
 def check_target(option: str, path: Path) -> None:
     """Refuse a file that cannot be written, before the work whose result goes there.
 

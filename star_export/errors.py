@@ -43,6 +43,11 @@ def spelled(marked: str, spell: Callable[[str], str] = str) -> str:
     return _OPTION.sub(lambda match: spell(match[1]), marked)
 
 
+def options_in(marked: str) -> list[str]:
+    """The names of the options that a text marks, in their order."""
+    return [name.partition("=")[0] for name in _OPTION.findall(marked)]
+
+
 def marked(error: Exception) -> str:
     """The message of an error; of ours with its options marked."""
     return error.marked if isinstance(error, StarExportError) else str(error)

@@ -219,3 +219,20 @@ def stage1_indices(images: Sequence[PreparedImage], visions: Sequence[VisionOutp
 def stage2_indices(tokens: TokenizedPrompt, kept_positions: Int64) -> tuple[int, ...]:
     """Indices into the stage-1 tokens of those that ``kept_positions`` still holds."""
     return tuple(np.flatnonzero(np.isin(tokens.image_positions[0], kept_positions)).tolist())
+
+
+def kept_tokens(
+    request: Request, visions: Sequence[VisionOutput], state: DecodeState, *, pruned_before: bool
+) -> tuple[tuple[int, ...], ...]:
+    """Visual tokens that each stage kept, numbered as before any was pruned, picture by picture.
+
+    Args:
+        request: What was asked.
+        visions: Of its pictures.
+        state: After its prefill, before the next one.
+        pruned_before: Whether the first stage is the one before the decoder.
+    """
+    entered = np.array(stage1_indices(request.images, visions))
+    inside = (stage2_indices(request.tokens, positions) for positions in state.stage_positions)
+    kept = tuple(tuple(entered[list(indices)].tolist()) for indices in inside)
+    return (tuple(entered.tolist()), *kept) if pruned_before else kept

@@ -46,13 +46,14 @@ class Admission:
 
     Attributes:
         refused: Requests that found no place.
+        closed: Whether it lets nobody in any more.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit, self.refused = limit, 0
         self._places: set[Place] = set()
         self._changed = threading.Condition()
-        self._closed = False
+        self.closed = False
 
     @property
     def present(self) -> int:
@@ -66,7 +67,7 @@ class Admission:
             BusyError: If there is none, or there will be none any more.
         """
         with self._changed:
-            if self._closed:
+            if self.closed:
                 raise BusyError(CLOSING)
             if self.present >= self.limit:
                 self.refused += 1
@@ -78,7 +79,7 @@ class Admission:
     def close(self) -> None:
         """Let nobody in any more."""
         with self._changed:
-            self._closed = True
+            self.closed = True
 
     def wait_until_empty(self, seconds: float) -> None:
         """Wait for everybody to leave, at most some seconds."""

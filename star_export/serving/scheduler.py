@@ -16,6 +16,7 @@ from functools import partial
 import numpy as np
 
 from star_export.answer.choosing import NOT_FINITE, next_tokens
+from star_export.answer.generation import kept_tokens
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
 from star_export.answer.steps import VisionOutput
@@ -71,7 +72,7 @@ class Scheduler:
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
         self.pipeline, self._on_lost = pipeline, on_lost
-        self._features = FeatureCache(feature_bytes)
+        self.features = FeatureCache(feature_bytes)
         room = slots * pipeline.spec.slot_bytes if kv_bytes is None else kv_bytes
         self._slots = Slots(pipeline.session, kv_bytes=room, most=slots)
         self.stats, self.admission = Counts(slots=self._slots.count), Admission(self._slots.count + queue)
@@ -240,7 +241,7 @@ class Scheduler:
         """Features of the next picture, from the vision graph or from memory."""
         image, keep = ticket.request.images[len(seen)], ticket.request.keep
         (tokens,) = self.pipeline.entering([image], keep)
-        seen.append(self._features.get((image.key, tokens), partial(self._see, image, keep)))
+        seen.append(self.features.get((image.key, tokens), partial(self._see, image, keep)))
         if len(seen) == len(ticket.request.images):
             ticket.progress.reach("vision")
 
@@ -255,6 +256,8 @@ class Scheduler:
         )
         ticket.usage = Usage.of(self.pipeline.spec, request, state.lengths.tolist())
         ticket.lengths = state.lengths
+        pruned_before = self.pipeline.spec.stage1 is not None
+        ticket.kept = kept_tokens(request, visions, state, pruned_before=pruned_before)
         self._running[ticket.slot] = ticket
         self._choose({0: ticket}, state.output)
 
@@ -283,6 +286,8 @@ class Scheduler:
         if not ticket.transcript.token_ids:
             ticket.progress.reach("prefill")
             self.stats.began(ticket)
+        else:
+            self.stats.between_tokens.count(ticket.progress.lap())
         self.stats.tokens += 1
         ticket.push(token)
         if reason := ticket.transcript.finish_reason:

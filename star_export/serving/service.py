@@ -65,6 +65,16 @@ class Service:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def open(self) -> bool:
+        """Whether it lets requests in; not when it closes, nor when the GPU is lost."""
+        return not self._scheduler.admission.closed
+
+    @property
+    def places(self) -> int:
+        """Requests that may be present at once."""
+        return self._scheduler.admission.limit
+
     def enter(self) -> Place:
         """Let a request in before it is read; never waits.
 
@@ -94,12 +104,22 @@ class Service:
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
-        admission = self._scheduler.admission
-        return self._scheduler.stats.snapshot(present=admission.present, refused=admission.refused)
+        admission, features = self._scheduler.admission, self._scheduler.features
+        return self._scheduler.stats.snapshot(
+            present=admission.present,
+            refused=admission.refused,
+            feature_hits=features.hits,
+            feature_misses=features.misses,
+            feature_bytes=features.bytes,
+        )
+
+    def drain(self) -> None:
+        """Let nobody in any more; never waits."""
+        self._scheduler.admission.close()
 
     def close(self) -> None:
         """Let nobody in any more and finish what is here, for at most as long as a request may take."""
-        self._scheduler.admission.close()
+        self.drain()
         self._scheduler.admission.wait_until_empty(self.options.timeout_s)
         self._scheduler.close()
 

@@ -1,12 +1,35 @@
 """What a service has done and is doing, as plain numbers, and how its front doors call them."""
 
+import copy
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from star_export.serving.ticket import Ticket
 
+#: A token of a small model on a GPU, and a first token after a full queue.
+BOUNDS_MS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 30000, 60000)
+
 OUTCOMES = ("stop", "length", "cancelled", "error")
+
+
+@dataclass
+class Histogram:
+    """How often a time fell between which of :data:`BOUNDS_MS`.
+
+    Attributes:
+        buckets: Times up to each bound and above the one before it; last, those above all.
+        total: Milliseconds of all of them.
+    """
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS_MS) + 1))
+    total: float = 0.0
+
+    def count(self, milliseconds: float) -> None:
+        """One more time."""
+        self.buckets[bisect_left(BOUNDS_MS, milliseconds)] += 1
+        self.total += milliseconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +50,11 @@ class Stats:
         queue_ms: Milliseconds that requests waited, all together.
         ttft_ms: Milliseconds to their first tokens, all together.
         first_tokens: Requests that had a first token.
+        feature_hits: Pictures whose features were held.
+        feature_misses: Pictures that went through the vision graph.
+        feature_bytes: Bytes of features that are held.
+        ttft: Milliseconds from requests to their first tokens.
+        between_tokens: Milliseconds from a token to the next one of its request.
     """
 
     slots: int
@@ -42,6 +70,11 @@ class Stats:
     queue_ms: float
     ttft_ms: float
     first_tokens: int
+    feature_hits: int
+    feature_misses: int
+    feature_bytes: int
+    ttft: Histogram
+    between_tokens: Histogram
 
 
 #: Name after ``star_``, what it is, and its value. Counters end in ``_total``; ``finished`` has labels.
@@ -58,6 +91,15 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "slots_in_use": ("Sequences that are running", lambda s: s.running),
     "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
     "requests_waiting": ("Requests in the queue", lambda s: s.waiting),
+    "feature_cache_hits_total": ("Pictures whose features were held", lambda s: s.feature_hits),
+    "feature_cache_misses_total": ("Pictures that went through the vision graph", lambda s: s.feature_misses),
+    "feature_cache_bytes": ("Bytes of features that are held", lambda s: s.feature_bytes),
+}
+
+#: The same of times, for front doors that have histograms.
+HISTOGRAMS: dict[str, tuple[str, Callable[[Stats], Histogram]]] = {
+    "ttft_ms": ("Milliseconds from a request to its first token", lambda s: s.ttft),
+    "between_tokens_ms": ("Milliseconds from a token to the next one", lambda s: s.between_tokens),
 }
 
 
@@ -76,6 +118,8 @@ class Counts:
     queue_ms: float = 0.0
     ttft_ms: float = 0.0
     first_tokens: int = 0
+    ttft: Histogram = field(default_factory=Histogram)
+    between_tokens: Histogram = field(default_factory=Histogram)
 
     def began(self, ticket: Ticket) -> None:
         """A request has its first token."""
@@ -83,9 +127,11 @@ class Counts:
         self.first_tokens += 1
         self.queue_ms += ticket.progress.timings["queue"]
         self.ttft_ms += ticket.progress.timings["ttft"]
+        self.ttft.count(ticket.progress.timings["ttft"])
         self.kv_bytes_saved += ticket.usage.kv_bytes_unpruned - ticket.usage.kv_bytes
 
-    def snapshot(self, *, present: int, refused: int) -> Stats:
-        """The numbers of this moment, with those of the admission; any thread may ask."""
+    def snapshot(self, **others: int) -> Stats:
+        """The numbers of this moment, with those that are counted elsewhere; any thread may ask."""
         finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
-        return Stats(**{**vars(self), "finished": finished}, present=present, refused=refused)
+        times = {name: copy.deepcopy(getattr(self, name)) for name in ("ttft", "between_tokens")}
+        return Stats(**{**vars(self), **times, "finished": finished}, **others)

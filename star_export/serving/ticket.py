@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,11 +90,15 @@ class Stopwatch:
 
     def reach(self, stage: str) -> None:
         """The end of a stage; the next one begins."""
-        now = time.perf_counter()
-        self.timings[stage] = 1000 * (now - self._last)
-        self._last = now
+        self.timings[stage] = self.lap()
         if stage == "prefill":
-            self.timings["ttft"] = 1000 * (now - self._start)
+            self.timings["ttft"] = 1000 * (self._last - self._start)
+
+    def lap(self) -> float:
+        """Milliseconds since the last stage or lap ended; another begins."""
+        now = time.perf_counter()
+        self._last, lap = now, now - self._last
+        return 1000 * lap
 
     def done(self) -> dict[str, float]:
         """All timings, with ``total``."""
@@ -117,6 +121,8 @@ class Ticket:
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
         needed: Tokens in each layer group's caches when the answer is as long as it may be.
+        kept: After prefill, the visual tokens that each stage kept, numbered as they were before any was
+            pruned, those of all pictures one after the other.
     """
 
     def __init__(
@@ -126,6 +132,7 @@ class Ticket:
         self.sampler, self.transcript = Sampler(request.sampling), transcript
         self.progress = Stopwatch()
         self.usage: Usage | None = None
+        self.kept: tuple[tuple[int, ...], ...] = ()
         self.rest = Piece("", ())
         self.cancelled = False
         self.needed: tuple[int, ...] = ()
@@ -134,6 +141,7 @@ class Ticket:
         self._shown = 0  # tokens that pieces were made of
         self._changed = threading.Condition()
         self._pieces: list[Piece] = []  # not yet handed out
+        self._tell: Callable[[], None] = lambda: None
         self._end: Answer | Exception | None = None
         self._untold = ""  # text of the rest that no iterator has given
 
@@ -170,6 +178,15 @@ class Ticket:
             raise self._end
         return self._end
 
+    def watch(self, tell: Callable[[], None]) -> None:
+        """Have ``tell`` called when :meth:`next` may have something new, once at least, from any thread.
+
+        It must neither wait nor raise: the scheduler calls it between two steps.
+        """
+        with self._changed:
+            self._tell = tell
+        tell()
+
     def __iter__(self) -> Iterator[str]:
         while isinstance(update := self.next(), Piece):
             yield update.text
@@ -194,6 +211,8 @@ class Ticket:
             with self._changed:
                 self._pieces.append(Piece(text, self._new_ids()))
                 self._changed.notify_all()
+                tell = self._tell
+            tell()
 
     def finish(self, reason: str) -> None:
         """The last token is there, or will never be."""
@@ -217,6 +236,8 @@ class Ticket:
         with self._changed:
             self._end = end
             self._changed.notify_all()
+            tell = self._tell
+        tell()
 
     def _new_ids(self) -> tuple[int, ...]:
         """Tokens since the last piece; those without text are among them."""

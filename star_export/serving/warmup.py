@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from star_export.serving.features import FeatureCache
 from star_export.serving.scheduler import Scheduler
 from star_export.serving.stats import Counts
 
@@ -21,3 +22,4 @@ def warm_up(scheduler: Scheduler) -> None:
     scheduler.warm_up(request)
     scheduler.submit(request).answer()
     scheduler.stats = Counts(slots=scheduler.stats.slots)
+    scheduler.features = FeatureCache(scheduler.features.limit)

@@ -7,11 +7,11 @@ from star_export.bundle import Bundle
 from star_export.files import atomic_open
 from star_export.preprocessing.conversation import Prompt, read_conversation
 from star_export.preprocessing.images import ImageInput
+from star_export.preprocessing.views import picture_views
 from star_export.progress import CaseProgress
 from star_export.show.figure import draw_sheet
 from star_export.show.page import png, render_page
 from star_export.show.scores import ScoreReader, Scores
-from star_export.show.views import picture_views
 from star_export.specs import Keep
 
 

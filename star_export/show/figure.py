@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from star_export.arrays import Float32
 from star_export.engines.session import Int64
+from star_export.preprocessing.views import Pixels, View, Views
 from star_export.show.scores import Scores
-from star_export.show.views import Pixels, View, Views
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 

@@ -9,9 +9,9 @@ import numpy as np
 from jinja2 import Environment
 from PIL import Image
 
+from star_export.preprocessing.views import Views
 from star_export.show.figure import stage_panels
 from star_export.show.scores import Scores
-from star_export.show.views import Views
 
 _TEMPLATE = """<!doctype html>
 <html lang="en">

@@ -345,7 +345,7 @@ def with_pixels(request: Request, pixels: npt.NDArray[np.float32]) -> Request:
 def test_pictures_that_were_prepared_twice_are_seen_once(mini: Pipeline, scheduler: Scheduler) -> None:
     for prompt in ("What number is written?", "What color is it?"):
         scheduler.submit(mini.request(PICTURE, prompt, max_new_tokens=2)).answer()
-    assert (scheduler._features.hits, scheduler._features.misses) == (1, 1)
+    assert (scheduler.features.hits, scheduler.features.misses) == (1, 1)
 
 
 def test_several_pictures_are_seen_one_between_two_steps(bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,7 +362,7 @@ def test_several_pictures_are_seen_one_between_two_steps(bundle, monkeypatch: py
             monkeypatch.setattr(pipeline.session, "run", lambda g, *rest: (ran.append(g), run(g, *rest))[1])
             answers = [t.answer() for t in [scheduler.submit(one) for one in asked]]
         assert [answer.token_ids for answer in answers] == [one.token_ids for one in alone]
-        assert scheduler._features.hits == 1  # the first picture of the second request is known
+        assert scheduler.features.hits == 1  # the first picture of the second request is known
         assert ran[:5] == [VISION, PREFILL, DECODE, DECODE, VISION]
         usage = answers[1].usage
         assert (usage.patches, usage.stage1_tokens, usage.stage2_tokens) == (1152, 1036, 64)

@@ -41,7 +41,7 @@ def test_requests_of_all_budgets_share_a_batch(pipeline: Pipeline) -> None:
     assert [(found.stage1_tokens, found.stage2_tokens) for found in usage if found] == [
         (30, 10), (30, 4), (30, 5), (25, 7), (25, 2), (6, 4),
     ]  # fmt: skip
-    assert (scheduler._features.hits, scheduler._features.misses) == (
+    assert (scheduler.features.hits, scheduler.features.misses) == (
         3,
         3,
     )  # one for each number that stage 1 keeps

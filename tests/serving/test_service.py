@@ -22,7 +22,7 @@ from star_export.errors import BusyError, DeadlineError, DeviceError, InputError
 from star_export.serving.options import ServiceOptions
 from star_export.serving.query import Query
 from star_export.serving.service import Service
-from star_export.serving.stats import OUTCOMES
+from star_export.serving.stats import OUTCOMES, Counts
 from tests.serving.gate import Gate, lose_gpu, wait_until
 
 PICTURE = (Path(__file__).parents[2] / "docs/shapes.png").read_bytes()
@@ -92,8 +92,9 @@ def test_the_warm_up_reaches_every_slot_and_is_not_counted(
     assert caches[:, :, 1].any(axis=(1, 2)).tolist() == [True] * 3  # decode alone writes the first row
     assert (ran.count(VISION), ran.count(PREFILL)) == (2, 3 + 1)
     assert stats.finished == dict.fromkeys(OUTCOMES, 0)
-    rest = [value for name, value in vars(stats).items() if name not in ("slots", "finished")]
-    assert (stats.slots, set(rest)) == (3, {0})
+    assert stats == Counts(slots=3).snapshot(
+        present=0, refused=0, feature_hits=0, feature_misses=0, feature_bytes=0
+    )
 
 
 def test_answers_are_the_pipelines(mha: Pipeline, start: Callable[..., Service]) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from star_export.answer.generation import Result, Timings
+from star_export.preprocessing.views import View
 from star_export.show import figure
 from star_export.show.figure import (
     draw_kept,
@@ -20,7 +21,6 @@ from star_export.show.figure import (
 )
 from star_export.show.page import render_page
 from star_export.show.scores import Scores, StageScores
-from star_export.show.views import View
 
 SIDE = 12
 PATCHES = SIDE * SIDE

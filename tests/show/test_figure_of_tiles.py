@@ -4,10 +4,10 @@ import numpy as np
 from PIL import Image
 
 from star_export.answer.generation import Result, Timings
+from star_export.preprocessing.views import View
 from star_export.show import figure
 from star_export.show.figure import heat_map, overlay, stage_panels
 from star_export.show.scores import Scores, StageScores
-from star_export.show.views import View
 
 RANDOM = np.random.default_rng(5)
 #: Tokens of each picture: its first tile's 3x3, and rows of its grid that a newline ends.

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from star_export.serving.stats import Stats
+from star_export.serving.stats import Histogram, Stats
 from tests.serving.triton import fake_triton
 from tests.serving.triton.fake_triton import MetricFamily
 
@@ -26,6 +26,9 @@ SHOWN = {
     "star_slots_in_use": ("gauge", 3.0),
     "star_requests_present": ("gauge", 6.0),
     "star_requests_waiting": ("gauge", 1.0),
+    "star_feature_cache_hits_total": ("counter", 8.0),
+    "star_feature_cache_misses_total": ("counter", 5.0),
+    "star_feature_cache_bytes": ("gauge", 2048.0),
 }
 OUTCOMES = {"stop": 5, "length": 1, "cancelled": 2, "error": 3}
 
@@ -50,6 +53,11 @@ STATS = Stats(
     queue_ms=7.5,
     ttft_ms=80.25,
     first_tokens=9,
+    feature_hits=8,
+    feature_misses=5,
+    feature_bytes=2048,
+    ttft=Histogram(),
+    between_tokens=Histogram(),
 )
 
 

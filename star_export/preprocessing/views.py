@@ -7,11 +7,11 @@ from itertools import accumulate
 import numpy as np
 import numpy.typing as npt
 
-from star_export.engines.session import Int64
 from star_export.preprocessing.images import ImageSpec, PreparedImage
 from star_export.specs import Grid, VisionSpec
 
 Pixels = npt.NDArray[np.uint8]
+Int64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from star_export.preprocessing import ImageSpec, PreparedImage, prepare
 from star_export.preprocessing.packing import packed_taps
-from star_export.show.views import View, picture_views
+from star_export.preprocessing.views import View, picture_views
 from star_export.specs import ModelSpec
 from tests.shapes import NEXT, ONEVISION
 

@@ -1,0 +1,1 @@
+"""The front door that speaks OpenAI's chat completions over HTTP."""

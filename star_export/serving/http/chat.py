@@ -1,0 +1,231 @@
+"""The body of a chat completion's request, read and checked field by field."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from msgspec import Struct
+
+from star_export.errors import InputError
+from star_export.serving.http.refusal import ApiError, invalid
+from star_export.serving.query import Query, check_names
+from star_export.specs import Keep
+from star_export.typed import convert, parse
+
+#: Messages of a conversation, at most.
+MAX_MESSAGES = 256
+
+#: Fields of the API that are not served, each with the values that ask for nothing; so does null.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "audio": (),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "metadata": ({},),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "prediction": (),
+    "presence_penalty": (0,),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
+    "reasoning_effort": ("none",),
+    "response_format": ({"type": "text"},),
+    "service_tier": ("auto", "default"),
+    "store": (False,),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_logprobs": (0,),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+}
+
+
+class ImageURL(Struct):
+    """Where a picture is; ``detail`` has no meaning here but its default."""
+
+    url: str
+    detail: Literal["auto"] = "auto"
+
+
+class ImagePart(Struct, tag_field="type", tag="image_url"):
+    """A picture in a message."""
+
+    image_url: ImageURL
+
+
+class TextPart(Struct, tag_field="type", tag="text"):
+    """A text in a message."""
+
+    text: str
+
+
+class Message(Struct):
+    """What one side said."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart]
+
+
+class StreamOptions(Struct):
+    """What a stream holds besides text."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class ChatRequest(Struct):
+    """The fields that are served: those of the API, then our own."""
+
+    messages: list[Message]
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: str | list[str] = []
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    user: str | None = None  # these three name who asks, which changes no answer
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    keep: Keep | None = None
+    timeout_s: float | None = None
+    show: bool = False
+
+    @property
+    def sent(self) -> Mapping[str, str]:
+        """Names of the fields that limit the answer's length, by the name that the service has for it."""
+        name = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
+        return {"max_new_tokens": name}
+
+    @property
+    def usage_in_stream(self) -> bool:
+        """Whether the last chunk of a stream is its usage."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def urls(self) -> list[str]:
+        """Where its pictures are, in their order."""
+        parts = (part for m in self.messages if not isinstance(m.content, str) for part in m.content)
+        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+
+    def query(self, fetch: Callable[[str], bytes]) -> Query:
+        """What the service is asked.
+
+        Args:
+            fetch: Gives what :attr:`Query.image` takes for an address.
+        """
+        length = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return Query(
+            image=tuple(map(fetch, self.urls)),
+            prompt=tuple(map(_turn, self.messages)),
+            keep=self.keep,
+            max_new_tokens=length,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            timeout_s=self.timeout_s,
+        )
+
+
+def read_chat(body: bytes) -> ChatRequest:
+    """A request's JSON.
+
+    Raises:
+        ApiError: If it is no JSON object, or a field is unknown, missing, not served or of another type.
+    """
+    try:
+        values = parse(body)
+    except ValueError as error:
+        raise invalid(f"the body cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise invalid('the body must be a JSON object such as {"model": ..., "messages": [...]}')
+    given = {name: value for name, value in values.items() if value is not None}
+    _check_names(given)
+    for name, neutral in NEUTRAL.items():
+        if name in given and not _among(given.pop(name), neutral):
+            raise ApiError(
+                400,
+                f"{name} is not served here; leave it out{_or(neutral)}",
+                param=name,
+                code="unsupported_parameter",
+            )
+    if "messages" not in given:
+        raise invalid("messages is missing; every request needs it", "messages")
+    _strip_nulls(given["messages"])
+    try:
+        chat = convert(given, ChatRequest)
+    except ValueError as error:
+        raise invalid(str(error), _param(str(error))) from error
+    _check(chat)
+    return chat
+
+
+def _check_names(given: Mapping[str, Any]) -> None:
+    for name in given:
+        try:
+            check_names([name], [*ChatRequest.__struct_fields__, *NEUTRAL])
+        except InputError as error:
+            near, _, _ = str(error).partition("; there are ")
+            raise ApiError(400, near, param=name, code="unknown_parameter") from error
+
+
+def _check(chat: ChatRequest) -> None:
+    """Refuse what is of the right type and makes no sense."""
+    if len(chat.messages) > MAX_MESSAGES:
+        raise invalid(
+            f"messages may be {MAX_MESSAGES} at most, got {len(chat.messages)}; leave out the oldest",
+            "messages",
+        )
+    if chat.max_tokens is not None and chat.max_completion_tokens is not None:
+        raise invalid("max_tokens and max_completion_tokens are both given; give one of them", "max_tokens")
+    if chat.stream_options is not None and not chat.stream:
+        raise invalid('stream_options needs "stream": true', "stream_options")
+    if chat.stream_options is not None and chat.stream_options.include_obfuscation:
+        raise invalid("include_obfuscation is not served here; leave it out", "stream_options")
+    if not chat.urls:
+        raise invalid(
+            "no picture is given; put one into a message's content: "
+            '{"type": "image_url", "image_url": {"url": "data:image/png;base64,..."}}',
+            "messages",
+        )
+
+
+def _among(value: Any, neutral: tuple[Any, ...]) -> bool:
+    """Whether a value is one of these; 1 is not True."""
+    return any(value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral)
+
+
+def _or(neutral: tuple[Any, ...]) -> str:
+    return f", or give {neutral[0]!r}" if neutral else ""
+
+
+def _strip_nulls(messages: Any) -> None:
+    """Drop what clients send along as null, such as an answer's ``refusal`` and ``tool_calls``."""
+    for message in messages if isinstance(messages, list) else ():
+        if isinstance(message, dict):
+            for name in [name for name, value in message.items() if value is None and name != "content"]:
+                del message[name]
+
+
+def _param(message: str) -> str | None:
+    """The path that a message of :func:`convert` begins with."""
+    path, colon, _ = message.partition(": ")
+    return path if colon and " " not in path else None
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as the prompt takes it: pictures lie beside it."""
+    role = "system" if message.role == "developer" else message.role
+    if isinstance(message.content, str):
+        return {"role": role, "content": message.content}
+    parts = [
+        {"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"}
+        for p in message.content
+    ]
+    return {"role": role, "content": parts}

@@ -1,0 +1,134 @@
+"""``POST /v1/chat/completions``: a body in, an answer or a stream of its pieces out."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+
+from star_export.serving.admission import Place
+from star_export.serving.http.asking import answered, submitted, updates, watched
+from star_export.serving.http.body import Bodies
+from star_export.serving.http.chat import ChatRequest, read_chat
+from star_export.serving.http.completion import Completion, shown
+from star_export.serving.http.options import HttpOptions
+from star_export.serving.http.pictures import picture_source
+from star_export.serving.http.refusal import ApiError, refusal
+from star_export.serving.http.reply import Reply
+from star_export.serving.service import Service
+from star_export.serving.ticket import Answer, Ticket
+
+
+class Completions:
+    """The endpoint, as an ASGI application.
+
+    Args:
+        services: What answers, by the model's name; the first where a request names none.
+        options: Limits.
+    """
+
+    def __init__(self, services: Mapping[str, Service], options: HttpOptions) -> None:
+        self._services, self._options = services, options
+        self._bodies = Bodies(options)
+        # A thread for each request that has a place: few are busy, since the service prepares few at once.
+        places = sum(service.places for service in services.values())
+        self._threads = ThreadPoolExecutor(places, thread_name_prefix="star-export-prepare")
+
+    def close(self) -> None:
+        """Let the threads go."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, whatever it is."""
+        reply = Reply(send, self._options.receive_timeout_s)
+        try:
+            async with self._bodies.held(Request(scope, receive)) as body:
+                chat = await asyncio.to_thread(read_chat, body)
+                del body
+                name, service = find_model(self._services, chat.model)
+                async with watched(receive) as gone:
+                    try:
+                        ticket = await self._submit(chat, service, gone)
+                        with ticket:
+                            await _answer(
+                                chat, Completion(name, chat.usage_in_stream), ticket, service, reply
+                            )
+                    except Exception as error:
+                        raise refusal(error, sent=chat.sent, closing=not service.open) from error
+        except ApiError as error:
+            await reply.refuse(error)
+        except Exception as error:  # the client gets it, whatever it is
+            await reply.refuse(refusal(error))
+
+    async def _submit(self, chat: ChatRequest, service: Service, gone: "asyncio.Task[None]") -> Ticket:
+        with service.enter() as place:
+            return await submitted(self._prepare(chat, service, place), self._threads, gone)
+
+    def _prepare(self, chat: ChatRequest, service: Service, place: Place) -> Callable[[], Ticket]:
+        def prepare() -> Ticket:
+            limits = service.pipeline.spec.images
+            fetch = picture_source(chat.urls, limits.max_images, self._options)
+            return service.submit(chat.query(fetch), place)
+
+        return prepare
+
+
+def find_model(services: Mapping[str, Service], name: str | None) -> tuple[str, Service]:
+    """The model of this name, the first where none is named.
+
+    Raises:
+        ApiError: If there is none.
+    """
+    if name is None:
+        return next(iter(services.items()))
+    if name not in services:
+        raise ApiError(
+            404,
+            f"there is no model {name!r} here; there is {', '.join(services)}",
+            param="model",
+            code="model_not_found",
+        )
+    return name, services[name]
+
+
+async def _answer(
+    chat: ChatRequest, completion: Completion, ticket: Ticket, service: Service, reply: Reply
+) -> None:
+    """Send an answer, at once or as it comes."""
+    if not chat.stream:
+        answer = _finished(await answered(ticket))
+        more = await _more(chat, answer, ticket, service)
+        await reply.whole(completion.body(answer, ticket) | more)
+        return
+    begun = False
+    async for update in updates(ticket):
+        text = ticket.rest.text if isinstance(update, Answer) else update.text
+        if isinstance(update, Answer):
+            _finished(update)
+        if not begun:
+            begun = True
+            await reply.event(completion.first_chunk())
+        if text:
+            await reply.event(completion.chunk(text))
+        if isinstance(update, Answer):
+            *chunks, end = completion.last_chunks(update, ticket)
+            for chunk in chunks:
+                await reply.event(chunk)
+            await reply.event(end | await _more(chat, update, ticket, service))
+    await reply.done()
+
+
+def _finished(answer: Answer) -> Answer:
+    """The answer of who is still there."""
+    if answer.finish_reason == "cancelled":
+        raise CancelledError("the client has gone")
+    return answer
+
+
+async def _more(chat: ChatRequest, answer: Answer, ticket: Ticket, service: Service) -> dict[str, Any]:
+    """What a page draws, for who asked to be shown it."""
+    if not chat.show:
+        return {}
+    return {"star": await asyncio.to_thread(shown, answer, ticket, service.pipeline)}

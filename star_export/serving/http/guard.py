@@ -1,0 +1,96 @@
+"""What every request goes through: headers that browsers obey, the log, the key."""
+
+import hmac
+import logging
+import time
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from star_export.serving.http.options import HttpOptions
+from star_export.serving.http.refusal import ApiError
+from star_export.serving.http.reply import error_response
+
+log = logging.getLogger("star_export.requests")
+
+#: The page loads its own three files, draws pictures out of memory, and asks this server: nothing else.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+LOCAL = ("localhost", "127.0.0.1", "[::1]")
+
+
+class Guard:
+    """Puts headers on responses, logs each in a line, and lets no foreign name reach a local server.
+
+    A page elsewhere whose name was made to point at this machine could otherwise read answers.
+
+    Args:
+        app: What is behind it.
+        options: Where the server listens.
+    """
+
+    def __init__(self, app: ASGIApp, options: HttpOptions) -> None:
+        self._app, self._options = app, options
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 0
+
+        async def guarded(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        try:
+            await (self._app if self._known(scope) else _foreign)(scope, receive, guarded)
+        finally:
+            took = 1000 * (time.perf_counter() - began)
+            log.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1], status, took)
+
+    def _known(self, scope: Scope) -> bool:
+        """Whether the request names this machine, where only it can connect."""
+        name = Headers(scope=scope).get("host", "").rpartition(":")
+        host = name[0] if name[1] and not name[2].endswith("]") else name[2]
+        return not self._options.loopback or host in (*LOCAL, self._options.host)
+
+
+async def _foreign(scope: Scope, receive: Receive, send: Send) -> None:
+    error = ApiError(400, f"this server is local: ask it as {LOCAL[0]}, or start it for another host")
+    await error_response(error)(scope, receive, send)
+
+
+class KeyCheck:
+    """Lets in who has the key, and everybody to the page and to ``/health``.
+
+    Args:
+        app: What is behind it.
+        key: What clients must send as a bearer token.
+    """
+
+    def __init__(self, app: ASGIApp, key: str) -> None:
+        self._app, self._expected = app, f"Bearer {key}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it before its body is read."""
+        if scope["type"] == "http" and scope["path"].startswith(("/v1", "/metrics")):
+            given = Headers(scope=scope).get("authorization", "").encode("latin-1")
+            if not hmac.compare_digest(given, self._expected):
+                message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
+                refused = error_response(ApiError(401, message, code="invalid_api_key"))
+                refused.headers["WWW-Authenticate"] = "Bearer"
+                await refused(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
