@@ -8,6 +8,7 @@ import subprocess
 import sys
 import urllib.request
 import venv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ import pytest
 import yaml
 from kubernetes_validate import validate
 
-from star_export.serving.http.metrics import NAMES
+from star_export.serving.stats import METRICS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MANIFESTS = ("serve.yaml", "autoscaler.yaml", "router.yaml")
-ITEMS = [item for name in MANIFESTS for item in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text())]
+ITEMS = [
+    item for name in MANIFESTS for item in yaml.safe_load_all((DEPLOY / "kubernetes" / name).read_text())
+]
 
 
 def _container(name: str) -> dict[str, Any]:
@@ -74,7 +77,7 @@ def test_metrics_exist() -> None:
     named = {n for text in (dashboard, str(ITEMS)) for n in re.findall(r"star_[a-z_]+", text)}
     assert json.loads(dashboard)["panels"]
     assert "star_requests_waiting" in named
-    assert named <= set(NAMES)
+    assert named <= {f"star_{name}" for name in (*METRICS, "requests_finished_total")}
 
 
 def test_pods_have_time_to_finish() -> None:
@@ -83,8 +86,8 @@ def test_pods_have_time_to_finish() -> None:
             assert item["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] >= 120 + 10
 
 
-def test_the_slim_image_answers(tmp_path: Path, mini_bundle: Path) -> None:
-    """Its steps in a fresh environment, with the processes' own addresses."""
+def test_the_slim_image_answers(tmp_path: Path, bundle: Callable[..., Path]) -> None:
+    """Its steps in a fresh environment."""
     text = (DEPLOY / "serve.Dockerfile").read_text()
     assert re.findall(r"pip \w+", text) == ["pip wheel", "pip install"]
     venv.create(tmp_path / "venv", with_pip=True)
@@ -96,11 +99,11 @@ def test_the_slim_image_answers(tmp_path: Path, mini_bundle: Path) -> None:
     subprocess.run([*pip, "install", f"{wheel}[serve]"], check=True, cwd=tmp_path)
     assert subprocess.run([python, "-c", "import torch"], capture_output=True).returncode, "a slim one"
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    command = [tmp_path / "venv/bin/star-export", "serve", mini_bundle, "--port", "0", "--json"]
+    command = [tmp_path / "venv/bin/star-export", "serve", bundle("mini"), "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=clean) as server:
         try:
             assert server.stdout is not None
-            url = json.loads(server.stdout.readline())["url"]
+            url = json.loads(server.stdout.readline())["address"]
             with urllib.request.urlopen(f"{url}/health") as response:
                 assert response.status == 200
         finally:
