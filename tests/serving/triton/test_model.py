@@ -35,6 +35,7 @@ from star_export.serving.triton import unary as triton_unary  # noqa: E402
 PICTURE = (Path(__file__).parents[3] / "docs/shapes.png").read_bytes()
 ASKED: dict[str, Any] = {"image": PICTURE, "prompt": "What is this?"}
 TYPES = {"STRING": object, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_}
+LAST = fake_triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 KINDS = {field.name: TYPES[field.kind] for field in INPUTS}
 
 
@@ -206,14 +207,14 @@ def test_every_input_has_its_effect(model, mha: Pipeline, name: str) -> None:
 def test_inputs_without_an_effect_on_the_answer_are_tested_too() -> None:
     """Five of them, below; a new input has to be entered somewhere."""
     others = {"messages", "reprune", "stream", "timeout_s", "top_logprobs"}
-    assert {field.name for field in INPUTS} == {*CHANGES, *others}
+    assert {f.name for f in INPUTS} == {*CHANGES, *others}
 
 
 def test_logprobs_come_with_their_tokens(model) -> None:
     for stream in (True, False):
         for found in (one.plain() for one in ask(model, top_logprobs=2, stream=stream)):
-            told = json.loads(found["logprobs"])
-            assert [len(one["top_logprobs"]) for one in told] == [2] * len(found["token_ids"])
+            told = [len(one["top_logprobs"]) for one in json.loads(found["logprobs"])]
+            assert told == [2] * len(found["token_ids"])
 
 
 @pytest.mark.parametrize("reprune", [True, False])
@@ -391,12 +392,8 @@ def test_infer_passes_on_errors_as_they_are(unary, model, slow, monkeypatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(model._service._scheduler.admission, "limit", 0)
         assert refusal(unary) == (Code.UNAVAILABLE, "0 requests are here already; try again later")
-    gone = fake_triton.Answering(
-        lambda sender: sender.send(
-            InferenceResponse(error=fake_triton.TritonError("the model is unloading")),
-            flags=fake_triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
-        )
-    )
+    response = InferenceResponse(error=fake_triton.TritonError("the model is unloading"))
+    gone = fake_triton.Answering(lambda sender: sender.send(response, flags=LAST))
     monkeypatch.setitem(fake_triton.InferenceRequest.models, "star_llava", gone)
     assert refusal(unary) == (Code.INTERNAL, "the model is unloading")
     monkeypatch.delitem(fake_triton.InferenceRequest.models, "star_llava")
