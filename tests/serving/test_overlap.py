@@ -143,13 +143,13 @@ def test_a_gpu_that_is_lost_beside_a_step_is_lost_for_all_once(
 def test_threads_of_vision_and_prefill_yield_where_batches_are_decoded(mha: Pipeline) -> None:
     """All but those of decode, which there are as many of."""
 
-    def niceness() -> list[int]:
-        stats = [(task / "stat").read_text() for task in Path("/proc/self/task").iterdir()]
-        return [int(stat.rpartition(")")[2].split()[16]) for stat in stats]
+    def niceness() -> dict[str, int]:
+        stats = {task.name: (task / "stat").read_text() for task in Path("/proc/self/task").iterdir()}
+        return {thread: int(stat.rpartition(")")[2].split()[16]) for thread, stat in stats.items()}
 
     before = niceness()
     with open_session(mha.bundle, Runtime(threads=3, batches=True)):
         during = niceness()
-    base = min(before)
-    assert during.count(base + 5) - before.count(base + 5) == 2 * 2
-    assert during.count(base) - before.count(base) == 2
+    base = min(before.values())
+    new = sorted(during[thread] for thread in during.keys() - before.keys())
+    assert new == [base] * 2 + [base + 5] * 2 * 2

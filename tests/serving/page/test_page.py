@@ -1,11 +1,13 @@
 """The page, as somebody uses it."""
 
 import base64
+import json
 import re
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import pytest
 from PIL import Image
 
@@ -29,10 +31,23 @@ def shapes(visit: Callable[..., Visit], address: str) -> Visit:
     return page
 
 
+def fetch(url: str, body: dict | None = None) -> tuple[int, str]:
+    """Status and text of a request, whatever they are."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
 def whole(address: str, body: dict) -> dict:
     """The API's own answer to what the page asked."""
     body = {key: value for key, value in body.items() if not key.startswith("stream")}
-    return httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).raise_for_status().json()
+    status, answer = fetch(f"{address}/v1/chat/completions", body)
+    assert status == 200, answer
+    return json.loads(answer)
 
 
 def text(answer: dict) -> str:
@@ -150,7 +165,7 @@ def test_an_answer_streams_and_stops(visit: Callable[..., Visit], address: str) 
     seen = page.locator(".text").inner_text()
     assert page.evaluate("lengths.size") > 5
     assert len(seen) < len(text(whole(address, page.asked()[0])))
-    metrics = httpx.get(f"{address}/metrics").text
+    metrics = fetch(f"{address}/metrics")[1]
     assert f'star_requests_finished_total{{model="{name}",outcome="cancelled"}} 1' in metrics
     assert page.locator(".text").inner_text() == seen
 
@@ -162,9 +177,9 @@ def test_the_servers_words_when_it_refuses(visit: Callable[..., Visit], address:
     page.fill("#question", QUESTION)
     page.keyboard.press("Enter")
     expect(page.locator(".error")).not_to_be_empty()
-    refused = httpx.post(f"{address}/v1/chat/completions", json=page.asked()[0])
-    assert refused.status_code == 400
-    expect(page.locator(".error")).to_have_text(refused.json()["error"]["message"])
+    status, refused = fetch(f"{address}/v1/chat/completions", page.asked()[0])
+    assert status == 400
+    expect(page.locator(".error")).to_have_text(json.loads(refused)["error"]["message"])
     expect(page.locator("#question")).to_have_value(QUESTION)
     page.get_by_role("button", name="Remove picture 1").click()
     page.set_input_files("#files", SHAPES)
@@ -261,5 +276,5 @@ def test_accessibility(visit: Callable[..., Visit], address: str, scheme: str, w
 
 def _named(address: str, preset: str) -> str:
     """A model's name, which is its folder's."""
-    models = httpx.get(f"{address}/v1/models").json()["data"]
+    models = json.loads(fetch(f"{address}/v1/models")[1])["data"]
     return next(model["id"] for model in models if model["id"].startswith(f"{preset}-"))
