@@ -74,7 +74,7 @@ def test_the_key_comes_from_the_variable_that_serve_reads() -> None:
 
 def test_metrics_exist() -> None:
     dashboard = (DEPLOY / "grafana.json").read_text()
-    named = {n for text in (dashboard, str(ITEMS)) for n in re.findall(r"star_[a-z_]+", text)}
+    named = {n for text in (dashboard, str(ITEMS)) for n in re.findall(r"\bstar_[a-z_]+", text)}
     assert json.loads(dashboard)["panels"]
     assert "star_requests_waiting" in named
     assert named <= {f"star_{name}" for name in (*METRICS, "requests_finished_total")}
