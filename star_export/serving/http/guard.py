@@ -79,7 +79,7 @@ class Guard:
 
 
 class KeyCheck:
-    """Lets in who has the key, and everybody to the page and to ``/health``.
+    """Lets in who has the key, and everybody to what is not the API: the page, ``/health``, ``/metrics``.
 
     Args:
         app: What is behind it.
@@ -91,7 +91,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it before its body is read."""
-        if scope["type"] == "http" and scope["path"].startswith(("/v1", "/metrics")):
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
             given = Headers(scope=scope).get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._expected):
                 message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
