@@ -41,16 +41,21 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class ImageURL(Struct):
-    """Where a picture is; ``detail`` has no meaning here but its default."""
+    """Where a picture is; it is looked at as the model does, whatever ``detail`` says."""
 
     url: str
-    detail: Literal["auto"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(Struct, tag_field="type", tag="image_url"):
-    """A picture in a message."""
+    """A picture in a message; older clients give the address alone."""
 
-    image_url: ImageURL
+    image_url: ImageURL | str
+
+    @property
+    def url(self) -> str:
+        """Where the picture is."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 class TextPart(Struct, tag_field="type", tag="text"):
@@ -116,6 +121,7 @@ class ChatRequest(Struct):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     keep: Keep | None = None
+    reprune: bool = True
     timeout_s: float | None = None
     show: bool = False
 
@@ -142,7 +148,7 @@ class ChatRequest(Struct):
     def urls(self) -> list[str]:
         """Where its pictures are, in their order."""
         parts = (part for m in self.messages if not isinstance(m.content, str) for part in m.content)
-        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        return [part.url for part in parts if isinstance(part, ImagePart)]
 
     def query(self, fetch: Callable[[str], bytes]) -> Query:
         """What the service is asked.
@@ -160,6 +166,7 @@ class ChatRequest(Struct):
             top_p=self.top_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            reprune=self.reprune,
             schema=self.schema,
             top_logprobs=self.top_logprobs if self.logprobs else None,
             timeout_s=self.timeout_s,
@@ -241,7 +248,7 @@ def _or(neutral: tuple[Any, ...]) -> str:
 
 
 def _strip(messages: Any) -> None:
-    """Drop what clients send along: nulls, and an answer's ``parsed``, which OpenAI's own client made of it."""
+    """Drop what clients send along: nulls, and an answer's ``parsed``, which OpenAI's own made of it."""
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict):
             for name in [name for name, value in message.items() if value is None and name != "content"]:

@@ -79,7 +79,7 @@ def usage(answer: Answer, ticket: Ticket) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": 0, "star": visual},
+        "prompt_tokens_details": {"cached_tokens": ticket.cached_tokens, "star": visual},
     }
 
 
