@@ -132,6 +132,8 @@ def test_a_key_lets_in(serve: Callable[..., str], shapes: list[Path]) -> None:
         status, body, headers = sent(request)
         assert (status, body["error"]["code"]) == (401, "invalid_api_key")
         assert headers["WWW-Authenticate"] == "Bearer"
+    request = urllib.request.Request(f"{where}/v1/chat/completions", data=bytes(30 << 20))
+    assert sent(request)[0] == 401  # told to a client that sends first and then reads
     for path in ("/health", "/metrics", "/"):  # for probes, Prometheus, and people who then type the key
         assert urllib.request.urlopen(f"{where}{path}").status == 200
 
