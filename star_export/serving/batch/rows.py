@@ -15,8 +15,8 @@ from star_export.serving.query import Query
 from star_export.serving.remote import fetch
 from star_export.typed import parse
 
-#: What a row may have; columns of other names are not read.
-FIELDS = ("id", "messages", *(field.name for field in fields(Query)))
+#: What a row may have; columns of other names are not read. Files of answers have no room for logprobs.
+FIELDS = ("id", "messages", *(field.name for field in fields(Query) if field.name != "top_logprobs"))
 
 #: Bytes of a picture's file.
 LARGEST_FILE = 512 << 20
