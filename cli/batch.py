@@ -44,6 +44,8 @@ def batch(
     max_slots: shared.MaxSlotsOption = 32,
     kv_cache: shared.KVCacheOption = 4096,
     feature_cache: shared.FeatureCacheOption = 256,
+    prefix_cache: shared.PrefixCacheOption = 256,
+    allow_remote_images: opt.RemoteImagesOption = False,
     ray: opt.RayOption = None,
     cores_per_replica: opt.CoresOption = 4,
     backend: shared.BackendOption = "onnxruntime",
@@ -75,15 +77,14 @@ def batch(
         max_slots=max_slots,
         kv_cache_mib=kv_cache,
         feature_cache_mib=feature_cache,
+        prefix_cache_mib=prefix_cache,
+        allow_remote_images=allow_remote_images,
         ray=ray,
         cores_per_replica=cores_per_replica,
     )
     with err.status("starting") as status, case_progress(status, "rows") as progress:
         done = run_batch(options, progress, status.update)
-    if json:
-        print_json(done.to_dict())
-    else:
-        _print(done)
+    print_json(done.to_dict()) if json else _print(done)
     if done.bad:
         err.print(f"bad rows: {done.bad}, in {done.errors}", soft_wrap=True)
         raise typer.Exit(EXIT_BAD_ROWS)

@@ -60,6 +60,10 @@ FormatOption = Annotated[
 RowsPerPartOption = Annotated[
     int, typer.Option("--rows-per-part", min=1, metavar="N", help="Rows of each file of answers.")
 ]
+RemoteImagesOption = Annotated[
+    bool,
+    typer.Option("--allow-remote-images", metavar="", help="Fetch pictures from public web addresses."),
+]
 RayOption = Annotated[
     str | None,
     typer.Option(

@@ -10,6 +10,8 @@ EPILOG = """
 `star-export client localhost:8001 --image dog.png --prompt "What is this?"`
 
 `star-export client grpc://triton.example:8001 --image dog.png --prompt "Describe it." --keep 29 --json`
+
+`star-export client localhost:8001 --image dog.png --messages talk.json --no-reprune`
 """
 
 
@@ -17,7 +19,9 @@ EPILOG = """
 def client(
     url: opt.UrlArgument,
     image: opt.ImagesOption,
-    prompt: opt.PromptOption,
+    prompt: opt.OnePromptOption = None,
+    messages: opt.MessagesOption = None,
+    reprune: opt.LastQuestionOption = True,
     keep: opt.RunKeepOption = None,
     max_new_tokens: opt.RunNewTokensOption = None,
     temperature: opt.TemperatureOption = 0.0,
@@ -31,12 +35,12 @@ def client(
 ) -> None:
     """Ask a Triton server about pictures, streaming the text."""
     from star_export.answer.grammar import read_schema
-    from star_export.serving.triton.client import collect, stream
+    from star_export.serving.triton.client import collect, question, stream
 
     responses = stream(
         url,
         image,
-        prompt,
+        question(prompt, messages),
         timeout=timeout,
         keep=keep,
         max_new_tokens=max_new_tokens,
@@ -44,6 +48,7 @@ def client(
         top_p=top_p,
         seed=seed,
         stop=stop or None,
+        reprune=None if reprune else False,
         schema=None if schema is None else read_schema(schema),
         top_logprobs=top_logprobs,
     )

@@ -78,6 +78,23 @@ PromptOption = Annotated[
         help="The question, which the pictures open; with `<image>` for each, the whole prompt as it is.",
     ),
 ]
+OnePromptOption = Annotated[
+    str | None,
+    typer.Option("--prompt", "-p", metavar="TEXT", help="The question, which the pictures open."),
+]
+MessagesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--messages", metavar="FILE|JSON", help="Instead of it, a conversation: a list of messages."
+    ),
+]
+LastQuestionOption = Annotated[
+    bool,
+    typer.Option(
+        "--reprune/--no-reprune",
+        help="Its last question chooses which visual tokens stay; or the one with the last picture.",
+    ),
+]
 EndTokensOption = Annotated[
     list[str] | None,
     typer.Option(

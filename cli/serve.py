@@ -41,6 +41,7 @@ def serve(
     queue: opt.QueueOption = 64,
     timeout: opt.ServeTimeoutOption = 120.0,
     feature_cache: opt.FeatureCacheOption = 256,
+    prefix_cache: opt.PrefixCacheOption = 256,
     plugin_library: opt.PluginLibraryOption = None,
     threads: opt.ThreadsOption = None,
     verify: opt.VerifyOption = False,
@@ -68,6 +69,7 @@ def serve(
         queue=queue,
         timeout_s=timeout,
         feature_cache_mib=feature_cache,
+        prefix_cache_mib=prefix_cache,
     )
     models = Models(
         folders=tuple(folder),

@@ -86,6 +86,7 @@ class Arrival:
         lengths = prefix.fill(self._caches, appended)
         self._rest, self._found = self._rest[appended:], None
         self.ticket.kept = prefix.kept
+        self.ticket.cached_tokens = self.ticket.request.tokens.input_ids.shape[1] + appended
         self.ticket.progress.reach("vision")
         self.state = self._steps.resume(self._caches, lengths, self._some())
 

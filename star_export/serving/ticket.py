@@ -125,6 +125,7 @@ class Ticket:
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
         needed: Tokens in each layer group's caches when the answer is as long as it may be.
+        cached_tokens: Tokens of the prompt that kept caches held, visual ones before stage 2 among them.
         kept: After prefill, the visual tokens that each stage kept, numbered as they were before any was
             pruned, those of all pictures one after the other.
     """
@@ -137,6 +138,7 @@ class Ticket:
         self.progress = Stopwatch()
         self.usage: Usage | None = None
         self.kept: tuple[tuple[int, ...], ...] = ()
+        self.cached_tokens = 0
         self.rest = Piece("", ())
         self.cancelled = False
         self.needed: tuple[int, ...] = ()

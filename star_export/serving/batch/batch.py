@@ -78,7 +78,12 @@ def run_batch(
     runtime = replace(options.runtime, batches=True)
     options.defaults.check(Requests(bundle))
     table = open_table(options.input)
-    rows = Rows(options.columns, options.images or options.input.parent, options.defaults)
+    rows = Rows(
+        options.columns,
+        options.images or options.input.parent,
+        options.defaults,
+        remote=options.allow_remote_images,
+    )
     rows.check(table.columns())
     kind = options.format or table.format
     if kind == "parquet":
@@ -176,6 +181,7 @@ def _settings(options: BatchOptions, bundle: Bundle) -> dict[str, Any]:
             "backend": backend,
             "columns": options.columns,
             "images": options.images and str(Path(options.images).resolve()),
+            "allow_remote_images": options.allow_remote_images,
             **asdict(options.defaults),
             "format": options.format,
             "rows_per_part": options.rows_per_part,

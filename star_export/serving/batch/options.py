@@ -62,8 +62,9 @@ class BatchOptions:
         rows_per_part: Rows of each output file.
         limit: Rows to answer, from the first; all by default.
         runtime: How the bundle runs, in each process.
-        max_slots, kv_cache_mib, feature_cache_mib: As :class:`star_export.serving.options.ServiceOptions`
-            has them, for each process.
+        max_slots, kv_cache_mib, feature_cache_mib, prefix_cache_mib: As
+            :class:`star_export.serving.options.ServiceOptions` has them, for each process.
+        allow_remote_images: Whether pictures are fetched from public web addresses.
         ray: Address of a Ray cluster, ``auto`` or ``local``; None answers in this process.
         cores_per_replica: CPU cores of each replica on Ray, where the backend runs on the CPU.
 
@@ -84,6 +85,8 @@ class BatchOptions:
     max_slots: int = 32
     kv_cache_mib: int = 4096
     feature_cache_mib: int = 256
+    prefix_cache_mib: int = 256
+    allow_remote_images: bool = False
     ray: str | None = None
     cores_per_replica: int = 4
 

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -11,13 +12,16 @@ from typing import Any
 from star_export.errors import InputError, SettingsError, option
 from star_export.serving.batch.options import Defaults
 from star_export.serving.query import Query
+from star_export.serving.remote import fetch
 from star_export.typed import parse
 
-#: What a row may have; columns of other names are not read.
-FIELDS = ("id", "messages", *(field.name for field in fields(Query)))
+#: What a row may have; columns of other names are not read. Files of answers have no room for logprobs.
+FIELDS = ("id", "messages", *(field.name for field in fields(Query) if field.name != "top_logprobs"))
 
 #: Bytes of a picture's file.
 LARGEST_FILE = 512 << 20
+#: How long fetching a picture may take.
+FETCH_SECONDS = 30.0
 #: How alike a column's name and a field must be for one to be a slip of the other.
 _ALIKE = 0.88
 #: Text that is longer, names no file and has no dot is a picture in base64.
@@ -32,12 +36,15 @@ class Rows:
         columns: Field to the column of another name that holds it.
         images: Folder that paths are relative to.
         defaults: What rows ask that do not say it themselves.
+        remote: Whether pictures are fetched from public web addresses.
 
     Raises:
         SettingsError: If there is no such field.
     """
 
-    def __init__(self, columns: Mapping[str, str], images: Path, defaults: Defaults) -> None:
+    def __init__(
+        self, columns: Mapping[str, str], images: Path, defaults: Defaults, *, remote: bool = False
+    ) -> None:
         for name in columns:
             if name not in FIELDS:
                 raise SettingsError(
@@ -45,7 +52,7 @@ class Rows:
                 )
         self._columns = {name: columns.get(name, name) for name in FIELDS}
         self._names = {*FIELDS, *self._columns.values()}
-        self._images, self._defaults = images, defaults.given
+        self._images, self._defaults, self._remote = images, defaults.given, remote
 
     def check(self, found: Iterable[str]) -> None:
         """Refuse a file without the columns that are needed, and one whose columns look like slips.
@@ -122,11 +129,19 @@ class Rows:
         if value.startswith("data:"):
             return value.encode()
         if _WEB.match(value):
-            raise InputError(f"{value} is a web address; download the picture and give its path")
+            return self._fetched(value)
         path = self._images / value
         if not os.path.isfile(path) and len(value) > _LONG and "." not in value:  # noqa: PTH113 - Path's raises
             return value.encode()
         return _read(path)
+
+    def _fetched(self, url: str) -> bytes:
+        if not self._remote:
+            raise InputError(
+                f"{url[:80]} is a web address; download the picture and give its path, "
+                f"or allow it with {option('allow_remote_images')}"
+            )
+        return fetch(url, most=LARGEST_FILE, deadline=time.monotonic() + FETCH_SECONDS)
 
 
 def _read(path: Path) -> bytes:

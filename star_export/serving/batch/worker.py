@@ -62,6 +62,7 @@ class Worker:
             max_slots=options.max_slots,
             kv_cache_mib=options.kv_cache_mib,
             feature_cache_mib=options.feature_cache_mib,
+            prefix_cache_mib=options.prefix_cache_mib,
             queue=options.concurrency,  # where fewer slots have room, all who ask have
             timeout_s=threading.TIMEOUT_MAX,  # nobody waits for a row
         )

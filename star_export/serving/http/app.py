@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from star_export.serving.http.completions import Completions, find_model
-from star_export.serving.http.guard import Guard, KeyCheck
+from star_export.serving.http.guard import Guard, KeyCheck, ReadRest
 from star_export.serving.http.metrics import metrics_text
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.http.refusal import ApiError
@@ -57,7 +57,7 @@ def make_app(services: Mapping[str, Service], options: HttpOptions) -> Starlette
         Route("/metrics", partial(_metrics, services)),
         Mount("/", StaticFiles(directory=PAGE, html=True)),
     ]
-    middleware = [Middleware(Guard, options=options)]
+    middleware = [Middleware(ReadRest, options=options), Middleware(Guard, options=options)]
     if options.cors_origins:
         middleware.append(
             Middleware(

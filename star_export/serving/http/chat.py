@@ -21,7 +21,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "function_call": ("none", "auto"),
     "functions": ([],),
     "logit_bias": ({},),
-    "logprobs": (False,),
     "metadata": ({},),
     "modalities": (["text"],),
     "moderation": (),
@@ -32,28 +31,31 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "prompt_cache_options": (),
     "prompt_cache_retention": (),
     "reasoning_effort": ("none",),
-    "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "top_logprobs": (0,),
     "verbosity": ("medium",),
     "web_search_options": (),
 }
 
 
 class ImageURL(Struct):
-    """Where a picture is; ``detail`` has no meaning here but its default."""
+    """Where a picture is; it is looked at as the model does, whatever ``detail`` says."""
 
     url: str
-    detail: Literal["auto"] = "auto"
+    detail: Literal["auto", "low", "high", "original"] | None = None
 
 
 class ImagePart(Struct, tag_field="type", tag="image_url"):
-    """A picture in a message."""
+    """A picture in a message; older clients give the address alone."""
 
-    image_url: ImageURL
+    image_url: ImageURL | str
+
+    @property
+    def url(self) -> str:
+        """Where the picture is."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
 
 
 class TextPart(Struct, tag_field="type", tag="text"):
@@ -76,6 +78,29 @@ class StreamOptions(Struct):
     include_obfuscation: bool = False
 
 
+class TextFormat(Struct, tag_field="type", tag="text"):
+    """An answer of any form."""
+
+
+class ObjectFormat(Struct, tag_field="type", tag="json_object"):
+    """An answer that is some JSON object."""
+
+
+class Schema(Struct):
+    """A JSON schema, always followed; what it is called changes no answer."""
+
+    schema: dict[str, Any]
+    name: str = ""
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(Struct, tag_field="type", tag="json_schema"):
+    """An answer that is JSON of a schema."""
+
+    json_schema: Schema
+
+
 class ChatRequest(Struct):
     """The fields that are served: those of the API, then our own."""
 
@@ -87,12 +112,16 @@ class ChatRequest(Struct):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    response_format: TextFormat | ObjectFormat | SchemaFormat | None = None
+    logprobs: bool = False
+    top_logprobs: int = 0
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     user: str | None = None  # these three name who asks, which changes no answer
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     keep: Keep | None = None
+    reprune: bool = True
     timeout_s: float | None = None
     show: bool = False
 
@@ -100,8 +129,8 @@ class ChatRequest(Struct):
     def sent(self) -> Mapping[str, str]:
         """Names of fields, by those that the service's errors have for them."""
         length = "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
-        same = ("keep", "temperature", "top_p", "seed", "stop")
-        return {"max_new_tokens": length, **{name: name for name in same}}
+        same = ("keep", "temperature", "top_p", "seed", "stop", "top_logprobs")
+        return {"max_new_tokens": length, "schema": "response_format", **{name: name for name in same}}
 
     @property
     def usage_in_stream(self) -> bool:
@@ -109,10 +138,17 @@ class ChatRequest(Struct):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def schema(self) -> dict[str, Any] | None:
+        """What the answer is JSON of; None where it may be anything."""
+        if isinstance(self.response_format, SchemaFormat):
+            return self.response_format.json_schema.schema
+        return {"type": "object"} if isinstance(self.response_format, ObjectFormat) else None
+
+    @property
     def urls(self) -> list[str]:
         """Where its pictures are, in their order."""
         parts = (part for m in self.messages if not isinstance(m.content, str) for part in m.content)
-        return [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        return [part.url for part in parts if isinstance(part, ImagePart)]
 
     def query(self, fetch: Callable[[str], bytes]) -> Query:
         """What the service is asked.
@@ -130,6 +166,9 @@ class ChatRequest(Struct):
             top_p=self.top_p,
             seed=self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop),
+            reprune=self.reprune,
+            schema=self.schema,
+            top_logprobs=self.top_logprobs if self.logprobs else None,
             timeout_s=self.timeout_s,
         )
 
@@ -158,7 +197,7 @@ def read_chat(body: bytes) -> ChatRequest:
             )
     if "messages" not in given:
         raise invalid("messages is missing; every request needs it", "messages")
-    _strip_nulls(given["messages"])
+    _strip(given["messages"])
     try:
         chat = convert(given, ChatRequest)
     except ValueError as error:
@@ -189,6 +228,8 @@ def _check(chat: ChatRequest) -> None:
         raise invalid('stream_options needs "stream": true', "stream_options")
     if chat.stream_options is not None and chat.stream_options.include_obfuscation:
         raise invalid("include_obfuscation is not served here; leave it out", "stream_options")
+    if chat.top_logprobs and not chat.logprobs:
+        raise invalid('top_logprobs needs "logprobs": true', "top_logprobs")
     if not chat.urls:
         raise invalid(
             "no picture is given; put one into a message's content: "
@@ -206,12 +247,13 @@ def _or(neutral: tuple[Any, ...]) -> str:
     return f", or give {neutral[0]!r}" if neutral else ""
 
 
-def _strip_nulls(messages: Any) -> None:
-    """Drop what clients send along as null, such as an answer's ``refusal`` and ``tool_calls``."""
+def _strip(messages: Any) -> None:
+    """Drop what clients send along: nulls, and an answer's ``parsed``, which OpenAI's own made of it."""
     for message in messages if isinstance(messages, list) else ():
         if isinstance(message, dict):
             for name in [name for name, value in message.items() if value is None and name != "content"]:
                 del message[name]
+            message.pop("parsed", None)
 
 
 def _param(message: str) -> str | None:

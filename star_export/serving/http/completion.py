@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from star_export.answer.logprobs import TokenLogprob
 from star_export.answer.pipeline import Pipeline
 from star_export.preprocessing.views import picture_views
-from star_export.serving.ticket import Answer, Ticket
+from star_export.serving.ticket import Answer, Piece, Ticket
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Completion:
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": None,
+            "logprobs": _logprobs(answer.logprobs),
             "finish_reason": answer.finish_reason,
         }
         return {**self._head("chat.completion"), "choices": [choice], "usage": usage(answer, ticket)}
@@ -44,25 +45,29 @@ class Completion:
         """Who speaks."""
         return self._chunk({"role": "assistant", "content": "", "refusal": None})
 
-    def chunk(self, text: str) -> dict[str, Any]:
+    def chunk(self, piece: Piece) -> dict[str, Any]:
         """More text."""
-        return self._chunk({"content": text})
+        return self._chunk({"content": piece.text}, logprobs=_logprobs(piece.logprobs))
 
     def last_chunks(self, answer: Answer, ticket: Ticket) -> list[dict[str, Any]]:
         """Why it ended, and what it took where the client asked for that."""
-        chunks = [self._chunk({}, answer.finish_reason)]
+        chunks = [self._chunk({}, finish_reason=answer.finish_reason)]
         if self.include_usage:
             head = self._head("chat.completion.chunk")
             chunks.append({**head, "choices": [], "usage": usage(answer, ticket)})
         return chunks
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(self, delta: dict[str, Any], **more: Any) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None, **more}
         chunk = {**self._head("chat.completion.chunk"), "choices": [choice]}
         return {**chunk, "usage": None} if self.include_usage else chunk
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+
+def _logprobs(told: tuple[TokenLogprob, ...] | None) -> dict[str, Any] | None:
+    return None if told is None else {"content": told, "refusal": None}
 
 
 def usage(answer: Answer, ticket: Ticket) -> dict[str, Any]:
@@ -74,7 +79,7 @@ def usage(answer: Answer, ticket: Ticket) -> dict[str, Any]:
         "prompt_tokens": prompt,
         "completion_tokens": new,
         "total_tokens": prompt + new,
-        "prompt_tokens_details": {"cached_tokens": 0, "star": visual},
+        "prompt_tokens_details": {"cached_tokens": ticket.cached_tokens, "star": visual},
     }
 
 

@@ -115,14 +115,14 @@ async def _answer(
         return
     begun = False
     async for update in updates(ticket):
-        text = ticket.rest.text if isinstance(update, Answer) else update.text
+        piece = ticket.rest if isinstance(update, Answer) else update
         if isinstance(update, Answer):
             _finished(update)
         if not begun:
             begun = True
             await reply.event(completion.first_chunk())
-        if text:
-            await reply.event(completion.chunk(text))
+        if piece.text or piece.logprobs:
+            await reply.event(completion.chunk(piece))
         if isinstance(update, Answer):
             *chunks, end = completion.last_chunks(update, ticket)
             for chunk in chunks:

@@ -1,5 +1,7 @@
 """What every request goes through: headers that browsers obey, the log, the key."""
 
+import asyncio
+import contextlib
 import hmac
 import logging
 import time
@@ -7,6 +9,7 @@ import time
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from star_export.serving.http.body import AT_ONCE
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.http.refusal import ApiError
 from star_export.serving.http.reply import error_response
@@ -78,8 +81,49 @@ class Guard:
         return not self._options.loopback or host in (*LOCAL, self._options.host)
 
 
+class ReadRest:
+    """Reads what a client still sends before it hears the end of a refusal.
+
+    A connection that is closed while the client sends is reset, and what it was told is lost.
+
+    Args:
+        app: What is behind it.
+        options: It reads as long as a body may take, and as many bytes as are held at once.
+    """
+
+    def __init__(self, app: ASGIApp, options: HttpOptions) -> None:
+        self._app, self._seconds = app, options.receive_timeout_s
+        self._most = AT_ONCE * options.max_body_mib << 20
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        over = "expect" in Headers(scope=scope)  # who asks first, has sent nothing
+
+        async def received() -> Message:
+            nonlocal over
+            message = await receive()
+            over = not message.get("more_body", False)
+            return message
+
+        async def sent(message: Message) -> None:
+            nonlocal over
+            over = over or message.get("status") == 408  # it has waited long enough
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                left = self._most
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._seconds):
+                        while not over and left > 0:
+                            left -= len((await received()).get("body", b""))
+            await send(message)
+
+        await self._app(scope, received, sent)
+
+
 class KeyCheck:
-    """Lets in who has the key, and everybody to the page and to ``/health``.
+    """Lets in who has the key, and everybody to what is not the API: the page, ``/health``, ``/metrics``.
 
     Args:
         app: What is behind it.
@@ -91,7 +135,7 @@ class KeyCheck:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it before its body is read."""
-        if scope["type"] == "http" and scope["path"].startswith(("/v1", "/metrics")):
+        if scope["type"] == "http" and scope["path"].startswith("/v1"):
             given = Headers(scope=scope).get("authorization", "").encode("latin-1")
             if not hmac.compare_digest(given, self._expected):
                 message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"

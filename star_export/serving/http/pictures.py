@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from star_export.errors import InputError, option
 from star_export.serving.http.options import HttpOptions
-from star_export.serving.http.remote import fetch
+from star_export.serving.remote import fetch
 
 FORM = "data:image/png;base64,..."
 

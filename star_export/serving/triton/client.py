@@ -22,6 +22,7 @@ from star_export.errors import (
     option,
 )
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, check_names
+from star_export.typed import parse
 
 #: NumPy's and Triton's types of each kind of field.
 TYPES: dict[str, tuple[Any, str]] = {
@@ -91,6 +92,32 @@ def stream(
                 yield response
         finally:
             client.stop_stream(cancel_requests=not last)
+
+
+def question(prompt: str | None, messages: str | None) -> str | list[Any]:
+    """What to ask, given one of two ways.
+
+    Args:
+        prompt: A question.
+        messages: A conversation that ends with one: a JSON list, or the file of one.
+
+    Raises:
+        InputError: If both or neither is given, or the conversation cannot be read.
+    """
+    if (prompt is None) == (messages is None):
+        raise InputError(f"give {option('prompt')} or {option('messages')}, one of them")
+    if messages is None:
+        return prompt or ""
+    try:
+        text = messages if messages.lstrip().startswith("[") else Path(messages).read_text(encoding="utf-8")
+        found = parse(text.encode())
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"cannot read {option('messages')} {messages[:80]!r}: {error}; give a JSON list or its file"
+        ) from error
+    if not isinstance(found, list):
+        raise InputError(f"{option('messages')} must be a JSON list of messages, got {text[:40]}")
+    return found
 
 
 def _asked(prompt: str | Sequence[Mapping[str, Any]]) -> dict[str, str]:

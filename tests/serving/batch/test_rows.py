@@ -1,7 +1,10 @@
 """Rows as queries: every form of a picture, every slip."""
 
 import base64
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ from star_export.errors import InputError, SettingsError
 from star_export.serving.batch.options import Defaults
 from star_export.serving.batch.rows import Rows
 from star_export.serving.query import Query, image_bytes
+from star_export.serving.remote import fetch
 
 PICTURE = (Path(__file__).parents[3] / "docs/shapes.png").read_bytes()
 TEXT = base64.b64encode(PICTURE).decode()
@@ -137,3 +141,38 @@ def test_slips_and_ids_of_one_row(rows: Callable[..., Rows]) -> None:
     for bad in (1.5, True, ["a"]):
         with pytest.raises(InputError, match="id must be a text or an integer"):
             rows().identity({"id": bad})
+
+
+def test_a_row_may_ask_for_json_and_go_on_in_a_conversation(rows: Callable[..., Rows]) -> None:
+    said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+    values = {
+        "image": "a.png",
+        "messages": said,
+        "schema": {"enum": [1]},
+        "reprune": False,
+        "top_logprobs": 3,
+    }
+    query = rows().query(values)
+    assert (query.prompt, query.schema, query.reprune) == (tuple(said), {"enum": [1]}, False)
+    assert query.top_logprobs is None
+
+
+def test_pictures_are_fetched_where_that_is_allowed(
+    rows: Callable[..., Rows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows()  # writes a.png
+    found = Rows({}, tmp_path, Defaults(prompt="?"), remote=True)
+    served = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    with ThreadingHTTPServer(("127.0.0.1", 0), served) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        for address, message in (
+            (url, "127.0.0.1 is no public address"),
+            ("s3://bucket/a.png", "must begin with http:// or https://"),
+        ):
+            with pytest.raises(InputError, match=message):
+                found.query({"image": address})
+        anywhere = partial(fetch, allowed=lambda _address: True)
+        monkeypatch.setattr("star_export.serving.batch.rows.fetch", anywhere)
+        assert found.query({"image": [url, "a.png"]}).images == (PICTURE, PICTURE)
+        server.shutdown()

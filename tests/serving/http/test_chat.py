@@ -17,7 +17,7 @@ from star_export.answer.sampling import Sampling
 from star_export.cli.commands import app
 from star_export.serving.service import Service
 
-from .conftest import COLOR, MODEL, PLACE, asked, picture, text
+from .conftest import COLOR, MODEL, PLACE, asked, data_url, picture, text
 
 ROOT = Path(__file__).parents[3]
 
@@ -107,6 +107,34 @@ def test_options_mean_what_they_mean_in_python(
     assert answer.usage.prompt_tokens_details.star["stages"] == stages
 
 
+@pytest.mark.parametrize("detail", [None, "low", "high", "auto"])
+def test_pictures_are_taken_as_clients_send_them(
+    client: openai.OpenAI, shapes: list[Path], reference: Pipeline, detail: str | None
+) -> None:
+    url = data_url(shapes[0])
+    part = {"type": "image_url", "image_url": {"url": url, "detail": detail} if detail else url}
+    said = [{"role": "user", "content": [text(PLACE), part]}]
+    conversation = [{"role": "user", "content": [{"type": "text", "text": PLACE}, {"type": "image"}]}]
+    right = reference.generate(shapes[0], conversation).result().text
+    assert ask(client, said, temperature=None, max_tokens=None).choices[0].message.content == right
+
+
+def test_a_conversation_goes_on_from_what_was_kept_of_it(client: openai.OpenAI, shapes: list[Path]) -> None:
+    """Its first time it is read whole; both times, the first question has chosen the visual tokens."""
+    said = [*asked(shapes[1]), {"role": "assistant", "content": "red"}, {"role": "user", "content": PLACE}]
+    body = {"reprune": False, "show": True}
+    miss, hit = (ask(client, said, extra_body=body) for _ in range(2))
+    opening = ask(client, said[:1], extra_body={"show": True})
+    assert hit.star["stages"] == miss.star["stages"] == opening.star["stages"]
+    assert hit.choices == miss.choices
+    assert miss.usage.prompt_tokens_details.cached_tokens == 0
+    assert hit.usage.prompt_tokens_details.cached_tokens == hit.usage.prompt_tokens - 1
+    assert hit.usage.prompt_tokens == miss.usage.prompt_tokens > opening.usage.prompt_tokens
+    anew = ask(client, said, extra_body={"show": True})
+    assert anew.usage.prompt_tokens_details.cached_tokens == 0
+    assert anew.star["stages"] != hit.star["stages"]
+
+
 def test_a_stop_string_ends_the_answer(client: openai.OpenAI, shapes: list[Path]) -> None:
     options = {"temperature": 100.0, "seed": 1, "max_tokens": 12}
     whole = ask(client, asked(shapes[0]), **options).choices[0].message.content
@@ -177,7 +205,8 @@ def test_curl_streams_events(where: str, shapes: list[Path]) -> None:
 def test_what_the_documentation_shows_works(
     where: str, shapes: list[Path], reference: Pipeline, tmp_path: Path, language: str
 ) -> None:
-    shown = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)[0]
+    blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
+    shown = "".join(blocks)
     code = shown.replace("localhost:8000", where.removeprefix("http://")).replace("llava-7b", MODEL)
     if language == "sh":  # without its first two commands, which install and start
         code = code[code.index("printf") :]

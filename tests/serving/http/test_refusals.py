@@ -43,6 +43,10 @@ def about(url: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [part, text("What?")]}]}
 
 
+def of_schema(schema: object) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
 def encoded(data: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
@@ -52,8 +56,14 @@ def encoded(data: bytes) -> str:
     [
         ({"n": 2}, "n", "n is not served here; leave it out, or give 1"),
         ({"n": True}, "n", "n is not served here"),
-        ({"logprobs": True}, "logprobs", "logprobs is not served here; leave it out, or give False"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "response_format is not served"),
+        ({"logprobs": 3}, "logprobs", "logprobs: expected bool, got int, found 3"),
+        ({"top_logprobs": 2}, "top_logprobs", 'top_logprobs needs "logprobs": true'),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "top_logprobs must be from 0 to 20, got 21"),
+        ({"response_format": {"type": "regex"}}, "response_format.type", "invalid value 'regex'"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "required field json_schema"),
+        (of_schema({"type": "circle"}), "response_format", "response_format cannot be used: "),
+        (of_schema({"x": "y" * 65536}), "response_format", "65545 characters, at most 65536 are taken"),
+        (of_schema([]), "response_format.json_schema.schema", "expected object, got array"),
         ({"tools": [{"type": "function"}]}, "tools", "tools is not served here; leave it out, or give []"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not served here; leave it out"),
         ({"temprature": 1}, "temprature", "unknown field temprature; did you mean temperature?"),
@@ -122,8 +132,9 @@ def test_a_key_lets_in(serve: Callable[..., str], shapes: list[Path]) -> None:
         status, body, headers = sent(request)
         assert (status, body["error"]["code"]) == (401, "invalid_api_key")
         assert headers["WWW-Authenticate"] == "Bearer"
-    assert sent(urllib.request.Request(f"{where}/metrics"))[0] == 401
-    for path in ("/health", "/"):  # for probes, and for people who then type the key
+    request = urllib.request.Request(f"{where}/v1/chat/completions", data=bytes(30 << 20))
+    assert sent(request)[0] == 401  # told to a client that sends first and then reads
+    for path in ("/health", "/metrics", "/"):  # for probes, Prometheus, and people who then type the key
         assert urllib.request.urlopen(f"{where}{path}").status == 200
 
 

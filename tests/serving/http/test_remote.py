@@ -16,8 +16,9 @@ import pytest
 from PIL import Image
 
 from star_export.errors import InputError
-from star_export.serving.http import pictures, remote
-from star_export.serving.http.remote import fetch, is_public
+from star_export.serving import remote
+from star_export.serving.http import pictures
+from star_export.serving.remote import fetch, is_public
 
 from .conftest import MODEL, client_of, picture, text
 

@@ -3,10 +3,11 @@
 import base64
 import json
 import re
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 from PIL import Image
@@ -31,23 +32,21 @@ def shapes(visit: Callable[..., Visit], address: str) -> Visit:
     return page
 
 
-def fetch(url: str, body: dict | None = None) -> tuple[int, str]:
-    """Status and text of a request, whatever they are."""
-    data = None if body is None else json.dumps(body).encode()
-    try:
-        asked = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
 def whole(address: str, body: dict) -> dict:
     """The API's own answer to what the page asked."""
     body = {key: value for key, value in body.items() if not key.startswith("stream")}
-    status, answer = fetch(f"{address}/v1/chat/completions", body)
-    assert status == 200, answer
-    return json.loads(answer)
+    return api(f"{address}/v1/chat/completions", body)
+
+
+def api(url: str, body: dict | None = None) -> Any:
+    """What the server says; its words where it refuses."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+    except HTTPError as refused:
+        return json.load(refused)
 
 
 def text(answer: dict) -> str:
@@ -123,6 +122,19 @@ def test_a_conversation_goes_on_and_begins_anew(shapes: Visit, address: str) -> 
     assert shapes.asked()[-1] == first
 
 
+def test_what_follows_may_keep_the_same_patches(shapes: Visit) -> None:
+    expect(shapes.get_by_label("Keep the same patches")).to_be_hidden()
+    shapes.ask(QUESTION)
+    shapes.show("stage 2")
+    shown = [shapes.locator(".dropped").last.get_attribute("d")]
+    shapes.get_by_label("Keep the same patches").check()
+    for question in ("Where is the star?", "How many shapes are there?"):
+        shapes.ask(question)
+        shown.append(shapes.locator(".dropped").last.get_attribute("d"))
+    assert len(set(shown)) == 1
+    assert ["reprune" in body for body in shapes.asked()] == [False, True, True]
+
+
 def test_a_picture_too_many_begins_a_conversation(shapes: Visit) -> None:
     shapes.ask(QUESTION)
     shapes.set_input_files("#files", SHAPES)
@@ -165,7 +177,7 @@ def test_an_answer_streams_and_stops(visit: Callable[..., Visit], address: str) 
     seen = page.locator(".text").inner_text()
     assert page.evaluate("lengths.size") > 5
     assert len(seen) < len(text(whole(address, page.asked()[0])))
-    metrics = fetch(f"{address}/metrics")[1]
+    metrics = urllib.request.urlopen(f"{address}/metrics").read().decode()
     assert f'star_requests_finished_total{{model="{name}",outcome="cancelled"}} 1' in metrics
     assert page.locator(".text").inner_text() == seen
 
@@ -177,9 +189,8 @@ def test_the_servers_words_when_it_refuses(visit: Callable[..., Visit], address:
     page.fill("#question", QUESTION)
     page.keyboard.press("Enter")
     expect(page.locator(".error")).not_to_be_empty()
-    status, refused = fetch(f"{address}/v1/chat/completions", page.asked()[0])
-    assert status == 400
-    expect(page.locator(".error")).to_have_text(json.loads(refused)["error"]["message"])
+    refused = api(f"{address}/v1/chat/completions", page.asked()[0])
+    expect(page.locator(".error")).to_have_text(refused["error"]["message"])
     expect(page.locator("#question")).to_have_value(QUESTION)
     page.get_by_role("button", name="Remove picture 1").click()
     page.set_input_files("#files", SHAPES)
@@ -230,8 +241,8 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visit], address: str) -> No
     page.keyboard.type(QUESTION)
     page.keyboard.press("Enter")
     page.wait_for_selector(".dropped")
-    page.keyboard.press("Shift+Tab")
-    page.keyboard.press("Shift+Tab")
+    for _ in ("add", "stay", "keep"):
+        page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.id") == "keep"
     page.keyboard.press("Home")
     page.wait_for_selector(".answer:nth-child(2) .dropped")
@@ -276,5 +287,5 @@ def test_accessibility(visit: Callable[..., Visit], address: str, scheme: str, w
 
 def _named(address: str, preset: str) -> str:
     """A model's name, which is its folder's."""
-    models = json.loads(fetch(f"{address}/v1/models")[1])["data"]
+    models = api(f"{address}/v1/models")["data"]
     return next(model["id"] for model in models if model["id"].startswith(f"{preset}-"))

@@ -196,6 +196,26 @@ def test_what_is_wrong_before_a_server_is_asked(tmp_path: Path, monkeypatch) -> 
         list(stream("localhost:1", PICTURE, "What?"))
 
 
+def test_the_command_asks_in_a_conversation(tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A dog."}]
+    (tmp_path / "talk.json").write_text(json.dumps(said))
+    with fake_triton.serve(Answering(answer)) as (address, seen):
+        command = ["client", address, "--image", str(PICTURE), "--messages"]
+        for source in (str(tmp_path / "talk.json"), json.dumps(said)):
+            assert CliRunner().invoke(app, [*command, source, "--no-reprune"]).exit_code == 0
+            assert json.loads(seen[-1].inputs["messages"][0]) == said
+            assert seen[-1].inputs["reprune"].tolist() == [False]
+        for given, message in (
+            (["none.json"], "cannot read messages 'none.json'"),
+            (["[1"], "it is not JSON"),
+            ([str(tmp_path / "talk.json"), "--prompt", "What?"], "give prompt or messages, one of them"),
+        ):
+            refused = CliRunner().invoke(app, [*command, *given])
+            assert isinstance(refused.exception, InputError)
+            assert message in str(refused.exception)
+    assert len(seen) == 2
+
+
 def test_the_command_prints_the_answer() -> None:
     with fake_triton.serve(Answering(answer)) as (address, seen):
         command = ["client", address, "--image", str(PICTURE), "--prompt", "What?"]

@@ -176,6 +176,9 @@ document.addEventListener("keydown", (event) => {
 part("key-cancel").addEventListener("click", () => part("key").close());
 slider.addEventListener("input", showBudget);
 slider.addEventListener("change", askAgain);
+part("stay").addEventListener("change", (event) => {
+  conversation.stays = event.target.checked;
+});
 part("new").addEventListener("click", () => {
   restart();
   document.querySelector(".choose").focus();

@@ -59,6 +59,7 @@ class Turn {
 
 export class Conversation {
   turns = [];
+  stays = false; // whether what follows keeps the patches that the question with the last picture chose
   #server;
   #log;
   #controller = null;
@@ -120,7 +121,7 @@ export class Conversation {
     this.#controller = controller;
     this.onChange();
     try {
-      const body = { model: model.id, messages, show: true, ...(keep && { keep }) };
+      const body = { model: model.id, messages, show: true, ...(keep && { keep }), ...(this.stays && { reprune: false }) };
       for await (const chunk of this.#server.stream(body, controller.signal)) answer.take(chunk);
       turn.end(answer);
     } catch (error) {
