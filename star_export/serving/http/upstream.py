@@ -261,14 +261,16 @@ class Upstream:
         left = ticket.place.arrived + timeout - time.monotonic()
         call = self._client.stream_infer(_once(tensors), stream_timeout=max(left, 0.0))
         try:
-            answer = None
+            end: Answer | Exception | None = None
+            # To the stream's own end: Triton 2.51 never ends if a stream is cancelled just behind an error.
             async for response, error in call:
-                if error is not None:
-                    raise unpacked(error.message()) or UnreachableError(error.message())
-                answer = ticket.take(outputs(response))
-            if answer is None:
-                raise UnreachableError("the answer broke off")
-            return answer
+                if error is None:
+                    end = ticket.take(outputs(response))
+                else:
+                    end = unpacked(error.message()) or UnreachableError(error.message())
+            if isinstance(end, Answer):
+                return end
+            raise end or UnreachableError("the answer broke off")
         except UnreachableError as error:
             raise self._gone(marked(error)) from error
         except self._aio.grpc.RpcError as error:
