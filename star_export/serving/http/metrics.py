@@ -20,8 +20,8 @@ def metrics_text(stats: Mapping[str, RequestStats]) -> str:
 
 
 def _lines(stats: Mapping[str, RequestStats]) -> Iterator[str]:
-    for name, (text, count) in REQUEST_METRICS.items():
-        yield from _values(name, text, {model: count(found) for model, found in stats.items()})
+    for name, (text, tell) in REQUEST_METRICS.items():
+        yield from _values(name, text, {model: tell(found) for model, found in stats.items()})
     own = {model: found for model, found in stats.items() if isinstance(found, Stats)}
     for name, (text, read) in SERVICE_METRICS.items() if own else ():
         yield from _values(name, text, {model: read(found) for model, found in own.items()})

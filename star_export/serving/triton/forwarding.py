@@ -10,6 +10,13 @@ from star_export import errors
 from star_export.errors import StarExportError, marked
 from star_export.typed import convert, parse
 
+#: Those that mean more than that a library failed.
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind
+    for kind in (CancelledError, *vars(errors).values())
+    if isinstance(kind, type) and issubclass(kind, (CancelledError, StarExportError))
+}
+
 
 def packed(error: Exception) -> str:
     """An error as one text: its class and its words, with the options in them marked."""
@@ -22,6 +29,4 @@ def unpacked(text: str) -> Exception | None:
         name, words = convert(parse(text.encode()), tuple[str, str])
     except ValueError:
         return None
-    kind = CancelledError if name == CancelledError.__name__ else getattr(errors, name, None)
-    known = isinstance(kind, type) and issubclass(kind, StarExportError | CancelledError)
-    return kind(words) if known else RuntimeError(words)
+    return _KINDS.get(name, RuntimeError)(words)
