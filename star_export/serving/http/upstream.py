@@ -38,21 +38,58 @@ RECONNECT_MS = 1000
 GONE = "the server behind this one does not answer; try again later"
 
 
+class Tally:
+    """Counts of requests that several threads count."""
+
+    def __init__(self) -> None:
+        self._counts, self._lock = RequestCounts(), threading.Lock()
+
+    def accept(self) -> None:
+        """A request was sent."""
+        with self._lock:
+            self._counts.accepted += 1
+
+    def piece(self, milliseconds: float, *, first: bool) -> None:
+        """A piece came, so long after the one before, or after its request."""
+        with self._lock:
+            if not first:
+                self._counts.between_tokens.count(milliseconds)
+                return
+            self._counts.first_tokens += 1
+            self._counts.ttft_ms += milliseconds
+            self._counts.ttft.count(milliseconds)
+
+    def end(self, outcome: str, answer: Answer | None = None) -> None:
+        """A request is done."""
+        with self._lock:
+            self._counts.finished[outcome] += 1
+            if answer is None or answer.usage is None:
+                return
+            self._counts.tokens += len(answer.token_ids)
+            self._counts.queue_ms += answer.timings_ms["queue"]
+            self._counts.kv_bytes_saved += answer.usage.kv_bytes_unpruned - answer.usage.kv_bytes
+
+    def stats(self, admission: Admission) -> RequestStats:
+        """The numbers of this moment."""
+        with self._lock:
+            return self._counts.request_stats(admission)
+
+
 class UpstreamTicket(Updates):
     """One request on its way through a server elsewhere.
 
     Args:
         place: See :class:`Updates`.
-        counts: Where it is counted.
+        tally: Where it is counted.
 
     Attributes:
         shown: What a page draws, if that was asked.
     """
 
-    def __init__(self, place: Place, counts: RequestCounts) -> None:
+    def __init__(self, place: Place, tally: Tally) -> None:
         super().__init__(place)
         self.shown: dict[str, Any] = {}
-        self._counts = counts
+        self._tally = tally
         self._stages: tuple[int, ...] = ()
         self._taken: list[Piece] = []
         self._last = place.arrived
@@ -102,31 +139,20 @@ class UpstreamTicket(Updates):
         )
 
     def _time(self) -> None:
-        now, counts = time.monotonic(), self._counts
-        took = 1000 * (now - self._last)
-        if self._taken:
-            counts.between_tokens.count(took)
-        else:
-            counts.first_tokens += 1
-            counts.ttft_ms += took
-            counts.ttft.count(took)
+        now = time.monotonic()
+        self._tally.piece(1000 * (now - self._last), first=not self._taken)
         self._last = now
 
     def _ended(self, work: "Future[Answer]") -> None:
-        counts = self._counts
         if work.cancelled():
-            counts.finished["cancelled"] += 1
+            self._tally.end("cancelled")
             self._finish(Answer("", (), "cancelled", None, {}))
         elif (error := work.exception()) is not None:
-            counts.finished["error"] += 1
+            self._tally.end("error")
             self.fail(error if isinstance(error, Exception) else RuntimeError(repr(error)))
         else:
             answer = work.result()
-            assert answer.usage is not None
-            counts.finished[answer.finish_reason] += 1
-            counts.tokens += len(answer.token_ids)
-            counts.queue_ms += answer.timings_ms["queue"]
-            counts.kv_bytes_saved += answer.usage.kv_bytes_unpruned - answer.usage.kv_bytes
+            self._tally.end(answer.finish_reason, answer)
             self._finish(answer)
 
 
@@ -161,7 +187,7 @@ class Upstream:
             self._end()
             raise
         self.options = replace(options, timeout_s=min(timeout_s, options.timeout_s))
-        self._admission, self._counts = Admission(self.places), RequestCounts()
+        self._admission, self._tally = Admission(self.places), Tally()
 
     @cached_property
     def places(self) -> int:
@@ -205,9 +231,9 @@ class Upstream:
         with place or self.enter() as place:
             timeout = query.timeout(self.options.timeout_s)
             tensors = [tensor(self._grpc, *item) for item in _inputs(query, show).items()]
-            ticket = UpstreamTicket(place, self._counts)
+            ticket = UpstreamTicket(place, self._tally)
             place.held = True
-            self._counts.accepted += 1
+            self._tally.accept()
             ticket.follow(asyncio.run_coroutine_threadsafe(self._ask(ticket, tensors, timeout), self._loop))
             return ticket
 
@@ -218,7 +244,7 @@ class Upstream:
 
     def stats(self) -> RequestStats:
         """The numbers of this moment, of requests that came through here."""
-        return self._counts.request_stats(self._admission)
+        return self._tally.stats(self._admission)
 
     def drain(self) -> None:
         """Let nobody in any more; never waits."""
@@ -260,8 +286,8 @@ class Upstream:
         """All of one request's responses, to its ticket."""
         left = ticket.place.arrived + timeout - time.monotonic()
         call = self._client.stream_infer(_once(tensors), stream_timeout=max(left, 0.0))
+        end: Answer | Exception | None = None
         try:
-            end: Answer | Exception | None = None
             # To the stream's own end: Triton 2.51 never ends if a stream is cancelled just behind an error.
             async for response, error in call:
                 if error is None:
@@ -274,6 +300,8 @@ class Upstream:
         except UnreachableError as error:
             raise self._gone(marked(error)) from error
         except self._aio.grpc.RpcError as error:
+            if isinstance(end, Answer):  # the server went just behind it
+                return end
             if error.code() is self._aio.grpc.StatusCode.DEADLINE_EXCEEDED:
                 raise DeadlineError(f"the request took longer than {timeout:g} s") from error
             raise self._gone(error.details()) from error

@@ -80,7 +80,7 @@ def test_a_client_that_goes_before_its_prompt_was_read_costs_no_prefill(
     gate = Gate(loaded, monkeypatch, VISION)
     connection = send(where, asked(shapes[1]), stream=True)
     gate.wait()
-    ticket, _ = service._scheduler._arriving or pytest.fail("nothing arrives")
+    ticket = (service._scheduler._arriving or pytest.fail("nothing arrives")).ticket
     connection.close()
     wait_until(lambda: ticket.cancelled)
     gate.go(1)

@@ -234,7 +234,7 @@ def test_a_request_that_waits_too_long_is_let_go(config: str, shapes: list[Path]
     assert body["error"]["message"] == "the request took longer than 0.3 s"
 
 
-def test_full_places_are_known_here(config: str, shapes: list[Path]) -> None:
+def test_full_places_are_known_here(config: str) -> None:
     with before(Answering(lambda _sender: None), config) as (_, upstream):
         places = [upstream.enter() for _ in range(3)]
         with pytest.raises(BusyError, match="3 requests are here already"):
