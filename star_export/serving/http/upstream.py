@@ -6,13 +6,13 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 from star_export.answer.logprobs import TokenLogprob
-from star_export.errors import DeadlineError, PlatformError, StarExportError, UnreachableError, marked
+from star_export.errors import DeadlineError, PlatformError, StarExportError, UnreachableError
 from star_export.serving.admission import Admission, Place
 from star_export.serving.card import Card
 from star_export.serving.options import ServiceOptions
@@ -284,8 +284,21 @@ class Upstream:
 
     async def _ask(self, ticket: UpstreamTicket, tensors: list[Any], timeout: float) -> Answer:
         """All of one request's responses, to its ticket."""
-        left = ticket.place.arrived + timeout - time.monotonic()
-        call = self._client.stream_infer(_once(tensors), stream_timeout=max(left, 0.0))
+        deadline = ticket.place.arrived + timeout
+        late, grpc = DeadlineError(f"the request took longer than {timeout:g} s"), self._aio.grpc
+        try:
+            return await self._take_all(ticket, tensors, deadline)
+        except (grpc.RpcError, UnreachableError, CancelledError) as error:
+            code, details = (getattr(error, name, lambda: None) for name in ("code", "details"))
+            # A stream that is cut off by its deadline ends with one status or another.
+            if code() is grpc.StatusCode.DEADLINE_EXCEEDED or time.monotonic() >= deadline:
+                raise late from error
+            log.warning("no answer from %s: %s", self._url, details() or error)
+            raise UnreachableError(GONE) from error
+
+    async def _take_all(self, ticket: UpstreamTicket, tensors: list[Any], deadline: float) -> Answer:
+        left = max(0.0, deadline - time.monotonic())
+        call = self._client.stream_infer(_once(tensors), stream_timeout=left)
         end: Answer | Exception | None = None
         try:
             # To the stream's own end: Triton 2.51 never ends if a stream is cancelled just behind an error.
@@ -294,23 +307,14 @@ class Upstream:
                     end = ticket.take(outputs(response))
                 else:
                     end = unpacked(error.message()) or UnreachableError(error.message())
-            if isinstance(end, Answer):
-                return end
-            raise end or UnreachableError("the answer broke off")
-        except UnreachableError as error:
-            raise self._gone(marked(error)) from error
-        except self._aio.grpc.RpcError as error:
-            if isinstance(end, Answer):  # the server went just behind it
-                return end
-            if error.code() is self._aio.grpc.StatusCode.DEADLINE_EXCEEDED:
-                raise DeadlineError(f"the request took longer than {timeout:g} s") from error
-            raise self._gone(error.details()) from error
+        except self._aio.grpc.RpcError:
+            if not isinstance(end, Answer):  # else the server went just behind it
+                raise
         finally:
             call.cancel()
-
-    def _gone(self, reason: object) -> UnreachableError:
-        log.warning("no answer from %s: %s", self._url, reason)
-        return UnreachableError(GONE)
+        if isinstance(end, Answer):
+            return end
+        raise end or UnreachableError("the answer broke off")
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
