@@ -14,7 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from star_export.answer.pipeline import load
 from star_export.serving.http.upstream import Upstream
@@ -116,6 +118,17 @@ def test_answers_are_those_of_a_local_server(where: str, local: Service) -> None
     assert [status for status, _ in right] == [200, 200, 200, 200, 400, 400, 504]
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(lambda body: ask(where, body), BODIES * 4)) == right * 4
+
+
+def test_a_photo_of_a_phone_is_answered(where: str, local: Service, tmp_path: Path) -> None:
+    """More than gRPC takes by default, or Triton over HTTP."""
+    photo = tmp_path / "photo.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (3000, 4000), np.uint8)
+    Image.fromarray(noise).save(photo, quality=50)
+    assert photo.stat().st_size > 5_000_000
+    body = {"messages": asked(photo, NUMBER)}
+    with listening(local) as here:
+        assert ask(where, body) == ask(here, body)
 
 
 def test_schemas_logprobs_and_follow_ups_come_over(server: Running, local: Service) -> None:
