@@ -18,13 +18,16 @@ EPILOG = """
 
 `star-export serve llava-7b onevision --port 9000 --max-slots 64`
 
+`star-export serve --upstream grpc://triton.example:8001 --name llava-7b`
+
 `STAR_EXPORT_API_KEY=... star-export serve llava-7b --host 0.0.0.0 --cors-origin https://example.com`
 """
 
 
 @app.command(epilog=EPILOG)
 def serve(
-    folder: own.BundlesArgument,
+    folder: own.BundlesArgument = None,
+    upstream: own.UpstreamOption = None,
     name: own.NamesOption = None,
     host: own.HostOption = "127.0.0.1",
     port: own.PortOption = 8000,
@@ -72,7 +75,8 @@ def serve(
         prefix_cache_mib=prefix_cache,
     )
     models = Models(
-        folders=tuple(folder),
+        folders=tuple(folder or ()),
+        upstreams=tuple(upstream or ()),
         names=tuple(name or ()),
         backend=backend,
         threads=threads,

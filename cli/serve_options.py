@@ -6,14 +6,23 @@ from typing import Annotated
 import typer
 
 BundlesArgument = Annotated[
-    list[Path], typer.Argument(metavar="DIR...", help="Bundles made by `star-export build`.")
+    list[Path] | None, typer.Argument(metavar="DIR...", help="Bundles made by `star-export build`.")
+]
+UpstreamOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--upstream",
+        metavar="URL",
+        help="gRPC port of a Triton server that runs star_llava, such as grpc://HOST:8001; "
+        "repeat for more.  Needs star-export[client].",
+    ),
 ]
 NamesOption = Annotated[
     list[str] | None,
     typer.Option(
         "--name",
         metavar="NAME",
-        help="What clients call a model; once for each.  [default: its folder's name]",
+        help="What clients call a model; once for each.  [default: its folder's name, or star_llava]",
     ),
 ]
 HostOption = Annotated[

@@ -86,6 +86,10 @@ class PlatformError(StarExportError):
     """Something this machine lacks: a package, a backend, disk space, network."""
 
 
+class UnreachableError(PlatformError):
+    """Another machine's server does not answer, or went away; it may come back."""
+
+
 class BusyError(StarExportError):
     """The queue is full, or the server is going down; the same request may succeed later."""
 

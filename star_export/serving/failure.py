@@ -3,7 +3,7 @@
 from concurrent.futures import CancelledError
 from enum import Enum, auto
 
-from star_export.errors import BusyError, DeadlineError, InputError, SettingsError
+from star_export.errors import BusyError, DeadlineError, InputError, SettingsError, UnreachableError
 
 
 class Failure(Enum):
@@ -13,6 +13,7 @@ class Failure(Enum):
     BUSY = auto()  #: The same request may succeed later, or elsewhere.
     LATE = auto()  #: It took longer than it may.
     CANCELLED = auto()  #: Its sender let it go.
+    UNREACHABLE = auto()  #: The server that was to answer it is gone; it may come back.
     INTERNAL = auto()  #: The server failed.
 
     @classmethod
@@ -27,4 +28,5 @@ _KINDS: dict[type[Exception], Failure] = {
     BusyError: Failure.BUSY,
     DeadlineError: Failure.LATE,
     CancelledError: Failure.CANCELLED,
+    UnreachableError: Failure.UNREACHABLE,
 }

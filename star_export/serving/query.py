@@ -53,6 +53,18 @@ class Query:
         """The pictures, in the order of their places in the prompt."""
         return self.image if isinstance(self.image, tuple) else (self.image,)
 
+    def timeout(self, most: float) -> float:
+        """Seconds that it may take, at most this many.
+
+        Raises:
+            InputError: If it asks for none.
+        """
+        if self.timeout_s is None:
+            return most
+        if not self.timeout_s > 0:  # NaN too
+            raise InputError(f"timeout_s must be above 0, got {self.timeout_s:g}")
+        return min(self.timeout_s, most)
+
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Query":
         """From values by name.

@@ -3,17 +3,20 @@
 import os
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from star_export.answer.pipeline import Pipeline
 from star_export.answer.request import Request
 from star_export.answer.sampling import Sampling
-from star_export.errors import DeviceError, InputError
+from star_export.errors import DeviceError
 from star_export.serving.admission import Place
+from star_export.serving.card import Card
 from star_export.serving.options import ServiceOptions
 from star_export.serving.query import Query, image_bytes
 from star_export.serving.scheduler import Scheduler
+from star_export.serving.shown import shown
 from star_export.serving.stats import Stats
-from star_export.serving.ticket import Ticket
+from star_export.serving.ticket import Ticket, Updates
 from star_export.serving.warmup import warm_up
 
 
@@ -48,6 +51,7 @@ class Service:
         on_lost: Callable[[DeviceError], None] = lambda _error: None,
     ) -> None:
         self.pipeline, self.options = pipeline, options or ServiceOptions()
+        self.card = Card.of(pipeline.spec)
         self._scheduler = Scheduler(
             pipeline,
             slots=self.options.max_slots,
@@ -76,6 +80,10 @@ class Service:
         """Requests that may be present at once."""
         return self._scheduler.admission.limit
 
+    def ready(self) -> bool:
+        """Whether it would answer: as long as it is open."""
+        return self.open
+
     def enter(self) -> Place:
         """Let a request in before it is read; never waits.
 
@@ -84,13 +92,14 @@ class Service:
         """
         return self._scheduler.admission.enter()
 
-    def submit(self, query: Query, place: Place | None = None) -> Ticket:
+    def submit(self, query: Query, place: Place | None = None, *, show: bool = False) -> Ticket:  # noqa: ARG002
         """Check a request, decode its pictures and queue it; waits while others are prepared.
 
         Args:
             query: What is asked.
             place: From :meth:`enter`, where the request came in before it was read; it is given back
                 when this fails, or else when the ticket is done.
+            show: Whether :meth:`shown` will be asked; here it always may.
 
         Raises:
             InputError: If a picture, the prompt, the schema or the time-out cannot be used.
@@ -99,10 +108,15 @@ class Service:
             PlatformError: If a schema is given and llguidance is not installed.
         """
         with place or self.enter() as place:
-            timeout = self._timeout(query)
+            timeout = query.timeout(self.options.timeout_s)
             with self._preparing:
                 request = self._prepare(query)
             return self._scheduler.submit(request, timeout=timeout, place=place)
+
+    def shown(self, ticket: Updates) -> dict[str, Any]:
+        """What a page draws of an answer; see :func:`star_export.serving.shown.shown`."""
+        assert isinstance(ticket, Ticket)
+        return shown(ticket, self.pipeline)
 
     def stats(self) -> Stats:
         """The numbers of this moment."""
@@ -117,13 +131,6 @@ class Service:
         self.drain()
         self._scheduler.admission.wait_until_empty(self.options.timeout_s)
         self._scheduler.close()
-
-    def _timeout(self, query: Query) -> float:
-        if query.timeout_s is None:
-            return self.options.timeout_s
-        if not query.timeout_s > 0:  # NaN too
-            raise InputError(f"timeout_s must be above 0, got {query.timeout_s:g}")
-        return min(query.timeout_s, self.options.timeout_s)
 
     def _prepare(self, query: Query) -> Request:
         return self.pipeline.request(

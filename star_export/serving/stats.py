@@ -4,7 +4,7 @@ import copy
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from star_export.serving.admission import Admission
@@ -36,15 +36,11 @@ class Histogram:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stats:
-    """The numbers of a service at one moment; what is no state is counted since it began.
+class RequestStats:
+    """What became of requests until one moment, wherever they are answered.
 
     Attributes:
-        slots: Sequences as long as the longest of those that run that can run at once.
         present: Requests between their arrival and their end, those that are being prepared among them.
-        running: Slots in use.
-        waiting: Requests in the queue.
-        kv_bytes: Bytes of KV cache that the running sequences fill.
         accepted: Requests that were queued.
         refused: Requests that found no place.
         finished: Requests that are done, by outcome; each of :data:`OUTCOMES` is there.
@@ -53,21 +49,11 @@ class Stats:
         queue_ms: Milliseconds that requests waited, all together.
         ttft_ms: Milliseconds to their first tokens, all together.
         first_tokens: Requests that had a first token.
-        feature_hits: Pictures whose features were held.
-        feature_misses: Pictures that went through the vision graph.
-        feature_bytes: Bytes of features that are held.
-        prefix_hits: Questions that went on from KV caches of an earlier answer.
-        prefix_misses: Questions that would have, but their conversation was not held.
-        prefix_bytes: Bytes of such KV caches, in host memory.
         ttft: Milliseconds from requests to their first tokens.
         between_tokens: Milliseconds from a token to the next one of its request.
     """
 
-    slots: int
     present: int
-    running: int
-    waiting: int
-    kv_bytes: int
     accepted: int
     refused: int
     finished: Mapping[str, int]
@@ -76,18 +62,41 @@ class Stats:
     queue_ms: float
     ttft_ms: float
     first_tokens: int
+    ttft: Histogram
+    between_tokens: Histogram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats(RequestStats):
+    """The numbers of a service at one moment; what is no state is counted since it began.
+
+    Attributes:
+        slots: Sequences as long as the longest of those that run that can run at once.
+        running: Slots in use.
+        waiting: Requests in the queue.
+        kv_bytes: Bytes of KV cache that the running sequences fill.
+        feature_hits: Pictures whose features were held.
+        feature_misses: Pictures that went through the vision graph.
+        feature_bytes: Bytes of features that are held.
+        prefix_hits: Questions that went on from KV caches of an earlier answer.
+        prefix_misses: Questions that would have, but their conversation was not held.
+        prefix_bytes: Bytes of such KV caches, in host memory.
+    """
+
+    slots: int
+    running: int
+    waiting: int
+    kv_bytes: int
     feature_hits: int
     feature_misses: int
     feature_bytes: int
     prefix_hits: int
     prefix_misses: int
     prefix_bytes: int
-    ttft: Histogram
-    between_tokens: Histogram
 
 
 #: Name after ``star_``, what it is, and its value. Counters end in ``_total``; ``finished`` has labels.
-METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
+REQUEST_METRICS: dict[str, tuple[str, Callable[[RequestStats], float]]] = {
     "requests_accepted_total": ("Requests that were queued", lambda s: s.accepted),
     "requests_refused_total": ("Requests that found no place", lambda s: s.refused),
     "queue_ms_total": ("Milliseconds that requests waited for a slot", lambda s: s.queue_ms),
@@ -95,6 +104,11 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "first_tokens_total": ("Requests that had a first token", lambda s: s.first_tokens),
     "tokens_total": ("Tokens generated", lambda s: s.tokens),
     "kv_bytes_saved_total": ("KV cache bytes that pruning spared prompts", lambda s: s.kv_bytes_saved),
+    "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
+}
+
+#: The same of what only who runs the graphs knows.
+SERVICE_METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "feature_cache_hits_total": ("Pictures whose features were held", lambda s: s.feature_hits),
     "feature_cache_misses_total": ("Pictures that went through the vision graph", lambda s: s.feature_misses),
     "feature_cache_bytes": ("Bytes of features held", lambda s: s.feature_bytes),
@@ -104,25 +118,22 @@ METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {
     "kv_bytes": ("KV cache bytes in use", lambda s: s.kv_bytes),
     "slots": ("Sequences of the present length that can run at once", lambda s: s.slots),
     "slots_in_use": ("Sequences that are running", lambda s: s.running),
-    "requests_present": ("Requests between their arrival and their end", lambda s: s.present),
     "requests_waiting": ("Requests in the queue", lambda s: s.waiting),
 }
 
+METRICS: dict[str, tuple[str, Callable[[Stats], float]]] = {**REQUEST_METRICS, **SERVICE_METRICS}
+
 #: The same of times, for front doors that have histograms.
-HISTOGRAMS: dict[str, tuple[str, Callable[[Stats], Histogram]]] = {
+HISTOGRAMS: dict[str, tuple[str, Callable[[RequestStats], Histogram]]] = {
     "ttft_ms": ("Milliseconds from a request to its first token", lambda s: s.ttft),
     "between_tokens_ms": ("Milliseconds from a token to the next one", lambda s: s.between_tokens),
 }
 
 
 @dataclass
-class Counts:
-    """What a scheduler counts as it goes, for :class:`Stats`, which explains each."""
+class RequestCounts:
+    """What is counted of requests as they go, for :class:`RequestStats`, which explains each."""
 
-    slots: int
-    running: int = 0
-    waiting: int = 0
-    kv_bytes: int = 0
     accepted: int = 0
     finished: Counter[str] = field(default_factory=Counter)
     tokens: int = 0
@@ -132,6 +143,29 @@ class Counts:
     first_tokens: int = 0
     ttft: Histogram = field(default_factory=Histogram)
     between_tokens: Histogram = field(default_factory=Histogram)
+
+    def request_stats(self, admission: Admission) -> RequestStats:
+        """The numbers of this moment; any thread may ask."""
+        return RequestStats(
+            **{name.name: self._copied(name.name) for name in fields(RequestCounts)},
+            present=admission.present,
+            refused=admission.refused,
+        )
+
+    def _copied(self, name: str) -> Any:
+        if name == "finished":
+            return {outcome: self.finished[outcome] for outcome in OUTCOMES}
+        return copy.deepcopy(getattr(self, name))
+
+
+@dataclass(kw_only=True)
+class Counts(RequestCounts):
+    """The same of a scheduler, for :class:`Stats`."""
+
+    slots: int
+    running: int = 0
+    waiting: int = 0
+    kv_bytes: int = 0
 
     def began(self, ticket: Ticket) -> None:
         """A request has its first token."""
@@ -146,12 +180,12 @@ class Counts:
         self, admission: Admission, *, features: BoundedCache[Any, Any], prefixes: BoundedCache[Any, Any]
     ) -> Stats:
         """The numbers of this moment, with those of the admission and of what is held; any thread may ask."""
-        finished = {outcome: self.finished[outcome] for outcome in OUTCOMES}
-        times = {name: copy.deepcopy(getattr(self, name)) for name in ("ttft", "between_tokens")}
         return Stats(
-            **{**vars(self), **times, "finished": finished},
-            present=admission.present,
-            refused=admission.refused,
+            **vars(self.request_stats(admission)),
+            slots=self.slots,
+            running=self.running,
+            waiting=self.waiting,
+            kv_bytes=self.kv_bytes,
             feature_hits=features.hits,
             feature_misses=features.misses,
             feature_bytes=features.bytes,

@@ -1,10 +1,10 @@
-"""A request on its way through the scheduler, and what is known when it is done."""
+"""A request on its way to an answer, and what is known when it is done."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -109,63 +109,48 @@ class Stopwatch:
         return {**self.timings, "total": 1000 * (time.perf_counter() - self._start)}
 
 
-class Ticket:
-    """One request: iterate for its text, or ask :meth:`answer` for the whole.
+class Updates:
+    """What comes of one request: iterate for its text, or ask :meth:`answer` for the whole.
 
     A ``with`` block is for who reads it: leaving it before the end cancels the request.
     Each piece is handed out once. After the end there are no more pieces; the answer, or the error
     of a request that failed, is there as often as it is asked for. Any thread may ask.
 
     Args:
-        request: What is to be done.
-        transcript: Its answer, still empty.
         place: Its room, given back at its end, before anyone hears of that.
-        timeout: Seconds that it may take since it arrived.
 
     Attributes:
         rest: When it is done, text and tokens that came after the last piece.
-        needed: Tokens in each layer group's caches when the answer is as long as it may be.
         cached_tokens: Tokens of the prompt that kept caches held, visual ones before stage 2 among them.
-        kept: After prefill, the visual tokens that each stage kept, numbered as they were before any was
-            pruned, those of all pictures one after the other.
+        cancelled: Whether it was let go.
     """
 
-    def __init__(
-        self, request: Request, transcript: Transcript, *, place: Place, timeout: float | None
-    ) -> None:
-        self.request, self.timeout = request, timeout
-        self.sampler, self.transcript = request.sampler(), transcript
-        self.progress = Stopwatch()
-        self.usage: Usage | None = None
-        self.kept: tuple[tuple[int, ...], ...] = ()
+    def __init__(self, place: Place) -> None:
         self.cached_tokens = 0
         self.rest = Piece("", ())
         self.cancelled = False
-        self.needed: tuple[int, ...] = ()
-        self.slot, self.lengths = -1, np.zeros(0, np.int64)
-        self._place, self._deadline = place, None if timeout is None else place.arrived + timeout
-        self._shown = 0  # tokens that pieces were made of
+        self.place = place
         self._changed = threading.Condition()
         self._pieces: list[Piece] = []  # not yet handed out
         self._tell: Callable[[], None] = lambda: None
         self._end: Answer | Exception | None = None
         self._untold = ""  # text of the rest that no iterator has given
 
-    def __enter__(self) -> "Ticket":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._end is None:
             self.cancel()
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Visual tokens that each stage kept; known when the request is done."""
+        raise NotImplementedError
+
     def cancel(self) -> None:
         """Let the request go before the next step; what it has so far becomes its answer."""
         self.cancelled = True
-
-    @property
-    def over(self) -> bool:
-        """Whether it was cancelled or took too long."""
-        return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
 
     def next(self, seconds: float | None = None) -> Piece | Answer | None:
         """All text that waits, at last and from then on the answer; None when nothing came for some seconds.
@@ -211,20 +196,74 @@ class Ticket:
         assert isinstance(self._end, Answer)
         return self._end
 
+    def fail(self, error: Exception) -> None:
+        """The request cannot be answered."""
+        self._finish(error)
+
+    def _put(self, piece: Piece) -> None:
+        with self._changed:
+            self._pieces.append(piece)
+            self._changed.notify_all()
+            tell = self._tell
+        tell()
+
+    def _finish(self, end: Answer | Exception) -> None:
+        self.place.leave()
+        self._untold = self.rest.text
+        with self._changed:
+            self._end = end
+            self._changed.notify_all()
+            tell = self._tell
+        tell()
+
+
+class Ticket(Updates):
+    """A request on its way through the scheduler, which pushes its tokens.
+
+    Args:
+        request: What is to be done.
+        transcript: Its answer, still empty.
+        place: See :class:`Updates`.
+        timeout: Seconds that it may take since it arrived.
+
+    Attributes:
+        needed: Tokens in each layer group's caches when the answer is as long as it may be.
+        kept: After prefill, the visual tokens that each stage kept, numbered as they were before any was
+            pruned, those of all pictures one after the other.
+    """
+
+    def __init__(
+        self, request: Request, transcript: Transcript, *, place: Place, timeout: float | None
+    ) -> None:
+        super().__init__(place)
+        self.request, self.timeout = request, timeout
+        self.sampler, self.transcript = request.sampler(), transcript
+        self.progress = Stopwatch()
+        self.usage: Usage | None = None
+        self.kept: tuple[tuple[int, ...], ...] = ()
+        self.needed: tuple[int, ...] = ()
+        self.slot, self.lengths = -1, np.zeros(0, np.int64)
+        self._deadline = None if timeout is None else place.arrived + timeout
+        self._shown = 0  # tokens that pieces were made of
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Visual tokens that each stage kept."""
+        return tuple(map(len, self.kept))
+
+    @property
+    def over(self) -> bool:
+        """Whether it was cancelled or took too long."""
+        return self.cancelled or (self._deadline is not None and time.monotonic() > self._deadline)
+
     def push(self, token: int) -> None:
         """Append a token."""
         if text := self.transcript.push(token, last=self.sampler.complete):
-            piece = self._piece(text)
-            with self._changed:
-                self._pieces.append(piece)
-                self._changed.notify_all()
-                tell = self._tell
-            tell()
+            self._put(self._piece(text))
 
     def finish(self, reason: str) -> None:
         """The last token is there, or will never be."""
         self.rest = self._piece(self.transcript.finish())
-        self._untold = self.rest.text
         answer = Answer(
             text=self.transcript.text,
             token_ids=tuple(self.transcript.token_ids),
@@ -234,18 +273,6 @@ class Ticket:
             logprobs=self.transcript.logprobs(self.sampler.rankings),
         )
         self._finish(answer)
-
-    def fail(self, error: Exception) -> None:
-        """The request cannot be answered."""
-        self._finish(error)
-
-    def _finish(self, end: Answer | Exception) -> None:
-        self._place.leave()
-        with self._changed:
-            self._end = end
-            self._changed.notify_all()
-            tell = self._tell
-        tell()
 
     def _piece(self, text: str) -> Piece:
         """A text with the tokens since the last piece; those without text are among them."""

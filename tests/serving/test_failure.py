@@ -14,6 +14,7 @@ MEANINGS = {
     errors.BundleError: Failure.INTERNAL,
     errors.InputError: Failure.INVALID,
     errors.PlatformError: Failure.INTERNAL,
+    errors.UnreachableError: Failure.UNREACHABLE,
     errors.BusyError: Failure.BUSY,
     errors.NonFiniteError: Failure.INTERNAL,
     errors.DeadlineError: Failure.LATE,

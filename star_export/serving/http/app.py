@@ -1,8 +1,10 @@
 """All endpoints, as one ASGI application."""
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from star_export.serving.http.metrics import metrics_text
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.http.refusal import ApiError
 from star_export.serving.http.reply import error_response, json_response
-from star_export.serving.service import Service
+from star_export.serving.http.served import ServedModel
 
 #: When models count as made: a bundle does not know.
 _STARTED = int(time.time())
@@ -30,7 +32,7 @@ _STARTED = int(time.time())
 PAGE = Path(__file__).parent / "page"
 
 
-def make_app(services: Mapping[str, Service], options: HttpOptions) -> Starlette:
+def make_app(services: Mapping[str, ServedModel], options: HttpOptions) -> Starlette:
     """The application over services that are ready.
 
     Args:
@@ -73,43 +75,34 @@ def make_app(services: Mapping[str, Service], options: HttpOptions) -> Starlette
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=lifespan)
 
 
-async def _models(services: Mapping[str, Service], _request: Request) -> Response:
+async def _models(services: Mapping[str, ServedModel], _request: Request) -> Response:
     return json_response({"object": "list", "data": [_card(*item) for item in services.items()]})
 
 
-async def _model(services: Mapping[str, Service], request: Request) -> Response:
+async def _model(services: Mapping[str, ServedModel], request: Request) -> Response:
     return json_response(_card(*find_model(services, request.path_params["name"])))
 
 
-def _card(name: str, service: Service) -> dict[str, Any]:
+def _card(name: str, service: ServedModel) -> dict[str, Any]:
     """A model as the API lists it, and under ``star`` what may be asked of it."""
-    spec = service.pipeline.spec
-    first = 1 if spec.stage1 else 2
-    stages = [
-        {
-            "name": f"stage {number}",
-            "after_layer": stage.after_layer,
-            "score": stage.score,
-            "keep": stage.tokens,
-            "max_keep": stage.max_tokens,
-        }
-        for number, stage in enumerate(spec.schedule, first)
-    ]
-    star = {
-        "stages": stages,
-        "max_images": spec.images.max_images,
-        "max_new_tokens": spec.max_new_tokens,
+    return {
+        "id": name,
+        "object": "model",
+        "created": _STARTED,
+        "owned_by": "star-export",
+        "star": asdict(service.card),
     }
-    return {"id": name, "object": "model", "created": _STARTED, "owned_by": "star-export", "star": star}
 
 
-async def _health(services: Mapping[str, Service], _request: Request) -> Response:
-    if all(service.open for service in services.values()):
-        return json_response({"status": "ready"})
-    return json_response({"status": "closing"}, status=503)
+async def _health(services: Mapping[str, ServedModel], _request: Request) -> Response:
+    if not all(service.open for service in services.values()):
+        return json_response({"status": "closing"}, status=503)
+    if not all(await asyncio.gather(*(asyncio.to_thread(service.ready) for service in services.values()))):
+        return json_response({"status": "unreachable"}, status=503)
+    return json_response({"status": "ready"})
 
 
-async def _metrics(services: Mapping[str, Service], _request: Request) -> Response:
+async def _metrics(services: Mapping[str, ServedModel], _request: Request) -> Response:
     text = metrics_text({name: service.stats() for name, service in services.items()})
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

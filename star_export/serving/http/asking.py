@@ -7,7 +7,7 @@ from concurrent.futures import Executor, Future
 
 from starlette.types import Receive
 
-from star_export.serving.ticket import Answer, Piece, Ticket
+from star_export.serving.ticket import Answer, Piece, Updates
 
 
 @contextlib.asynccontextmanager
@@ -25,9 +25,9 @@ async def _gone(receive: Receive) -> None:
         pass
 
 
-async def submitted(submit: Callable[[], Ticket], threads: Executor, gone: "asyncio.Task[None]") -> Ticket:
+async def submitted(submit: Callable[[], Updates], threads: Executor, gone: "asyncio.Task[None]") -> Updates:
     """A ticket, whose request is prepared in a thread; cancelled as soon as the client goes."""
-    work: Future[Ticket] = threads.submit(submit)
+    work: Future[Updates] = threads.submit(submit)
     try:
         ticket = await asyncio.wrap_future(work)
     except asyncio.CancelledError:  # the server ends; the thread goes on
@@ -37,12 +37,12 @@ async def submitted(submit: Callable[[], Ticket], threads: Executor, gone: "asyn
     return ticket
 
 
-def _let_go(work: "Future[Ticket]") -> None:
+def _let_go(work: "Future[Updates]") -> None:
     if not work.cancelled() and work.exception() is None:
         work.result().cancel()
 
 
-async def updates(ticket: Ticket) -> AsyncIterator[Piece | Answer]:
+async def updates(ticket: Updates) -> AsyncIterator[Piece | Answer]:
     """Pieces of text as they come, and the answer.
 
     Raises:
@@ -64,7 +64,7 @@ async def updates(ticket: Ticket) -> AsyncIterator[Piece | Answer]:
                 return
 
 
-async def answered(ticket: Ticket) -> Answer:
+async def answered(ticket: Updates) -> Answer:
     """The finished request; see :func:`updates`."""
     async for update in updates(ticket):
         if isinstance(update, Answer):

@@ -16,13 +16,13 @@ from star_export.serving.admission import Place
 from star_export.serving.http.asking import answered, submitted, updates, watched
 from star_export.serving.http.body import Bodies
 from star_export.serving.http.chat import ChatRequest, read_chat
-from star_export.serving.http.completion import Completion, shown
+from star_export.serving.http.completion import Completion
 from star_export.serving.http.options import HttpOptions
 from star_export.serving.http.pictures import picture_source
 from star_export.serving.http.refusal import ApiError, refusal
 from star_export.serving.http.reply import Reply
-from star_export.serving.service import Service
-from star_export.serving.ticket import Answer, Ticket
+from star_export.serving.http.served import ServedModel
+from star_export.serving.ticket import Answer, Updates
 
 log = logging.getLogger("star_export.requests")
 
@@ -37,7 +37,7 @@ class Completions:
         options: Limits.
     """
 
-    def __init__(self, services: Mapping[str, Service], options: HttpOptions) -> None:
+    def __init__(self, services: Mapping[str, ServedModel], options: HttpOptions) -> None:
         self._services, self._options = services, options
         self._bodies = Bodies(options)
         # A thread for each request that has a place: few are busy, since the service prepares few at once.
@@ -52,7 +52,7 @@ class Completions:
         """Answer one request, whatever it is."""
         reply = Reply(send)
         chat: ChatRequest | None = None
-        service: Service | None = None
+        service: ServedModel | None = None
         try:
             async with AsyncExitStack() as stack:
                 async with self._bodies.held(Request(scope, receive)) as body:
@@ -69,24 +69,24 @@ class Completions:
             closing = service is not None and not service.open
             await reply.refuse(refusal(error, sent=sent, closing=closing))
 
-    async def _submit(self, chat: ChatRequest, service: Service, gone: "asyncio.Task[None]") -> Ticket:
+    async def _submit(self, chat: ChatRequest, service: ServedModel, gone: "asyncio.Task[None]") -> Updates:
         with service.enter() as place:
             work = partial(self._prepare, chat, service, place, gone)
             return await submitted(work, self._threads, gone)
 
     def _prepare(
-        self, chat: ChatRequest, service: Service, place: Place, gone: "asyncio.Task[None]"
-    ) -> Ticket:
-        fetch = picture_source(chat.urls, service.pipeline.spec.images.max_images, self._options)
+        self, chat: ChatRequest, service: ServedModel, place: Place, gone: "asyncio.Task[None]"
+    ) -> Updates:
+        fetch = picture_source(chat.urls, service.card.max_images, self._options)
         query = chat.query(fetch)
         if self._options.log_prompts:
             log.info("asked: %s", msgspec.json.encode(query.prompt).decode())
         if gone.done():
             raise CancelledError(GONE)
-        return service.submit(query, place)
+        return service.submit(query, place, show=chat.show)
 
 
-def find_model(services: Mapping[str, Service], name: str | None) -> tuple[str, Service]:
+def find_model(services: Mapping[str, ServedModel], name: str | None) -> tuple[str, ServedModel]:
     """The model of this name, the first where none is named.
 
     Raises:
@@ -105,12 +105,12 @@ def find_model(services: Mapping[str, Service], name: str | None) -> tuple[str, 
 
 
 async def _answer(
-    chat: ChatRequest, completion: Completion, ticket: Ticket, service: Service, reply: Reply
+    chat: ChatRequest, completion: Completion, ticket: Updates, service: ServedModel, reply: Reply
 ) -> None:
     """Send an answer, at once or as it comes."""
     if not chat.stream:
         answer = _finished(await answered(ticket))
-        more = await _more(chat, answer, ticket, service)
+        more = await _more(chat, ticket, service)
         await reply.whole(completion.body(answer, ticket) | more)
         return
     begun = False
@@ -127,7 +127,7 @@ async def _answer(
             *chunks, end = completion.last_chunks(update, ticket)
             for chunk in chunks:
                 await reply.event(chunk)
-            await reply.event(end | await _more(chat, update, ticket, service))
+            await reply.event(end | await _more(chat, ticket, service))
     await reply.done()
 
 
@@ -138,8 +138,8 @@ def _finished(answer: Answer) -> Answer:
     return answer
 
 
-async def _more(chat: ChatRequest, answer: Answer, ticket: Ticket, service: Service) -> dict[str, Any]:
+async def _more(chat: ChatRequest, ticket: Updates, service: ServedModel) -> dict[str, Any]:
     """What a page draws, for who asked to be shown it."""
     if not chat.show:
         return {}
-    return {"star": await asyncio.to_thread(shown, answer, ticket, service.pipeline)}
+    return {"star": await asyncio.to_thread(service.shown, ticket)}

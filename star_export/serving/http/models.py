@@ -1,7 +1,7 @@
-"""The models of one server: bundles, and what clients call them."""
+"""The models of one server: bundles, those behind Triton servers, and what clients call them."""
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,11 @@ from star_export.engines import Runtime, open_session
 from star_export.engines.backends import default_backend
 from star_export.errors import DeviceError, PlatformError, SettingsError, option
 from star_export.serving.http.options import HttpOptions
+from star_export.serving.http.served import ServedModel
+from star_export.serving.http.upstream import Upstream
 from star_export.serving.options import ServiceOptions
 from star_export.serving.service import Service
+from star_export.serving.triton.fields import MODEL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,8 @@ class Models:
 
     Attributes:
         folders: The bundles.
-        names: What clients call each; their folders' names by default.
+        upstreams: Addresses of Triton's gRPC ports that serve ``star_llava``; models behind the bundles.
+        names: What clients call each; by default their folders' names, and Triton's.
         backend: What runs the graphs; the bundle's engines by default, or else ONNX Runtime.
         threads: CPU threads; all cores by default.
         plugin_library: The plugin library of TensorRT engines that were built with one.
@@ -30,10 +34,11 @@ class Models:
         options: How much each takes on.
 
     Raises:
-        SettingsError: If the names are not one for each.
+        SettingsError: If there is no model, or the names are not one for each.
     """
 
-    folders: tuple[Path, ...]
+    folders: tuple[Path, ...] = ()
+    upstreams: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     backend: str | None = None
     threads: int | None = None
@@ -42,42 +47,51 @@ class Models:
     options: ServiceOptions = field(default_factory=ServiceOptions)
 
     def __post_init__(self) -> None:
-        if self.names and len(self.names) != len(self.folders):
+        count = len(self.folders) + len(self.upstreams)
+        if not count:
+            raise SettingsError(f"there is nothing to serve; give a bundle's folder, or {option('upstream')}")
+        if self.names and len(self.names) != count:
             raise SettingsError(
-                f"{option('name')} must be given once for each bundle, got {len(self.names)} names for "
-                f"{len(self.folders)} bundles"
+                f"{option('name')} must be given once for each model, got {len(self.names)} names for "
+                f"{count} models"
             )
-        if len(self.by_name) < len(self.folders):
+        if len(self.by_name) < count:
             raise SettingsError(f"two models have one name; give each its own with {option('name')}")
 
     @cached_property
-    def by_name(self) -> Mapping[str, Path]:
-        """The bundles by what clients call them."""
-        names = self.names or tuple(folder.resolve().name for folder in self.folders)
-        return dict(zip(names, self.folders, strict=True))
+    def by_name(self) -> Mapping[str, Path | str]:
+        """The bundles and the addresses by what clients call them."""
+        own = (*(folder.resolve().name for folder in self.folders), *(MODEL for _ in self.upstreams))
+        return dict(zip(self.names or own, (*self.folders, *self.upstreams), strict=True))
 
-    def start(self, on_lost: Callable[[DeviceError], None]) -> dict[str, Service]:
-        """Load and warm up every model.
+    @contextmanager
+    def start(self, on_lost: Callable[[DeviceError], None]) -> Iterator[dict[str, ServedModel]]:
+        """Load and warm up every model; close them all behind the block.
 
         Raises:
-            StarExportError: If one cannot be loaded.
+            StarExportError: If one cannot be loaded or reached.
         """
         with ExitStack() as started:
-            services = {}
-            for name, folder in self.by_name.items():
-                bundle = open_bundle(folder, verify=self.verify)
-                runtime = Runtime(
-                    backend=self.backend or default_backend(bundle),
-                    threads=self.threads,
-                    plugin_library=self.plugin_library,
-                    batches=True,
-                )
-                pipeline = Pipeline(bundle, open_session(bundle, runtime))
-                started.callback(pipeline.close)
-                services[name] = Service(pipeline, self.options, on_lost=on_lost)
+            services: dict[str, ServedModel] = {}
+            for name, source in self.by_name.items():
+                if isinstance(source, Path):
+                    pipeline = self._load(source)
+                    started.callback(pipeline.close)
+                    services[name] = Service(pipeline, self.options, on_lost=on_lost)
+                else:
+                    services[name] = Upstream(source, self.options.timeout_s)
                 started.callback(services[name].close)
-            started.pop_all()
-        return services
+            yield services
+
+    def _load(self, folder: Path) -> Pipeline:
+        bundle = open_bundle(folder, verify=self.verify)
+        runtime = Runtime(
+            backend=self.backend or default_backend(bundle),
+            threads=self.threads,
+            plugin_library=self.plugin_library,
+            batches=True,
+        )
+        return Pipeline(bundle, open_session(bundle, runtime))
 
     def serve(self, options: HttpOptions, *, on_ready: Callable[[str], None] = lambda _address: None) -> None:
         """Answer until told to end; see :func:`star_export.serving.http.server.serve`.

@@ -28,6 +28,7 @@ STATUSES: dict[Failure, tuple[int, str, str | None]] = {
     Failure.BUSY: (429, "rate_limit_error", "rate_limit_exceeded"),
     Failure.LATE: (504, SERVER, "timeout"),
     Failure.CANCELLED: (499, INVALID, "cancelled"),
+    Failure.UNREACHABLE: (503, SERVER, "upstream_unreachable"),
     Failure.INTERNAL: (500, SERVER, None),
 }
 

@@ -3,7 +3,7 @@
 import signal
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import FrameType
 
 import uvicorn
@@ -13,7 +13,7 @@ from star_export.serving.http.app import make_app
 from star_export.serving.http.connection import patient_protocol
 from star_export.serving.http.guard import MAX_HEAD
 from star_export.serving.http.options import HttpOptions
-from star_export.serving.service import Service
+from star_export.serving.http.served import ServedModel
 
 #: Seconds that a connection may be idle between two requests.
 KEEP_ALIVE_S = 30
@@ -54,7 +54,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(
-        self, services: Mapping[str, Service], options: HttpOptions, on_ready: Callable[[], None]
+        self, services: Mapping[str, ServedModel], options: HttpOptions, on_ready: Callable[[], None]
     ) -> None:
         self._services, self._on_ready = services, on_ready
         longest = max(service.options.timeout_s for service in services.values())
@@ -87,7 +87,7 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    start: Callable[[Callable[[DeviceError], None]], Mapping[str, Service]],
+    start: Callable[[Callable[[DeviceError], None]], AbstractContextManager[Mapping[str, ServedModel]]],
     options: HttpOptions,
     *,
     on_ready: Callable[[str], None] = lambda _address: None,
@@ -95,7 +95,7 @@ def serve(
     """Answer until SIGTERM or Ctrl-C, then finish what is here.
 
     Args:
-        start: Loads the models, given what to tell when their GPU is lost.
+        start: Loads the models and closes them, given what to tell when their GPU is lost.
         options: Where to listen, and limits.
         on_ready: Told the address when clients may connect.
 
@@ -113,10 +113,7 @@ def serve(
             for server in servers:
                 server.should_exit = True
 
-        services = start(on_lost)
-        for service in services.values():
-            stack.callback(service.pipeline.close)
-            stack.callback(service.close)
+        services = stack.enter_context(start(on_lost))
         server = Server(services, options, lambda: on_ready(address(bound)))
         servers.append(server)
         server.should_exit = bool(lost)

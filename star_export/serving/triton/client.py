@@ -19,6 +19,7 @@ from star_export.errors import (
     PlatformError,
     SettingsError,
     StarExportError,
+    UnreachableError,
     option,
 )
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, check_names
@@ -67,15 +68,16 @@ def stream(
         SettingsError: If the URL is none of gRPC, or a number does not fit its input.
         BusyError: If the queue is full or the server goes down.
         DeadlineError: If it took too long, here or there.
-        PlatformError: If tritonclient is missing, or no such server can be reached.
+        PlatformError: If tritonclient is missing.
+        UnreachableError: If no such server can be reached.
         StarExportError: If the server failed.
     """
     check_names(inputs)
     given = {name: value for name, value in inputs.items() if value is not None}
     images = [_read(path) for path in ([image] if isinstance(image, Path) else image)]
     values = {"image": images, **_asked(prompt), "stream": True, **given}
-    grpc, address = _library(), _address(url)
-    tensors = [_tensor(grpc, name, value) for name, value in values.items()]
+    grpc, address = library(), grpc_address(url)
+    tensors = [tensor(grpc, name, value) for name, value in values.items()]
     updates: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with grpc.InferenceServerClient(address) as client:
         _check_server(client, url, timeout)
@@ -125,10 +127,10 @@ def _asked(prompt: str | Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """All responses to one request as one, with ``usage``, ``timings_ms`` and ``logprobs`` parsed.
+    """All responses to one request as one, with its JSON parsed.
 
     Raises:
-        PlatformError: If the last one is missing.
+        UnreachableError: If the last one is missing.
     """
     whole: dict[str, Any] = {"text": "", "token_ids": []}
     logprobs: list[dict[str, Any]] = []
@@ -141,9 +143,10 @@ def collect(responses: Iterator[dict[str, Any]]) -> dict[str, Any]:
             whole["logprobs"] = logprobs
         whole |= {name: response[name] for name in last if name in response}
     if "finish_reason" not in whole:
-        raise PlatformError("the answer broke off: the server went away; try again")
-    for name in ("usage", "timings_ms"):
-        whole[name] = json.loads(whole[name])
+        raise UnreachableError("the answer broke off: the server went away; try again")
+    for name in ("usage", "timings_ms", "shown"):
+        if name in whole:
+            whole[name] = json.loads(whole[name])
     return whole
 
 
@@ -154,33 +157,48 @@ def _read(image: Path) -> bytes:
         raise InputError(f"cannot read {image}: {error.strerror}; give the path of a picture") from error
 
 
-def _library() -> Any:
+def library(name: str = "tritonclient.grpc") -> Any:
+    """Triton's client.
+
+    Raises:
+        PlatformError: If it is not installed.
+    """
     try:
-        return importlib.import_module("tritonclient.grpc")
+        return importlib.import_module(name)
     except ImportError as error:
         raise PlatformError(
             f"Triton's client is not installed ({error}); run: pip install 'star-export[client]'"
         ) from error
 
 
-def _address(url: str) -> str:
+def grpc_address(url: str) -> str:
+    """Host and port of a URL.
+
+    Raises:
+        SettingsError: If it is none of gRPC.
+    """
     address = url.removeprefix("grpc://")
     if "://" in address or not address.rpartition(":")[2].isdecimal():
         raise SettingsError(f"{url} is no address of a gRPC port; give one such as localhost:8001")
     return address
 
 
-def _tensor(grpc: Any, name: str, value: Any) -> Any:
+def tensor(grpc: Any, name: str, value: Any) -> Any:
+    """An input of the model from one value, or from several.
+
+    Raises:
+        SettingsError: If a number does not fit.
+    """
     (field,) = (field for field in INPUTS if field.name == name)
     dtype, kind = TYPES[field.kind]
     items = list(value) if isinstance(value, list | tuple) else [value]
     try:
         array = np.array([x.encode() if isinstance(x, str) else x for x in items], dtype)
     except OverflowError as error:
-        raise SettingsError(f"{name} must fit into {kind}, got {value}") from error
-    tensor = grpc.InferInput(name, array.shape, kind)
-    tensor.set_data_from_numpy(array)
-    return tensor
+        raise SettingsError(f"{option(name)} must fit into {kind}, got {value}") from error
+    given = grpc.InferInput(name, array.shape, kind)
+    given.set_data_from_numpy(array)
+    return given
 
 
 def _check_server(client: Any, url: str, timeout: float) -> None:
@@ -188,11 +206,11 @@ def _check_server(client: Any, url: str, timeout: float) -> None:
     try:
         ready = client.is_model_ready(MODEL, client_timeout=timeout)
     except Exception as error:  # tritonclient's, or one of gRPC's
-        raise PlatformError(
+        raise UnreachableError(
             f"no answer from {url}: {error}; is a server there, and is this its gRPC port (8001, usually)?"
         ) from error
     if not ready:
-        raise PlatformError(f"{url} does not serve {MODEL}, or not yet; its log says why")
+        raise UnreachableError(f"{url} does not serve {MODEL}, or not yet; its log says why")
 
 
 def _response(updates: "queue.SimpleQueue[Any]", url: str, timeout: float) -> dict[str, Any]:
@@ -206,6 +224,11 @@ def _response(updates: "queue.SimpleQueue[Any]", url: str, timeout: float) -> di
         status = str(getattr(update, "status", lambda: None)()).removeprefix("StatusCode.")
         kind, message = KINDS.get(status, StarExportError), getattr(update, "message", lambda: update)()
         raise kind(f"{url} {'says' if kind is not StarExportError else 'failed'}: {message}") from update
-    found = {field.name: update.as_numpy(field.name) for field in OUTPUTS}
+    return outputs(update)
+
+
+def outputs(response: Any) -> dict[str, Any]:
+    """The outputs that a response has, as texts and lists of numbers."""
+    found = {field.name: response.as_numpy(field.name) for field in OUTPUTS}
     plain = {name: array.tolist() for name, array in found.items() if array is not None}
     return {name: ids if name == "token_ids" else ids[0].decode() for name, ids in plain.items()}

@@ -4,17 +4,18 @@ The one place that holds them: the model's configuration is written from here, t
 clients read them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from star_export.errors import InputError
 from star_export.serving import query
+from star_export.serving.options import ServiceOptions
 from star_export.typed import parse
 
 MODEL, UNARY_MODEL = "star_llava", "star_llava_infer"
 
-#: Parameter by which the second asks the first for errors with their code in the text; see ``refusal``.
+#: Parameter by which the second, and other front doors, ask the first for errors to pass on: ``forwarding``.
 FORWARDED = "star_forwarded"
 #: Parameters that no user means for the model.
 TRITONS_OWN = (FORWARDED, "id", "binary_data_output", "triton_enable_empty_final_response")
@@ -44,10 +45,11 @@ INPUTS = (
     Field("schema", "STRING", optional=True),
     Field("top_logprobs", "INT32", optional=True),
     Field("stream", "BOOL", optional=True),
+    Field("show", "BOOL", optional=True),
     Field("timeout_s", "FP32", optional=True),
 )
 #: ``text`` and ``token_ids`` come with every response, ``logprobs`` too where ``top_logprobs`` asks for them,
-#: the others with the last. The last three are JSON.
+#: the others with the last, ``shown`` where ``show`` asks for it. All from ``usage`` on are JSON.
 OUTPUTS = (
     Field("text", "STRING"),
     Field("token_ids", "INT32", length=-1),
@@ -55,6 +57,7 @@ OUTPUTS = (
     Field("usage", "STRING", optional=True),
     Field("timings_ms", "STRING", optional=True),
     Field("logprobs", "STRING", optional=True),
+    Field("shown", "STRING", optional=True),
 )
 
 
@@ -91,6 +94,23 @@ def scalars(values: dict[str, Any]) -> dict[str, Any]:
             raise InputError("prompt and messages are both given; give one of them")
         plain["prompt"] = _messages(plain.pop("messages"))
     return plain
+
+
+def service_options(parameters: Mapping[str, str]) -> ServiceOptions:
+    """How much a model takes on, from its configuration's parameters.
+
+    Raises:
+        KeyError: If one is missing.
+        ValueError: If one is no number.
+    """
+    return ServiceOptions(
+        kv_cache_mib=int(parameters["kv_cache_mib"]),
+        max_slots=int(parameters["max_slots"]),
+        queue=int(parameters["queue"]),
+        timeout_s=float(parameters["timeout_s"]),
+        feature_cache_mib=int(parameters["feature_cache_mib"]),
+        prefix_cache_mib=int(parameters["prefix_cache_mib"]),
+    )
 
 
 def _messages(text: str) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import CancelledError
 from dataclasses import asdict
 from pathlib import Path
@@ -22,11 +23,16 @@ from star_export.answer.pipeline import open_pipeline
 from star_export.engines import Runtime
 from star_export.errors import BusyError, DeviceError
 from star_export.serving.admission import Place
-from star_export.serving.options import ServiceOptions
 from star_export.serving.query import Query
 from star_export.serving.service import Service
 from star_export.serving.ticket import Answer, Piece, Ticket
-from star_export.serving.triton.fields import FORWARDED, INPUTS, check_names, scalars
+from star_export.serving.triton.fields import (
+    FORWARDED,
+    INPUTS,
+    check_names,
+    scalars,
+    service_options,
+)
 from star_export.serving.triton.metrics import Metrics
 from star_export.serving.triton.refusal import refuse
 
@@ -49,7 +55,9 @@ class TritonPythonModel:
         folder = home / settings["bundle"]
         backend = settings["backend"]
         runtime = Runtime(backend=backend, threads=threads, plugin_library=library, batches=True)
-        self._service = Service(open_pipeline(folder, runtime), _options(settings), on_lost=_end_server)
+        self._service = Service(
+            open_pipeline(folder, runtime), service_options(settings), on_lost=_end_server
+        )
         self._metrics = Metrics(self._service.stats, args["model_name"])
 
     def execute(self, requests: list[Any]) -> None:
@@ -78,14 +86,14 @@ class TritonPythonModel:
             with place:
                 check_names(parameters)
                 given = scalars(values)
-                stream = given.pop("stream", False)
+                stream, show = given.pop("stream", False), given.pop("show", False)
                 ticket = self._service.submit(Query.of(given), place)
             with ticket:
-                self._send(ticket, sender, stream=stream)
+                self._send(ticket, sender, stream=stream, show=show)
         except Exception as error:  # the client gets it, whatever it is
             refuse(sender, error, forwarded=FORWARDED in parameters)
 
-    def _send(self, ticket: Ticket, sender: Any, *, stream: bool) -> None:
+    def _send(self, ticket: Ticket, sender: Any, *, stream: bool, show: bool) -> None:
         """Send pieces as they come and the end of the answer; let go when the client has gone."""
         look = time.monotonic()
         while not isinstance(update := ticket.next(LOOK_EVERY), Answer):
@@ -98,29 +106,28 @@ class TritonPythonModel:
         if update.finish_reason == "cancelled":
             raise CancelledError("the request was cancelled")
         last = ticket.rest if stream else Piece(update.text, update.token_ids, update.logprobs)
-        sender.send(_response(last, update), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        ending = _ending(update, ticket)
+        if show:
+            ending.append(_text("shown", json.dumps(self._service.shown(ticket))))
+        sender.send(_response(last, ending), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _options(settings: dict[str, str]) -> ServiceOptions:
-    return ServiceOptions(
-        kv_cache_mib=int(settings["kv_cache_mib"]),
-        max_slots=int(settings["max_slots"]),
-        queue=int(settings["queue"]),
-        timeout_s=float(settings["timeout_s"]),
-        feature_cache_mib=int(settings["feature_cache_mib"]),
-        prefix_cache_mib=int(settings["prefix_cache_mib"]),
-    )
-
-
-def _response(piece: Piece, answer: Answer | None = None) -> Any:
+def _response(piece: Piece, ending: Sequence[Any] = ()) -> Any:
     outputs = [_text("text", piece.text), pb.Tensor("token_ids", np.array(piece.token_ids, np.int32))]
     if piece.logprobs is not None:
         outputs.append(_text("logprobs", json.dumps([asdict(one) for one in piece.logprobs])))
-    if answer is not None:
-        plain = answer.to_dict()
-        outputs.append(_text("finish_reason", answer.finish_reason))
-        outputs += [_text(name, json.dumps(plain[name])) for name in ("usage", "timings_ms")]
-    return pb.InferenceResponse(outputs)
+    return pb.InferenceResponse([*outputs, *ending])
+
+
+def _ending(answer: Answer, ticket: Ticket) -> list[Any]:
+    """Outputs of the last response alone."""
+    plain = answer.to_dict()
+    usage = {**plain["usage"], "stages": ticket.stages, "cached_tokens": ticket.cached_tokens}
+    return [
+        _text("finish_reason", answer.finish_reason),
+        _text("usage", json.dumps(usage)),
+        _text("timings_ms", json.dumps(plain["timings_ms"])),
+    ]
 
 
 def _text(name: str, text: str) -> Any:

@@ -1,16 +1,16 @@
 """Errors as Triton hands them out.
 
-Triton 2.51 forgets the code of an error between two models. So ``star_llava`` writes it into the
-text where ``star_llava_infer`` asked, which sends on what it reads there.
+To who passes requests on, ``star_llava_infer`` and a front door on another machine, all of an error goes in
+its text; see :mod:`star_export.serving.triton.forwarding`.
 """
 
-import json
 import logging
 from typing import Any
 
 import triton_python_backend_utils as pb  # only inside Triton
 
 from star_export.serving.failure import Failure
+from star_export.serving.triton.forwarding import packed, unpacked
 
 log = logging.getLogger("star_export.serving")
 
@@ -20,6 +20,7 @@ CODES = {
     Failure.BUSY: "UNAVAILABLE",
     Failure.LATE: "CANCELLED",
     Failure.CANCELLED: "CANCELLED",
+    Failure.UNREACHABLE: "UNAVAILABLE",
     Failure.INTERNAL: "INTERNAL",
 }
 
@@ -30,19 +31,15 @@ def refuse(sender: Any, error: Exception, *, forwarded: bool = False) -> None:
     Args:
         sender: Of the request's responses.
         error: What went wrong.
-        forwarded: Whether ``star_llava_infer`` asked.
+        forwarded: Whether who asked passes it on.
     """
-    name, text = CODES[Failure.of(error)], str(error) or repr(error)
-    _send(sender, name, json.dumps([name, text]) if forwarded else text)
+    text = packed(error) if forwarded else str(error) or repr(error)
+    _send(sender, CODES[Failure.of(error)], text)
 
 
 def pass_on(sender: Any, message: str) -> None:
     """End a request with the error of a forwarded one."""
-    try:
-        name, text = json.loads(message)
-    except ValueError:  # Triton's own words
-        name, text = "INTERNAL", message
-    _send(sender, name, text)
+    refuse(sender, unpacked(message) or RuntimeError(message))
 
 
 def _send(sender: Any, name: str, text: str) -> None:

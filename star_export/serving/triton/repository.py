@@ -1,5 +1,6 @@
 """A model repository that a stock ``tritonserver`` serves."""
 
+import json
 import os
 import shlex
 import shutil
@@ -12,6 +13,7 @@ from star_export.bundle import MANIFEST, Bundle
 from star_export.engines import Runtime
 from star_export.errors import SettingsError, option
 from star_export.files import staging_folder
+from star_export.serving.card import Card
 from star_export.serving.options import ServiceOptions
 from star_export.serving.triton.fields import INPUTS, MODEL, OUTPUTS, UNARY_MODEL, Field
 from star_export.serving.triton.tritonserver import Server
@@ -52,7 +54,7 @@ def write_repository(bundle: Bundle, output: Path, options: ServeOptions, *, ove
         if library is not None:
             shutil.copyfile(library, version / PLUGIN_LIBRARY)
         (version / "model.py").write_text(_MODEL_PY.format(module="model"))
-        (folder / MODEL / "config.pbtxt").write_text(model_config(MODEL, parameters(options)))
+        (folder / MODEL / "config.pbtxt").write_text(model_config(MODEL, parameters(bundle, options)))
         _link(bundle, version / BUNDLE)
         unary = folder / UNARY_MODEL / VERSION
         unary.mkdir(parents=True)
@@ -61,14 +63,17 @@ def write_repository(bundle: Bundle, output: Path, options: ServeOptions, *, ove
         (folder / "README.md").write_text(_README.format(command=server_command(output)))
 
 
-def parameters(options: ServeOptions) -> dict[str, Any]:
-    """The parameters of the model's configuration; empty or 0 for what is not given."""
+def parameters(bundle: Bundle, options: ServeOptions) -> dict[str, Any]:
+    """The parameters of the model's configuration; empty or 0 for what is not given.
+
+    The card is for front doors on other machines, which have no bundle.
+    """
     own = asdict(options)
     runtime: dict[str, Any] = own.pop("runtime")
     del runtime["exact"], runtime["batches"]  # a server never asks for the one, always for the other
     runtime |= {"bundle": BUNDLE, "threads": runtime["threads"] or 0}
     runtime["plugin_library"] = PLUGIN_LIBRARY if runtime["plugin_library"] is not None else ""
-    return own | runtime
+    return {**own, **runtime, "card": json.dumps(asdict(Card.of(bundle.spec)))}
 
 
 def _check(bundle: Bundle, output: Path, options: ServeOptions, *, overwrite: bool) -> None:

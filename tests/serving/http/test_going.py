@@ -240,7 +240,8 @@ def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("folders", "names", "message"),
     [
-        (("a", "b"), ("one",), "name must be given once for each bundle, got 1 names for 2 bundles"),
+        (("a", "b"), ("one",), "name must be given once for each model, got 1 names for 2 models"),
+        ((), (), "there is nothing to serve; give a bundle's folder, or upstream"),
         (("x/a", "y/a"), (), "two models have one name; give each its own with name"),
     ],
 )

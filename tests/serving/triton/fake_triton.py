@@ -15,6 +15,8 @@ from typing import Any
 import grpc
 import numpy as np
 import tritonclient.utils as triton
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from tritonclient.grpc import service_pb2 as messages
 from tritonclient.grpc import service_pb2_grpc as service
 
@@ -175,20 +177,29 @@ class Metric:
 
 
 class _Service(service.GRPCInferenceServiceServicer):
-    def __init__(self, model: Any, ready: bool) -> None:
-        self._model, self._ready = model, ready
+    def __init__(self, model: Any, ready: bool, config: str) -> None:
+        self._model, self._ready, self._config = model, ready, config
         self.seen: list[Request] = []
 
     def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
         return messages.ModelReadyResponse(ready=self._ready and request.name == "star_llava")
 
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        config = text_format.Parse(self._config, model_config_pb2.ModelConfig())
+        if config.name != request.name:
+            context.abort(
+                grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.name}' is not found"
+            )
+        return messages.ModelConfigResponse(config=config)
+
     def ModelStreamInfer(self, requests: Any, context: Any) -> Iterator[Any]:  # noqa: N802
         coded = dict(context.invocation_metadata()).get("triton_grpc_error") == "true"
         for message in requests:
-            request = Request({
+            inputs = {
                 given.name: _array(given, content)
                 for given, content in zip(message.inputs, message.raw_input_contents, strict=True)
-            })  # fmt: skip
+            }
+            request = Request(inputs, {name: value.bool_param for name, value in message.parameters.items()})
             context.add_callback(lambda request=request: setattr(request.sender, "cancelled", True))
             self.seen.append(request)
             self._model.execute([request])
@@ -219,9 +230,12 @@ def _message(response: InferenceResponse) -> Any:
 
 
 @contextmanager
-def serve(model: Any, *, ready: bool = True) -> Iterator[tuple[str, list[Request]]]:
-    """A gRPC server in front of a model: its address, and the requests that it has seen."""
-    service_, server = _Service(model, ready), grpc.server(ThreadPoolExecutor(8))
+def serve(model: Any, *, ready: bool = True, config: str = "") -> Iterator[tuple[str, list[Request]]]:
+    """A gRPC server in front of a model: its address, and the requests that it has seen.
+
+    ``config`` is the model's ``config.pbtxt``.
+    """
+    service_, server = _Service(model, ready, config), grpc.server(ThreadPoolExecutor(8))
     service.add_GRPCInferenceServiceServicer_to_server(service_, server)
     port = server.add_insecure_port("localhost:0")
     server.start()

@@ -89,6 +89,7 @@ def test_every_input_arrives_with_its_type() -> None:
         "schema": '{"type": "string"}',
         "top_logprobs": 3,
         "timeout_s": 8.0,
+        "show": True,
     }
     with fake_triton.serve(Answering(answer)) as (address, seen):
         list(stream(address, PICTURE, "W\u00e4s?", **given))

@@ -29,8 +29,9 @@ def test_inputs_become_python_values() -> None:
 
 
 def test_inputs_are_what_a_query_takes() -> None:
-    """And whether it is streamed, which is the front door's own; the prompt may come as messages."""
-    assert {f.name for f in INPUTS} == {f.name for f in dataclasses.fields(Query)} | {"stream", "messages"}
+    """And how the answer is sent, which is the front door's own; the prompt may come as messages."""
+    own = {"stream", "show", "messages"}
+    assert {f.name for f in INPUTS} == {f.name for f in dataclasses.fields(Query)} | own
     required = {f.name for f in dataclasses.fields(Query) if f.default is dataclasses.MISSING}
     assert {f.name for f in INPUTS if not f.optional} == required - {"prompt"}
 

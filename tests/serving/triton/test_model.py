@@ -205,8 +205,8 @@ def test_every_input_has_its_effect(model, mha: Pipeline, name: str) -> None:
 
 
 def test_inputs_without_an_effect_on_the_answer_are_tested_too() -> None:
-    """Five of them, below; a new input has to be entered somewhere."""
-    others = {"messages", "reprune", "stream", "timeout_s", "top_logprobs"}
+    """Below, and ``show`` over HTTP; a new input has to be entered somewhere."""
+    others = {"messages", "reprune", "show", "stream", "timeout_s", "top_logprobs"}
     assert {f.name for f in INPUTS} == {*CHANGES, *others}
 
 

@@ -32,14 +32,19 @@ def test_every_option_is_in_the_configuration(bundle, tmp_path: Path) -> None:
         feature_cache_mib=11,
         prefix_cache_mib=12,
     )
-    write_repository(open_bundle(bundle("mha")), tmp_path / "repository", options)
+    mha = open_bundle(bundle("mha"))
+    write_repository(mha, tmp_path / "repository", options)
     config = (tmp_path / "repository/star_llava/config.pbtxt").read_text()
     found = dict(re.findall(r'key: "(\w+)" value: { string_value: "(.*?)" }', config))
-    assert found == {name: str(value) for name, value in parameters(options).items()}
+    found["card"] = found["card"].replace('\\"', '"')
+    assert found == {name: str(value) for name, value in parameters(mha, options).items()}
+    card = json.loads(found["card"])
+    assert [stage["keep"] for stage in card["stages"]] == [stage.tokens for stage in mha.spec.schedule]
     every = {f.name for f in (*fields(Runtime), *fields(ServeOptions))}
     assert every - {"runtime", "exact", "batches"} <= set(found)  # of which a server has no choice
     assert (found["threads"], found["queue"]) == ("2", "3")
-    assert parameters(ServeOptions()) == {
+    assert parameters(mha, ServeOptions()) == {
+        "card": found["card"],
         "backend": "onnxruntime",
         "kv_cache_mib": 4096,
         "max_slots": 32,
