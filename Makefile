@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 TORCH_CPU := https://download.pytorch.org/whl/cpu
 export TRANSFORMERS_VERBOSITY := error
 
-.PHONY: demo page-shot test test-slow test-cpp fuzz-cpp lint-cpp bench-cpp fuzz test-triton load test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
+.PHONY: demo page-shot test test-slow test-cpp fuzz-cpp lint-cpp bench-cpp fuzz test-triton load load-serve test-gpu gpu lint docs mini mini-late mini-onevision accuracy bench bench-bits growth bench-onevision bench-session bench-slots bench-stall bench-schema bench-triton bench-serve bench-peers bench-kernel full-size full-size-engines resolve mutants fresh clean
 
 demo: $(READY)
 	$(BIN)/star-export build --model models/mini --keep 64 --output $(OUT)/bundle --overwrite
@@ -66,9 +66,14 @@ bench-schema: $(READY)
 bench-triton: $(TRITON)/.ready
 	$(TRITON)/bin/python .ci/bench_triton.py build/load/star
 
-# What HTTP adds to the service, the same requests both ways in turns; after `make demo`.
+# Many clients against `star-export serve`: the same, for 10,000 requests, with memory within 2 %. Half an hour.
+REQUESTS ?= 10000
+load-serve: $(READY)
+	$(BIN)/python .ci/load_serve.py build/load --requests $(REQUESTS)
+
+# What HTTP adds to the service, the same requests both ways in turns; after `make demo` and `make load-serve`.
 bench-serve: $(READY)
-	$(BIN)/python .ci/bench_serve.py $(OUT)/bundle
+	taskset -c 0 $(BIN)/python .ci/bench_serve.py $(OUT)/bundle build/load/star
 
 # Needs an NVIDIA GPU, its driver and star-export[tensorrt]; `make test` runs most of it on a fake GPU.
 test-gpu: $(READY)

@@ -1,7 +1,8 @@
 """``make bench-serve``: what HTTP adds to the service, with the same requests both ways, in turns.
 
-Streams over real sockets, from threads of this process, which share its interpreter: clients on other
-machines cost less. The smallest time of each way counts, since other work only adds to it.
+The service and the server are in this process, HTTP's clients in one of their own, over real sockets. What
+counts is this process's time on the CPU, to which neither clients nor other work on the machine add much; the
+smallest of all rounds. On one core (``taskset -c 0``) it is the time that answers take.
 """
 
 import argparse
@@ -9,10 +10,14 @@ import base64
 import http.client
 import io
 import json
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from star_export.answer.pipeline import open_pipeline
@@ -28,7 +33,7 @@ PROMPT = "Describe the picture."
 
 
 def ask_service(service: Service, picture: bytes, tokens: int, seed: int) -> int:
-    """One answer from the service itself, piece by piece."""
+    """The characters of one answer from the service itself, piece by piece."""
     query = Query(image=picture, prompt=PROMPT, max_new_tokens=tokens, temperature=100.0, seed=seed)
     with service.submit(query) as ticket:
         return sum(map(len, ticket))
@@ -47,47 +52,98 @@ def ask_server(port: int, picture: bytes, tokens: int, seed: int) -> int:
     return sum(len(json.loads(event)["choices"][0]["delta"].get("content", "")) for event in events)
 
 
-def seconds(ask: Callable[[int], int], clients: int, requests: int) -> tuple[float, int]:
-    """How long some requests took, and the characters of their answers."""
+def ask_all(ask: Callable[[int], int], clients: int, requests: int) -> int:
+    """The characters of some answers, asked for at once."""
     with ThreadPoolExecutor(clients) as threads:
-        began = time.perf_counter()
-        characters = sum(threads.map(ask, range(requests)))
-        return time.perf_counter() - began, characters
+        return sum(threads.map(ask, range(requests)))
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bundle", type=Path)
-    for name, default in (("clients", 8), ("requests", 32), ("tokens", 64), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    given = parser.parse_args()
-    held = io.BytesIO()
-    make_probes(1)[0].pictures[0].save(held, "PNG")
-    picture, options = held.getvalue(), HttpOptions(port=0)
-    pipeline = open_pipeline(given.bundle, Runtime(threads=1, batches=True))
-    service = Service(pipeline, ServiceOptions(max_slots=given.clients))
-    with pipeline, service, listen(options) as bound:
-        ready, port = threading.Event(), bound.getsockname()[1]
+def be_clients(port: int, tokens: int, clients: int, requests: int) -> None:
+    """The other process: a round over HTTP for each line that comes, its characters in one that goes."""
+    picture = _picture()
+    for _ in sys.stdin:
+        print(ask_all(partial(ask_server, port, picture, tokens), clients, requests), flush=True)
+
+
+@contextmanager
+def clients_of(port: int, given: argparse.Namespace) -> Iterator[Callable[[], int]]:
+    """Asks the other process for a round."""
+    numbers = [port, given.tokens, given.clients, given.requests]
+    command = [sys.executable, __file__, "--ask", *map(str, numbers)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        to, back = process.stdin, process.stdout
+
+        def ask() -> int:
+            print(file=to, flush=True)
+            return int(back.readline())
+
+        ask()  # it has started, and both sides are warm
+        yield ask
+
+
+@contextmanager
+def serving(service: Service) -> Iterator[tuple[int, int]]:
+    """The port of a server over a service, and the clock of its event loop's thread."""
+    options, ready = HttpOptions(port=0), threading.Event()
+    with listen(options) as bound:
         server = Server({"model": service}, options, ready.set)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
         thread.start()
         ready.wait()
-        ways = {
-            "service": lambda seed: ask_service(service, picture, given.tokens, seed),
-            "http": lambda seed: ask_server(port, picture, given.tokens, seed),
-        }
-        found = [
-            {way: seconds(ask, given.clients, given.requests) for way, ask in ways.items()}
-            for _ in range(given.rounds)
-        ]
-        server.should_exit = True
-        thread.join()
-    best = {way: min(times[way][0] for times in found) for way in ways}
-    assert len({times[way][1] for times in found for way in ways}) == 1, "answers differ"
-    for way, least in best.items():
-        print(f"{way}: {given.requests / least:.2f} requests/s, best of {given.rounds} rounds")
-    print(f"http takes {best['http'] / best['service']:.3f} times as long")
+        try:
+            assert thread.ident
+            yield bound.getsockname()[1], time.pthread_getcpuclockid(thread.ident)
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def measure(bundle: Path, given: argparse.Namespace) -> None:
+    """Both ways in turns; prints what each took."""
+    pipeline = open_pipeline(bundle, Runtime(threads=1, batches=True))
+    with pipeline, Service(pipeline, ServiceOptions(max_slots=given.clients)) as service:
+        direct = partial(ask_service, service, _picture(), given.tokens)
+        with serving(service) as (port, loop), clients_of(port, given) as over_http:
+            ways = {"service": partial(ask_all, direct, given.clients, given.requests), "http": over_http}
+            ways["service"]()
+            best, characters = {}, set()
+            for _ in range(given.rounds):
+                for way, ask in ways.items():
+                    began, idle = time.process_time(), time.clock_gettime(loop)
+                    characters.add(ask())
+                    took = time.process_time() - began, time.clock_gettime(loop) - idle
+                    best[way] = min(took, best.get(way, took))
+    assert len(characters) == 1, "answers differ"
+    tokens = given.requests * given.tokens
+    (alone, _), (whole, loop_s) = best["service"], best["http"]
+    per_token = [f"{1e6 * took / tokens:.0f}" for took in (alone, whole, loop_s)]
+    print(
+        f"{bundle}: {per_token[0]} µs a token, {per_token[1]} over HTTP,"
+        f" {per_token[2]} of them in its event loop;"
+        f" HTTP takes {whole / alone:.3f} times as long"
+    )
+
+
+def _picture() -> bytes:
+    held = io.BytesIO()
+    make_probes(1)[0].pictures[0].save(held, "PNG")
+    return held.getvalue()
+
+
+def main() -> None:
+    """Measure and print."""
+    if sys.argv[1:2] == ["--ask"]:
+        be_clients(*map(int, sys.argv[2:]))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, nargs="+")
+    for name, default in (("clients", 8), ("requests", 24), ("tokens", 128), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    given = parser.parse_args()
+    for bundle in given.bundle:
+        measure(bundle, given)
 
 
 if __name__ == "__main__":

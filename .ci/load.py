@@ -8,6 +8,7 @@ lost, or memory grows.
 
 import argparse
 import json
+import math
 import os
 import random
 import signal
@@ -42,8 +43,8 @@ PORT = 18800
 KV_CACHE_MIB = "64"
 KEEPS, LENGTHS = (13, 26, 51), (32, 64, 128, 256)
 PROMPTS = ("What is this?", "Describe the picture in detail.", "Where is the red circle?", "Why?")
-#: Memory may grow by this share after the first third of the time.
-GROWTH = 0.05
+#: Memory may grow by this share after this share of the time.
+GROWTH, WARM = 0.05, 1 / 3
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,33 @@ class Tally:
     def rate(self) -> float:
         """Right answers a second."""
         return self.outcomes["right"] / self.seconds
+
+
+#: What a client does with a case: how it ended, and seconds to the first piece of an answer.
+Ask = Callable[[Case], tuple[str, float | None]]
+
+
+@dataclass(frozen=True)
+class Door:
+    """How clients reach a server: for an answer, for one that they leave, and with nonsense."""
+
+    ask: Ask
+    drop: Ask
+    garbage: Ask
+
+
+@dataclass(frozen=True)
+class Most:
+    """When clients end."""
+
+    seconds: float = math.inf
+    requests: float = math.inf
+    began: float = field(default_factory=time.monotonic)
+
+    def share(self, tally: Tally) -> float:
+        """How much of it is done."""
+        done = sum(tally.outcomes.values())
+        return max(done / self.requests, (time.monotonic() - self.began) / self.seconds)
 
 
 def make_cases(pipeline: Pipeline, folder: Path, count: int) -> list[Case]:
@@ -120,31 +148,30 @@ def server(bundle: Path, repository: Path, *options: str) -> Iterator[subprocess
 
 
 def run(
-    process: subprocess.Popen[Any], cases: list[Case], *, clients: int, seconds: float, title: str
+    process: subprocess.Popen[Any], cases: list[Case], door: Door, *, clients: int, most: Most, title: str
 ) -> Tally:
-    """Let ``clients`` ask for some time."""
-    tally, end = Tally(), time.monotonic() + seconds
-    began = time.monotonic()
-    threads = [threading.Thread(target=_client, args=(n, cases, tally, end)) for n in range(clients)]
+    """Let ``clients`` ask until there were so many requests, or for so long."""
+    tally, began = Tally(), time.monotonic()
+    threads = [threading.Thread(target=_client, args=(n, cases, door, most, tally)) for n in range(clients)]
     for thread in threads:
         thread.start()
     with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=seconds)
+        task = progress.add_task(title, total=1.0)
         while any(thread.is_alive() for thread in threads):
             time.sleep(1)
             tally.memory.append(_resident(process.pid))
-            progress.update(task, completed=min(seconds, time.monotonic() - began))
+            progress.update(task, completed=min(1.0, most.share(tally)))
     tally.seconds = time.monotonic() - began
     return tally
 
 
-def _client(number: int, cases: list[Case], tally: Tally, end: float) -> None:
+def _client(number: int, cases: list[Case], door: Door, most: Most, tally: Tally) -> None:
     chance = random.Random(number)
-    while time.monotonic() < end:
+    while most.share(tally) < 1:
         case, kind = chance.choice(cases), chance.random()
-        ask: Callable[[Case], tuple[str, float | None]] = _drop if kind < 0.05 else _ask
+        ask = door.drop if kind < 0.05 else door.garbage if kind > 0.95 else door.ask
         try:
-            outcome, ttft = _garbage(case) if kind > 0.95 else ask(case)
+            outcome, ttft = ask(case)
         except Exception as error:  # whatever it is, the request was lost
             outcome, ttft = f"lost: {error}", None
         with tally.lock:
@@ -179,6 +206,9 @@ def _garbage(case: Case) -> tuple[str, None]:
     return "wrong", None
 
 
+DOOR = Door(_ask, _drop, _garbage)
+
+
 def _resident(pid: int) -> int:
     """Resident bytes of a process and of all below it."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -197,7 +227,7 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=48)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    star, full = (_bundle(args.work, prune=prune) for prune in (True, False))
+    star, full = (build_bundle(args.work, prune=prune) for prune in (True, False))
     cases = {bundle: make_cases(load(bundle), args.work, args.cases) for bundle in (star, full)}
     tallies, seconds = {}, 60 * args.minutes
     slots = "--max-slots", str(args.clients), "--kv-cache", KV_CACHE_MIB
@@ -208,12 +238,22 @@ def main() -> int:
     ):
         with server(bundle, args.work / "repository", *options) as process:
             tallies[title] = run(
-                process, cases[bundle], clients=args.clients, seconds=share * seconds, title=title
+                process,
+                cases[bundle],
+                DOOR,
+                clients=args.clients,
+                most=Most(seconds=share * seconds),
+                title=title,
             )
-    return report(tallies)
+    failed = report(tallies, growth=GROWTH, warm=WARM)
+    batched, single, full = tallies.values()
+    print(f"batched / one at a time: {batched.rate / single.rate:.2f}x requests/s")
+    print(f"pruned / unpruned, same memory: {batched.rate / full.rate:.2f}x requests/s")
+    return failed
 
 
-def _bundle(work: Path, *, prune: bool) -> Path:
+def build_bundle(work: Path, *, prune: bool) -> Path:
+    """The bundle of 30 M parameters, built where it is not there."""
     checkpoint, folder = work / "checkpoint", work / ("star" if prune else "full")
     if not checkpoint.exists():
         make_checkpoint(checkpoint, "serving")
@@ -224,27 +264,24 @@ def _bundle(work: Path, *, prune: bool) -> Path:
     return folder
 
 
-def report(tallies: dict[str, Tally]) -> int:
+def report(tallies: dict[str, Tally], *, growth: float, warm: float) -> int:
     """Print the table; the exit code."""
     table = Table("", "requests/s", "TTFT p50 ms", "p90", "p99", "memory")
     failed = False
     for title, tally in tallies.items():
         cuts = [1000 * cut for cut in statistics.quantiles(tally.ttft, n=100)]
-        early = max(tally.memory[: max(1, len(tally.memory) // 3)])
-        growth = max(tally.memory) / early - 1
+        early = max(tally.memory[: max(1, int(warm * len(tally.memory)))])
+        grown = max(tally.memory) / early - 1
         lost = [outcome for outcome in tally.outcomes if outcome.startswith(("lost", "wrong"))]
-        failed |= bool(lost) or growth > GROWTH
+        failed |= bool(lost) or grown > growth
         table.add_row(
             title,
             f"{tally.rate:.2f}",
             *(f"{cuts[p - 1]:.0f}" for p in (50, 90, 99)),
-            f"{growth:+.1%} of {early / 1e6:.0f} MB",
+            f"{grown:+.1%} of {early / 1e6:.0f} MB",
         )
         print(f"{title}: {json.dumps(tally.outcomes)}")
     Console().print(table)
-    batched, single, full = tallies.values()
-    print(f"batched / one at a time: {batched.rate / single.rate:.2f}x requests/s")
-    print(f"pruned / unpruned, same memory: {batched.rate / full.rate:.2f}x requests/s")
     print("FAILED" if failed else "every answer right, no request lost, memory flat")
     return int(failed)
 

@@ -161,7 +161,8 @@ class Updates:
             StarExportError: If the request failed; another exception if a library did.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._pieces or self._end, seconds)
+            if seconds != 0:
+                self._changed.wait_for(lambda: self._pieces or self._end, seconds)
             pieces, self._pieces = self._pieces, []
         if pieces:
             return _joined(pieces)

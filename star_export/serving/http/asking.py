@@ -30,8 +30,10 @@ async def submitted(submit: Callable[[], Updates], threads: Executor, gone: "asy
     work: Future[Updates] = threads.submit(submit)
     try:
         ticket = await asyncio.wrap_future(work)
-    except asyncio.CancelledError:  # the server ends; the thread goes on
-        work.add_done_callback(_let_go)
+    except asyncio.CancelledError:
+        if work.done() and not work.cancelled() and (error := work.exception()):
+            raise error from None  # asyncio has made its own of the work's CancelledError
+        work.add_done_callback(_let_go)  # the server ends; the thread goes on
         raise
     gone.add_done_callback(lambda _: ticket.cancel())
     return ticket

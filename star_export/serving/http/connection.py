@@ -12,7 +12,8 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
     """uvicorn's protocol with an end to its patience.
 
     Args:
-        seconds: How long a request's head may take, and how long a client may leave unread what it is sent.
+        seconds: How long a request's head may take, what is left of a body once it is answered, and how long
+            a client may leave unread what it is sent.
     """
 
     class Protocol(H11Protocol):
@@ -27,6 +28,13 @@ def patient_protocol(seconds: float) -> type[H11Protocol]:
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
             self._time_head()
+            if self.conn.their_state is not h11.SEND_BODY:
+                self._stop("rest")
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # who is cut off at once may not see why
+                self._start("rest", self.transport.abort)
 
         def pause_writing(self) -> None:
             super().pause_writing()

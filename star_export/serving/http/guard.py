@@ -7,6 +7,7 @@ import logging
 import time
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from star_export.serving.http.body import AT_ONCE
@@ -61,13 +62,17 @@ class Guard:
 
         try:
             refused = self._refused(scope)
-            await (error_response(refused) if refused else self._app)(scope, receive, guarded)
+            await (_ending(refused) if refused else self._app)(scope, receive, guarded)
         finally:
             took = 1000 * (time.perf_counter() - began)
-            log.info("%s %s %d %.0f ms", scope["method"], ascii(scope["path"])[1:-1], status, took)
+            path = scope["raw_path"].decode("ascii")  # as it was sent: without spaces, on one line
+            log.info("%s %s %d %.0f ms", scope["method"], path, status, took)
 
     def _refused(self, scope: Scope) -> ApiError | None:
         """Why a request goes no further."""
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+            # Whoever is in between may have read the other of the two, and find another request in the body.
+            return ApiError(400, "a request has Content-Length or Transfer-Encoding, not both")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD:
             return ApiError(431, f"the headers may have {MAX_HEAD} bytes; send fewer")
         if not self._known(scope):
@@ -120,6 +125,13 @@ class ReadRest:
             await send(message)
 
         await self._app(scope, received, sent)
+
+
+def _ending(refused: ApiError) -> Response:
+    """A refusal that ends the connection."""
+    response = error_response(refused)
+    response.headers["Connection"] = "close"
+    return response
 
 
 class KeyCheck:

@@ -20,6 +20,9 @@ log = logging.getLogger("star_export.requests")
 #: Seconds after which a client may try again where everything was taken: about one answer.
 RETRY_AFTER = 1
 
+#: Characters of a message, which may repeat some of a request, at most.
+MAX_MESSAGE = 800
+
 INVALID, SERVER = "invalid_request_error", "server_error"
 
 #: Status, type and code of each; nginx's 499 is for who has gone, and is seen by nobody but the log.
@@ -53,8 +56,8 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.type, self.param, self.code = status, type, param, code
+        super().__init__(_short(message))
+        self.status, self.type, self.param, self.code = status, type, param and _short(param), code
 
     @property
     def body(self) -> dict[str, Any]:
@@ -66,6 +69,10 @@ class ApiError(Exception):
     def headers(self) -> dict[str, str]:
         """When to try again, where that may help."""
         return {"Retry-After": str(RETRY_AFTER)} if self.status in (429, 503) else {}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."
 
 
 def invalid(message: str, param: str | None = None) -> ApiError:
