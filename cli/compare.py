@@ -54,13 +54,14 @@ def compare(
     """
     quiet_libraries()
     from star_export.build import require_export_extra
+    from star_export.evaluation.plots import require_plotting
+
+    require_export_extra()  # before what imports it
+    require_plotting()
     from star_export.engines import Runtime
     from star_export.evaluation.comparison import CompareOptions
     from star_export.evaluation.comparison import compare as run_compare
-    from star_export.evaluation.plots import require_plotting
 
-    require_export_extra()
-    require_plotting()
     answers = answers or output.with_suffix(".jsonl")
     check_target("--output", output)
     check_target("--answers", answers)

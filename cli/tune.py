@@ -49,13 +49,16 @@ def tune(
     from the source checkpoint, and removes them. Runs in ONNX Runtime.
     """
     quiet_libraries()
-    from star_export.engines import Runtime
+    from star_export.build import require_export_extra
     from star_export.evaluation.plots import require_plotting
+
+    require_export_extra()  # before what imports it
+    require_plotting()
+    from star_export.engines import Runtime
     from star_export.evaluation.tuning import TuneOptions
     from star_export.evaluation.tuning import tune as run_tune
     from star_export.files import atomic_open
 
-    require_plotting()
     output, answers = output or _beside(folder, "png"), answers or _beside(folder, "jsonl")
     check_target("--output", output)
     check_target("--answers", answers)

@@ -6,6 +6,7 @@ weights in few bits more quickly, and decodes those bundles. Caches are ONNX Run
 in host memory: OpenVINO reads them where they lie, and what it gives for them is written behind the rest.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,7 @@ def describe() -> str:
 
 @dataclass(frozen=True)
 class OpenVinoArray:
-    """A tensor in OpenVINO's memory, valid until the graph that gave it runs again."""
+    """A tensor in OpenVINO's memory, valid until the graph that gave it runs again in the same thread."""
 
     values: HostArray
 
@@ -47,6 +48,17 @@ class OpenVinoArray:
     def argmax(self) -> Int64:
         """Index of the largest of each row, or -1, without copying the rows."""
         return best_of_rows(self.values)
+
+
+class Requests(threading.local):
+    """Requests of compiled graphs by their names, of each thread its own: one runs for one thread at a time.
+
+    Args:
+        graphs: The compiled graphs.
+    """
+
+    def __init__(self, graphs: Mapping[str, ov.CompiledModel]) -> None:
+        self.of = {name: graph.create_infer_request() for name, graph in graphs.items()}
 
 
 class OpenVinoSession(Wrapper):
@@ -82,7 +94,8 @@ class OpenVinoSession(Wrapper):
         self._weights = {name: tensor for file in files for name, tensor in file.items()}
         self._unpacked = set(GRAPHS)
         properties = _properties(bundle, threads, exact=exact)
-        self._requests = {g: self._compile(g, properties) for g in GRAPHS if g not in others}
+        self._graphs = {g: self._compile(g, properties) for g in GRAPHS if g not in others}
+        self._requests = Requests(self._graphs)
 
     def run(
         self, graph: str, feeds: Mapping[str, Tensor], caches: Caches | None = None
@@ -90,9 +103,9 @@ class OpenVinoSession(Wrapper):
         """Run one graph; see :meth:`star_export.engines.session.Session.run`."""
         assert caches is None or isinstance(caches, OnnxRuntimeCaches)
         refuse_closed(closed=self._closed)
-        if graph not in self._requests:
+        if graph not in self._graphs:
             return self.session.run(graph, feeds, caches)
-        request, io = self._requests[graph], self.contract[graph]
+        request, io = self._requests.of[graph], self.contract[graph]
         arrays = {name: _on_host(tensor) for name, tensor in feeds.items()}
         if caches is not None and graph == DECODE:
             arrays |= {name: caches.host(name) for name in io.aliases.values()}
@@ -105,7 +118,7 @@ class OpenVinoSession(Wrapper):
                 f"OpenVINO {ov.__version__} cannot run {self.bundle.graph_path(graph)}: {error}"
             ) from error
         if graph in self._unpacked:  # its first run has copied what it reads of the files into another order
-            self._unpacked.remove(graph)
+            self._unpacked.discard(graph)
             let_go(self._weights.values())
         if caches is not None:
             for present, past in io.aliases.items():
@@ -116,11 +129,12 @@ class OpenVinoSession(Wrapper):
     def close(self) -> None:
         """Let go of the graphs and of all caches."""
         self._closed = True
-        self._requests.clear()
+        self._graphs.clear()
+        self._requests = Requests({})
         self._weights.clear()
         self.session.close()
 
-    def _compile(self, graph: str, properties: dict[str, Any]) -> ov.InferRequest:
+    def _compile(self, graph: str, properties: dict[str, Any]) -> ov.CompiledModel:
         path = self.bundle.graph_path(graph)
         try:
             model = read_graph(self.bundle, graph, self._weights)
@@ -133,7 +147,7 @@ class OpenVinoSession(Wrapper):
                 f"{path} lacks {', '.join(sorted(missing)[:4])}, which the manifest says it has; "
                 "build the bundle again"
             )
-        return compiled.create_infer_request()
+        return compiled
 
 
 def _on_host(tensor: Tensor) -> HostArray:

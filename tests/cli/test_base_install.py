@@ -111,7 +111,14 @@ def test_plan_of_an_alias(python: Path, checkpoint: Callable[[str], Path]) -> No
 
 
 @pytest.mark.parametrize(
-    "command", [("build", "--model", "x", "-o", "y"), ("check", "x"), ("show", "x", "-i", "y", "-p", "z")]
+    "command",
+    [
+        ("build", "--model", "x", "-o", "y"),
+        ("check", "x"),
+        ("show", "x", "-i", "y", "-p", "z"),
+        ("compare", "--model", "x"),
+        ("tune", "x"),
+    ],
 )
 def test_what_needs_the_extra_says_so(python: Path, command: tuple[str, ...]) -> None:
     done = call(python, "-m", "star_export.cli", *command)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,23 @@ def test_sequences_of_other_lengths_are_decoded_together_as_alone(bundle: Bundle
     feeds |= dict(zip(names.lengths_names(pipeline.spec), lengths, strict=True))
     found = session.run(names.DECODE, feeds, together)[names.LOGITS].numpy()
     assert error(found, np.stack(alone)) < EXACT.decode_logits
+
+
+def test_two_threads_decode_and_each_has_its_own_result(bundle: BundleOf, picture: Path) -> None:
+    """What is appended to a conversation that arrives is decoded beside the steps of others."""
+    pipeline = open_pipeline(bundle("gqa"), OPENVINO)
+    images = pipeline.prepare(picture)
+    (vision,) = pipeline.steps.encode_images(images)
+    tokens = pipeline.tokenize(QUESTION, images)
+    mine, others = (
+        pipeline.steps.prefill(tokens, vision, caches=pipeline.session.allocate_caches()) for _ in range(2)
+    )
+    pipeline.steps.decode(mine, MORE[0])
+    before = mine.logits
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(pipeline.steps.decode, others, MORE[1]).result()
+    assert np.array_equal(mine.logits, before)
+    assert not np.array_equal(others.logits, before)
 
 
 @pytest.mark.parametrize("exact", [True, False])
