@@ -195,7 +195,7 @@ def test_the_place_is_given_back_before_anyone_hears_of_the_end(
 ) -> None:
     """So that whoever has the answer finds a place for the next request."""
     ticket, admission, told = make(), Admission(1), []
-    ticket._place, notify = admission.enter(), ticket._changed.notify_all
+    ticket.place, notify = admission.enter(), ticket._changed.notify_all
 
     def spy() -> None:
         told.append(admission.present)

@@ -10,8 +10,9 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -163,8 +164,12 @@ def test_a_lost_gpu_ends_the_server(
     loaded: Pipeline, shapes: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever started it starts it again: this process cannot use the GPU any more."""
-    monkeypatch.setattr(loaded, "close", lambda: None)  # others use it
     found: list[Any] = []
+
+    @contextmanager
+    def start(lost: Callable[[DeviceError], None]) -> Iterator[dict[str, Service]]:
+        with Service(loaded, ServiceOptions(max_slots=1), on_lost=lost) as service:
+            yield {MODEL: service}
 
     def ask(where: str) -> None:
         lose_gpu(loaded, monkeypatch, lambda: True)
@@ -180,11 +185,7 @@ def test_a_lost_gpu_ends_the_server(
         threads[0].start()
 
     with pytest.raises(DeviceError, match="the GPU is lost"):
-        serve(
-            lambda lost: {MODEL: Service(loaded, ServiceOptions(max_slots=1), on_lost=lost)},
-            HttpOptions(port=0),
-            on_ready=ready,
-        )
+        serve(start, HttpOptions(port=0), on_ready=ready)
     threads[0].join(60)
     assert found == [(503, "device_lost")]
 

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -200,11 +200,21 @@ def test_a_tritonserver_that_dies(bundle: Callable[..., Path], tmp_path: Path) -
         body = {"messages": asked(PICTURE), "stream": True}
         with urllib.request.urlopen(send(where, body), timeout=60) as response:
             response.readline()
-            (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            os.kill(int(child), signal.SIGKILL)
+            (child,) = children(pid)
+            stubs = children(child)
+            os.kill(child, signal.SIGKILL)
             *_, last = (line for line in response.read().split(b"\n\n") if line)
         error = json.loads(last.removeprefix(b"data: "))["error"]
         gone = "the server behind this one does not answer; try again later"
         assert (error["code"], error["message"]) == ("upstream_unreachable", gone)
         assert ask(where, body) == (503, {"error": error})
     assert dying.process.wait(30) != 0
+    for stub in stubs:  # they may outlive it
+        with suppress(ProcessLookupError):
+            os.kill(stub, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """Of all threads of a process."""
+    found = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for path in found for child in path.read_text().split()]
