@@ -11,10 +11,8 @@ from PIL.Image import Image
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
 from star_export.contract import DECODE, INPUT_IDS, PREFILL, VISION
-from star_export.serving.admission import Admission
 from star_export.serving.prefixes import PrefixCache
 from star_export.serving.scheduler import Scheduler
-from star_export.serving.ticket import Ticket
 from star_export.validation.probes import make_probes
 
 QUESTIONS = ("what color is it?", "where is the circle?", "how many shapes are there?")
@@ -152,23 +150,18 @@ def test_only_what_agrees_is_gone_on_from(
 def test_kept_caches_have_a_limit(mini: Pipeline, shown: list[Image]) -> None:
     """The least recently used go; and the beginning of what is kept is not kept twice."""
     request, caches = mini.request(shown[0], QUESTIONS[0], reprune=False), mini.session.allocate_caches()
-
-    def done(one: Request) -> Ticket:
-        ticket = Ticket(one, mini.transcript(one), place=Admission(1).enter(), timeout=None)
-        ticket.lengths = np.array([540, 86])
-        return ticket
-
+    lengths = np.array([540, 86])
     size = mini.spec.sequence_bytes((540, 86))
     kept = PrefixCache(2 * size + 2000, mini.session)
     others = [mini.request(picture, QUESTIONS[0], reprune=False) for picture in shown[1:3]]
-    kept.keep(done(request), (), caches)
+    kept.keep(request, (), caches, lengths)
     assert kept.bytes == size
-    kept.keep(done(request), (7,), caches)
+    kept.keep(request, (7,), caches, lengths)
     assert kept.bytes == size
-    kept.keep(done(others[0]), (7,), caches)
+    kept.keep(others[0], (7,), caches, lengths)
     again = mini.request(shown[0], conversation(QUESTIONS[0], "red", QUESTIONS[1]), reprune=False)
     assert kept.find(again) is not None
-    kept.keep(done(others[1]), (7,), caches)  # pushes out the one that was not asked for
+    kept.keep(others[1], (7,), caches, lengths)  # pushes out the one that was not asked for
     assert kept.bytes == 2 * size
     assert kept.find(again) is not None
     longer = mini.request(shown[1], conversation(QUESTIONS[0], "red", QUESTIONS[1]), reprune=False)

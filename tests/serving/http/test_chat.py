@@ -206,8 +206,7 @@ def test_what_the_documentation_shows_works(
     where: str, shapes: list[Path], reference: Pipeline, tmp_path: Path, language: str
 ) -> None:
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs/serving.md").read_text(), re.DOTALL)
-    shown = "".join(blocks)
-    code = shown.replace("localhost:8000", where.removeprefix("http://")).replace("llava-7b", MODEL)
+    code = blocks[0].replace("localhost:8000", where.removeprefix("http://")).replace("llava-7b", MODEL)
     if language == "sh":  # without its first two commands, which install and start
         code = code[code.index("printf") :]
     (tmp_path / "dog.png").write_bytes(shapes[0].read_bytes())
