@@ -29,9 +29,10 @@ class Prefix:
 
     def fill(self, caches: Caches, appended: int) -> Int64:
         """Put it into caches, with so many of the appended tokens; gives the tokens in each group's."""
+        rest = len(self.appended) - appended  # which shorter caches have no room for
         for name, values in self.caches.items():
-            caches.fill(name, values)
-        return self.lengths - (len(self.appended) - appended)
+            caches.fill(name, values[:, :, : values.shape[2] - rest])
+        return self.lengths - rest
 
 
 class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):

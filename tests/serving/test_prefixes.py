@@ -11,8 +11,10 @@ from PIL.Image import Image
 from star_export.answer.pipeline import Pipeline, load
 from star_export.answer.request import Request
 from star_export.contract import DECODE, INPUT_IDS, PREFILL, VISION
-from star_export.serving.prefixes import PrefixCache
+from star_export.serving.admission import Admission
+from star_export.serving.prefixes import Prefix, PrefixCache
 from star_export.serving.scheduler import Scheduler
+from star_export.serving.ticket import Ticket
 from star_export.validation.probes import make_probes
 
 QUESTIONS = ("what color is it?", "where is the circle?", "how many shapes are there?")
@@ -147,22 +149,42 @@ def test_only_what_agrees_is_gone_on_from(
     assert ran.count(PREFILL) == 0
 
 
+def done(pipeline: Pipeline, request: Request) -> Ticket:
+    """A request as it is when its answer has ended."""
+    ticket = Ticket(request, pipeline.transcript(request), place=Admission(1).enter(), timeout=None)
+    ticket.lengths = np.array([540, 86])
+    return ticket
+
+
 def test_kept_caches_have_a_limit(mini: Pipeline, shown: list[Image]) -> None:
     """The least recently used go; and the beginning of what is kept is not kept twice."""
     request, caches = mini.request(shown[0], QUESTIONS[0], reprune=False), mini.session.allocate_caches()
-    lengths = np.array([540, 86])
     size = mini.spec.sequence_bytes((540, 86))
     kept = PrefixCache(2 * size + 2000, mini.session)
     others = [mini.request(picture, QUESTIONS[0], reprune=False) for picture in shown[1:3]]
-    kept.keep(request, (), caches, lengths)
+    kept.keep(done(mini, request), (), caches)
     assert kept.bytes == size
-    kept.keep(request, (7,), caches, lengths)
+    kept.keep(done(mini, request), (7,), caches)
     assert kept.bytes == size
-    kept.keep(others[0], (7,), caches, lengths)
+    kept.keep(done(mini, others[0]), (7,), caches)
     again = mini.request(shown[0], conversation(QUESTIONS[0], "red", QUESTIONS[1]), reprune=False)
     assert kept.find(again) is not None
-    kept.keep(others[1], (7,), caches, lengths)  # pushes out the one that was not asked for
+    kept.keep(done(mini, others[1]), (7,), caches)  # pushes out the one that was not asked for
     assert kept.bytes == 2 * size
     assert kept.find(again) is not None
     longer = mini.request(shown[1], conversation(QUESTIONS[0], "red", QUESTIONS[1]), reprune=False)
     assert kept.find(longer) is None
+
+
+def test_shorter_caches_take_what_their_request_goes_on_from(mini: Pipeline) -> None:
+    """What another answer appended may be longer than all that this request needs."""
+    groups, random = len(mini.spec.groups), np.random.default_rng(0)
+    shapes = {name: tensor.shape for name, tensor in mini.session.contract[DECODE].caches().items()}
+    held = {
+        name: random.random((1, heads, 100, size), np.float32) for name, (_, heads, _, size) in shapes.items()
+    }
+    prefix = Prefix(held, appended=(5,) * 50, lengths=np.full(groups, 100), kept=())
+    caches = mini.session.allocate_caches(1, mini.session.capacities([60] * groups))
+    assert prefix.fill(caches, appended=10).tolist() == [60] * groups
+    for name, values in held.items():
+        np.testing.assert_array_equal(caches.numpy(name)[:, :, :60], values[:, :, :60])

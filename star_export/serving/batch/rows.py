@@ -15,8 +15,11 @@ from star_export.serving.query import Query
 from star_export.serving.remote import fetch
 from star_export.typed import parse
 
-#: What a row may have; columns of other names are not read. Files of answers have no room for logprobs.
-FIELDS = ("id", "messages", *(field.name for field in fields(Query) if field.name != "top_logprobs"))
+#: A field of queries for which answers of rows have no place.
+_UNWRITTEN = "top_logprobs"
+
+#: What a row may have; columns of other names are not read.
+FIELDS = ("id", "messages", *(field.name for field in fields(Query) if field.name != _UNWRITTEN))
 
 #: Bytes of a picture's file.
 LARGEST_FILE = 512 << 20
@@ -108,6 +111,8 @@ class Rows:
     def _slip(self, found: Iterable[str]) -> str | None:
         """What is wrong with the first column that is not read and looks as if it were meant to be."""
         for name in found:
+            if name == _UNWRITTEN and name not in self._names:
+                return f"column {name} would not be read: logprobs are not written; leave it out"
             if name not in self._names and (near := difflib.get_close_matches(name, FIELDS, 1, _ALIKE)):
                 return (
                     f"column {name} would not be read; did you mean {near[0]}? "

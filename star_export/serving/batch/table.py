@@ -74,9 +74,15 @@ class Lines:
         next(self._lines(), None)
 
     def columns(self) -> list[str]:
-        """Names of the first rows' columns."""
-        head = [values for values in islice(self.rows(0), _HEAD) if isinstance(values, dict)]
-        return list(dict.fromkeys(name for values in head for name in values))
+        """Names of the first rows' columns.
+
+        Raises:
+            InputError: If not one of these rows can be read.
+        """
+        head = list(islice(self.rows(0), _HEAD))
+        if head and all(isinstance(values, InputError) for values in head):
+            raise InputError(f"{self.path} holds no rows that can be read; the first: {head[0]}")
+        return list(dict.fromkeys(name for values in head if isinstance(values, dict) for name in values))
 
     def count(self) -> int:
         """How many rows there are; reads the whole file."""

@@ -59,6 +59,12 @@ def test_a_bad_line_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert last == {"id": 7}
 
 
+def test_a_file_of_which_no_row_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.png",\n[1]\n')
+    with pytest.raises(InputError, match="holds no rows that can be read; the first: it is not JSON"):
+        open_table(tmp_path / "rows.jsonl").columns()
+
+
 @pytest.mark.parametrize("name", ["rows.jsonl.gz", "rows.parquet"])
 def test_a_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / name)
