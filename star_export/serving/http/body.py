@@ -14,6 +14,9 @@ from star_export.serving.http.refusal import ApiError, refusal
 #: Bodies of the largest size that are held at once.
 AT_ONCE = 8
 
+#: Seconds for which the rest of a refused body is thrown away: who is cut off while it sends may not see why.
+LINGER_S = 1.0
+
 
 class Bodies:
     """Reads bodies; all that are held share some memory.
@@ -33,10 +36,16 @@ class Bodies:
         Raises:
             ApiError: If it is of another kind, too large or too slow, or all memory is taken.
         """
-        self._check_headers(request)
         body = bytearray()
         try:
-            await self._receive(request, body)
+            try:
+                self._check_headers(request)
+                await self._receive(request, body)
+            except ApiError:
+                self._held -= len(body)
+                body.clear()
+                await _discard(request)
+                raise
             yield bytes(body)
         finally:
             self._held -= len(body)
@@ -68,3 +77,10 @@ class Bodies:
             raise ApiError(
                 413, f"the body may have {self._limit} bytes, got {size} or more; send smaller pictures"
             )
+
+
+async def _discard(request: Request) -> None:
+    with contextlib.suppress(TimeoutError, ClientDisconnect):
+        async with asyncio.timeout(LINGER_S):
+            async for _ in request.stream():
+                pass
