@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 _STATUS = Path("/proc/self/status")
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def resident_bytes(moment: Literal["now", "peak"]) -> int | None:
@@ -24,6 +25,17 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if _STATUS.exists() else None
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """Have glibc give every freed block of 4 MiB or more back at once, in whichever thread it was.
+
+    By default it learns to keep them, up to 32 MiB each, and every thread that once held a large request or
+    picture goes on holding its memory.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if _STATUS.exists() else None
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 4 << 20)
 
 
 #: Files of a control group, version 2 and version 1: its limit, its use, and the field of its page cache.

@@ -9,6 +9,7 @@ from star_export.answer.request import Request
 from star_export.contract import DECODE, capacity_symbols
 from star_export.engines.session import Caches, HostArray, Int64, Session
 from star_export.serving.bounded import BoundedCache
+from star_export.serving.ticket import Ticket
 
 
 @dataclass(frozen=True)
@@ -68,23 +69,15 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
         self._held.move_to_end(best[0])
         return best[1:]
 
-    def keep(
-        self,
-        request: Request,
-        answer: Sequence[int],
-        caches: Caches,
-        lengths: Int64,
-        kept: tuple[tuple[int, ...], ...] = (),
-    ) -> None:
+    def keep(self, ticket: Ticket, answer: Sequence[int], caches: Caches) -> None:
         """Copy the caches of a sequence that is done, if there is room for it.
 
         Args:
-            request: What was asked.
+            ticket: Its request.
             answer: Tokens of the answer that the caches hold.
             caches: Those of the sequence.
-            lengths: int64 ``[groups]``, tokens in each group's.
-            kept: Visual tokens that each stage kept.
         """
+        request, lengths = ticket.request, ticket.lengths
         if self._spec.sequence_bytes(lengths.tolist()) > self.limit:
             return
         opening, appended = _opening(request), (*request.appended, *answer)
@@ -96,7 +89,7 @@ class PrefixCache(BoundedCache[tuple[Hashable, tuple[int, ...]], Prefix]):
         for key in [key for key in self._held if key[0] == opening and key[1] == appended[: len(key[1])]]:
             self.drop(key)  # it is the beginning of this one
         total = sum(copy.nbytes for copy in copies.values())
-        self.hold((opening, appended), Prefix(copies, appended, lengths, kept), total)
+        self.hold((opening, appended), Prefix(copies, appended, lengths, ticket.kept), total)
 
 
 def _opening(request: Request) -> Hashable:

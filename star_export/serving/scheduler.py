@@ -352,7 +352,7 @@ class Scheduler:
         if reason := ticket.transcript.finish_reason:
             if not ticket.request.reprune:
                 caches, fed = self._slots.row(ticket.slot), ticket.transcript.token_ids[:-1]
-                self.prefixes.keep(ticket.request, fed, caches, ticket.lengths, ticket.kept)
+                self.prefixes.keep(ticket, fed, caches)
             self._end(ticket, reason)
 
     def _end(self, ticket: Ticket, reason: str) -> None:

@@ -33,9 +33,9 @@ class Bodies:
         Raises:
             ApiError: If it is of another kind, too large or too slow, or all memory is taken.
         """
-        self._check_headers(request)
         body = bytearray()
         try:
+            self._check_headers(request)
             await self._receive(request, body)
             yield bytes(body)
         finally:

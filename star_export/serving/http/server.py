@@ -9,6 +9,7 @@ from types import FrameType
 import uvicorn
 
 from star_export.errors import DeviceError, PlatformError, option
+from star_export.memory import map_large_blocks
 from star_export.serving.http.app import make_app
 from star_export.serving.http.connection import patient_protocol
 from star_export.serving.http.guard import MAX_HEAD
@@ -104,6 +105,7 @@ def serve(
         DeviceError: If the GPU was lost: whoever started this process should start it again.
         StarExportError: If a model cannot be loaded.
     """
+    map_large_blocks()
     lost: list[DeviceError] = []
     with listen(options) as bound, ExitStack() as stack:
         servers: list[Server] = []
