@@ -8,8 +8,6 @@
 
 namespace {
 
-using star::formats::Metadata;
-
 // EXIF data of one entry, little endian.
 std::string exif(int type, std::string value) {
   value.resize(4);

@@ -94,7 +94,8 @@ Asked make_request(const ExportSpec& spec, std::uint32_t seed) {
   asked.image.pixels.resize(3 * side * side);
   for (float& pixel : asked.image.pixels) pixel = static_cast<float>(random() % 512) / 128.0F - 2.0F;
   const std::int64_t visual = spec.entering(asked.image.tokens);
-  const std::int64_t before = 1 + random() % 3, after = 2 + random() % 12;
+  const auto up_to = [&](std::uint64_t most) { return static_cast<std::int64_t>(random() % most); };
+  const std::int64_t before = 1 + up_to(3), after = 2 + up_to(12);
   for (std::int64_t place = 0; place < before + visual + after; ++place) {
     const bool is_visual = place >= before && place < before + visual;
     const auto token = 3 + static_cast<std::int64_t>(random()) % (spec.model.text.vocab_size - 3);
@@ -104,7 +105,7 @@ Asked make_request(const ExportSpec& spec, std::uint32_t seed) {
     if (is_visual) asked.prompt.image_positions.push_back(place);
     if (place >= before + visual) asked.prompt.query_positions.push_back(place);
   }
-  asked.new_tokens = 4 + random() % 12;
+  asked.new_tokens = 4 + up_to(12);
   if (seed % 2 == 1) asked.sampling = {.temperature = 1.0, .top_p = 0.9, .seed = seed};
   return asked;
 }

@@ -31,6 +31,7 @@ inline constexpr std::size_t kAlignment = 256;
 
 // The functions of the CUDA runtime, under their names.
 struct CudaCalls {
+// NOLINTNEXTLINE(bugprone-macro-parentheses): it is a name
 #define STAR_CUDA_MEMBER(name) decltype(&::name) name = nullptr;
   STAR_CUDA_CALLS(STAR_CUDA_MEMBER)
 #undef STAR_CUDA_MEMBER

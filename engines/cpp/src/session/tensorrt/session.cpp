@@ -18,7 +18,7 @@ namespace {
 // Device memory that streamed weights leave free, on top of one sequence's caches.
 constexpr std::int64_t kStreamingReserve = std::int64_t{1} << 30;
 
-class TensorRTSession : public Session {
+class TensorRTSession final : public Session {
  public:
   TensorRTSession(const Bundle& bundle, const TensorRTOptions& options)
       : bundle_(bundle),
