@@ -151,11 +151,9 @@ def test_a_row_may_ask_for_json_and_go_on_in_a_conversation(rows: Callable[..., 
         "messages": said,
         "schema": {"enum": [1]},
         "reprune": False,
-        "top_logprobs": 3,
     }
     query = rows().query(values)
     assert (query.prompt, query.schema, query.reprune) == (tuple(said), {"enum": [1]}, False)
-    assert query.top_logprobs is None
 
 
 def test_pictures_are_fetched_where_that_is_allowed(

@@ -38,6 +38,7 @@ void check_names(const std::string& path, std::vector<std::string> needed, std::
 template <typename Map>
 std::vector<std::string> keys(const Map& map) {
   std::vector<std::string> names;
+  names.reserve(map.size());
   for (const auto& [name, value] : map) names.push_back(name);
   return names;
 }

@@ -40,10 +40,10 @@ __attribute__((target("sha,sse4.1"))) void compress_by_instructions(std::array<s
                 efgh = _mm_shuffle_epi32(load(&state[4]), 0x1b);
   const __m128i first = _mm_alignr_epi8(cdab, efgh, 8), second = _mm_blend_epi16(efgh, cdab, 0xf0);
   __m128i abef = first, cdgh = second, w[4];
-  for (int i = 0; i < 4; ++i) w[i] = _mm_shuffle_epi8(load(block + 16 * i), swap);
-  for (int i = 0; i < 16; ++i) {
+  for (std::size_t i = 0; i < 4; ++i) w[i] = _mm_shuffle_epi8(load(block + 16 * i), swap);
+  for (std::size_t i = 0; i < 16; ++i) {
     __m128i& oldest = w[i % 4];
-    const __m128i sum = _mm_add_epi32(oldest, load(&kRounds[static_cast<std::size_t>(4 * i)]));
+    const __m128i sum = _mm_add_epi32(oldest, load(&kRounds[4 * i]));
     cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
     abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0e));
     const __m128i last = w[(i + 3) % 4], seventh = _mm_alignr_epi8(last, w[(i + 2) % 4], 4);

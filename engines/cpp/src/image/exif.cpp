@@ -75,7 +75,8 @@ int orientation_value(const Tiff& tiff, std::uint64_t type, std::uint64_t at) {
       const unsigned bits = type == 5 ? 33 : 32;  // 33: of an unsigned number, none is the sign.
       const std::int64_t top = as_signed(tiff.number(at, 4), bits);
       const std::int64_t bottom = as_signed(tiff.number(at + 4, 4), bits);
-      return bottom != 0 && top % bottom == 0 ? turning(static_cast<double>(top / bottom)) : 1;
+      const std::int64_t whole = bottom == 0 ? 0 : top / bottom;
+      return bottom != 0 && whole * bottom == top ? turning(static_cast<double>(whole)) : 1;
     }
     case 11:
       return turning(as_float<float, std::uint32_t>(tiff.number(at, 4)));

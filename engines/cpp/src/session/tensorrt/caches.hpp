@@ -36,7 +36,7 @@ struct Machinery {
 };
 
 // KV caches in one allocation; decode has a context, and a CUDA graph, for each of these.
-class TensorRTCaches : public Caches {
+class TensorRTCaches final : public Caches {
  public:
   // Throws PlatformError if the GPU has no room.
   TensorRTCaches(std::shared_ptr<Machinery> machinery, const GraphSpec& decode, std::int64_t batch,
