@@ -40,7 +40,7 @@ def examine() -> list[Part]:
         packages("batch of Parquet files", ("pyarrow",), "pip install 'star-export[batch]'"),
         packages("batch on Ray", ("ray",), "pip install 'star-export[ray]'"),
         packages("answers as JSON of a schema", ("llguidance",), "pip install 'star-export[schema]'"),
-        packages("build --calibrate", ("llmcompressor",), "pip install 'star-export[calibrate]'"),
+        packages("calibrate", ("llmcompressor",), "pip install 'star-export[calibrate]'"),
         packages("check --polygraphy", ("polygraphy",), "pip install 'star-export[polygraphy]'"),
     ]
 

@@ -198,7 +198,7 @@ def test_doctor(cli: Any) -> None:
     missing = {name for name, part in parts.items() if not part["works"]}
     gpu = {"GPU", "build tensorrt engines"}
     gpu |= {f"backend {name}" for name in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")}
-    assert missing <= gpu | {"compile the plugin library", "build --calibrate"}
+    assert missing <= gpu | {"compile the plugin library", "calibrate"}
     assert "sm80, sm86, sm89, sm120, sm121" in parts["build tensorrt-rtx engines"]["found"]
     assert "pip install 'star-export[tensorrt]'" in parts["build tensorrt engines"]["remedy"] or not missing
     assert "torch" in parts["build and check"]["found"]

@@ -119,18 +119,22 @@ def serve(repository: Path, more: Sequence[str] = ()) -> None:
         PlatformError: If there is no server, it failed, or it ended though nobody asked it to.
     """
     with find_server() as server:
-        process = subprocess.Popen(
-            server.command(repository, more), env={**os.environ, **server.environment}, start_new_session=True
-        )
-        asked = threading.Event()
+        asked, started = threading.Event(), list[subprocess.Popen[bytes]]()
 
         def stop(*_: object) -> None:
             asked.set()
-            process.send_signal(signal.SIGTERM)
+            for process in started:
+                process.send_signal(signal.SIGTERM)
 
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, stop)
-        code = process.wait()
+        environment = {**os.environ, **server.environment}
+        started.append(
+            subprocess.Popen(server.command(repository, more), env=environment, start_new_session=True)
+        )
+        if asked.is_set():  # before it was there
+            stop()
+        code = started[0].wait()
     if code != 0 or not asked.is_set():
         how = f"failed with exit code {code}" if code else "ended by itself"
         raise PlatformError(f"the server {how}; its log says why; start it again")

@@ -121,6 +121,7 @@ def visit(browser: "Browser") -> Iterator[Callable[..., Visit]]:
         tab.on("pageerror", lambda error: faults.append(str(error)))
         tab.on("console", lambda m: "Security Policy" in m.text and faults.append(m.text))
         tab.goto(address)
+        tab.wait_for_load_state("networkidle")  # its modules are there, and what it asked of the server
         if model:
             tab.select_option("#model", label=model)
         return Visit(tab, requests)
