@@ -261,6 +261,7 @@ def test_an_address_that_is_taken_is_one_line(
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setattr(sys, "argv", ["star-export", "serve", str(folder), "--port", str(port)])
+        monkeypatch.setattr("star_export.cli.serve.show_requests", lambda: None)  # it outlives the capture
         with pytest.raises(SystemExit) as ended:
             main()
     assert ended.value.code == 2
