@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from star_export.checkpoint.config import read_model
-from star_export.checkpoint.locate import locate
+from star_export.checkpoint.locate import Location, locate
 from star_export.checkpoint.scheme import Scheme, read_scheme
-from star_export.checkpoint.tensors import StoredTensor, index_tensors, read_tensor
+from star_export.checkpoint.tensors import StoredTensor, Tensors, index_tensors, read_tensor
 from star_export.errors import CheckpointError
 from star_export.files import sha256
 from star_export.progress import NoProgress, Progress
@@ -80,6 +80,11 @@ def open_checkpoint(
     found = locate(model, revision, progress or NoProgress())
     shape, scheme = read_model(found.folder), read_scheme(found.folder)
     tensors = index_tensors(found.folder, shape.model_type, scheme)
+    return checkpoint_of(found, shape, scheme, tensors)
+
+
+def checkpoint_of(found: Location, shape: ModelSpec, scheme: Scheme | None, tensors: Tensors) -> Checkpoint:
+    """A checkpoint from where it was found, its shape, how it is packed and its tensors."""
     return Checkpoint(
         folder=found.folder,
         source=found.source,

@@ -1,6 +1,6 @@
 """The shape of a model without its weights: built in, or from its config alone."""
 
-from star_export.checkpoint.checkpoint import Checkpoint
+from star_export.checkpoint.checkpoint import Checkpoint, checkpoint_of
 from star_export.checkpoint.config import read_model
 from star_export.checkpoint.locate import locate
 from star_export.checkpoint.published import SHAPES
@@ -33,12 +33,4 @@ def read_shape(model: str, *, revision: str | None = None, progress: Progress | 
     shape, scheme, tensors = read_model(found.folder), read_scheme(found.folder), Tensors({}, {})
     if scheme is not None and any(found.folder.glob("*.safetensors")):
         tensors = index_tensors(found.folder, shape.model_type, scheme)
-    return Checkpoint(
-        folder=found.folder,
-        source=found.source,
-        revision=found.revision,
-        model=shape,
-        tensors=tensors.whole,
-        scheme=scheme,
-        packed=tensors.packed,
-    )
+    return checkpoint_of(found, shape, scheme, tensors)
