@@ -2,7 +2,9 @@
 
 import json
 import mmap
-from collections.abc import Iterable
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from star_export.errors import BundleError
 
 #: Bytes before a safetensors header, which say how long it is.
 _LENGTH = 8
+
+#: Seconds between two times: a second's reading from memory is gigabytes.
+_PAUSE = 0.02
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -53,6 +58,25 @@ def let_go(tensors: Iterable[Any]) -> None:
     if hasattr(mmap, "MADV_DONTNEED"):
         for mapping in {tensor._mmap for tensor in tensors}:  # what np.memmap keeps its file in
             mapping.madvise(mmap.MADV_DONTNEED)
+
+
+@contextmanager
+def letting_go(tensors: Collection[Any]) -> Iterator[None]:
+    """Do so again and again while a library copies them: few of the pages are there beside their copies."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(_PAUSE):
+            let_go(tensors)
+
+    thread = threading.Thread(target=watch, name="star-export-weights", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        let_go(tensors)
 
 
 def _mapped(path: Path) -> tuple[dict[str, Any], "np.memmap[Any, Any]"]:

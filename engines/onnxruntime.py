@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 from weakref import WeakSet
 
 import numpy as np
@@ -47,6 +48,10 @@ YIELDING_TO_BATCHES = (VISION, PREFILL)
 
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
+
+#: How long a thread waits busily for its part of the next operator; ONNX Runtime's own is without end nearly.
+#: On two quiet cores decode is as quick, beside a busy process a third quicker (`make bench-session`).
+SPIN_MICROSECONDS = "10"
 
 #: The first ONNX Runtime that makes a product of few bits of 8 bits too, not only of 4.
 FIRST_QUICK_8_BITS = (1, 25)
@@ -98,7 +103,7 @@ class OnnxRuntimeCaches:
 
     Args:
         values: Caches by past name, ``[B, Hkv, capacity, D]``; shared by all rows of them.
-        bindings: By graph and rows; shared likewise.
+        bindings: By graph and rows, and views of the memory; shared likewise.
         start: First of the sequences that these are the caches of.
         stop: The one after the last.
     """
@@ -106,7 +111,7 @@ class OnnxRuntimeCaches:
     def __init__(
         self,
         values: dict[str, ort.OrtValue],
-        bindings: dict[tuple[str, int, int], ort.IOBinding],
+        bindings: dict[tuple[str, int, int], Any],
         start: int,
         stop: int,
     ) -> None:
@@ -135,10 +140,13 @@ class OnnxRuntimeCaches:
         if value.device_name() != "cpu":
             value.update_inplace(host)
 
-    def host(self, name: str) -> HostArray:
-        """One cache itself, not a copy; on the CPU."""
-        whole: HostArray = self.values[name].numpy()
-        return whole[self.start : self.stop]
+    def views(self) -> Mapping[str, HostArray]:
+        """The caches themselves by past name, on the CPU; the same mapping until they are resized."""
+        place = "views", self.start, self.stop
+        if place not in self.bindings:
+            whole = {name: value.numpy() for name, value in self.values.items()}
+            self.bindings[place] = {name: cache[self.start : self.stop] for name, cache in whole.items()}
+        return self.bindings[place]  # type: ignore[no-any-return]
 
     def close(self) -> None:
         """Let go of the memory, and of the graphs that are bound to it."""
@@ -173,8 +181,8 @@ class OnnxRuntimeSession(Session):
         threads: CPU threads for one operator; all cores by default.
         prepacked: Graphs whose weights are packed at load: more memory.
         yielding: Graphs whose threads have a lower priority.
-        spinning: Let the threads of a graph that is done go on waiting for work busily. They take
-            the cores from the next graph (`make bench-session`).
+        spinning: Let threads wait for work busily, as ONNX Runtime does by itself, also those of a graph
+            that is done. They take the cores from the next graph and from others (`make bench-session`).
         arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
         exact: See :class:`star_export.engines.backends.Runtime`.
 
@@ -305,6 +313,7 @@ class OnnxRuntimeSession(Session):
         options.enable_cpu_mem_arena = self._arena
         if not self._spinning:
             options.add_session_config_entry("session.force_spinning_stop", "1")
+            options.add_session_config_entry("session.intra_op.spin_duration_us", SPIN_MICROSECONDS)
         level = "1" if self._exact else "4"  # 4: activations are rounded to 8 bits, block by block
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", level)
         if graph not in self._prepacked and self.spec.quantization is None:  # unpacked, those are slow

@@ -8,6 +8,7 @@ in host memory: OpenVINO reads them where they lie, and what it gives for them i
 
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import openvino as ov
 
 from star_export.bundle import Bundle
 from star_export.contract import DECODE, GRAPHS, group_names, lengths_names, past_bias, past_names
-from star_export.engines.mapped import let_go, mapped_bytes
+from star_export.engines.mapped import letting_go, mapped_bytes
 from star_export.engines.onnxruntime import (
     PREPACKED_FOR_BATCHES,
     OnnxRuntimeCaches,
@@ -59,6 +60,13 @@ class Requests(threading.local):
 
     def __init__(self, graphs: Mapping[str, ov.CompiledModel]) -> None:
         self.of = {name: graph.create_infer_request() for name, graph in graphs.items()}
+        self._bound: Mapping[str, HostArray] = {}
+
+    def bind(self, graph: str, caches: Mapping[str, HostArray]) -> None:
+        """Let a graph read these caches, if it does not yet: there are many, and they stay."""
+        if caches is not self._bound:
+            _give(self.of[graph], caches)
+            self._bound = caches
 
 
 class OpenVinoSession(Wrapper):
@@ -107,23 +115,19 @@ class OpenVinoSession(Wrapper):
             return self.session.run(graph, feeds, caches)
         request, io = self._requests.of[graph], self.contract[graph]
         arrays = {name: _on_host(tensor) for name, tensor in feeds.items()}
-        if caches is not None and graph == DECODE:
-            arrays |= {name: caches.host(name) for name in io.aliases.values()}
-        for name, array in arrays.items():
-            request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        _give(request, arrays)
+        views = caches.views() if caches is not None else {}
+        if graph == DECODE:
+            self._requests.bind(graph, views)
         try:
-            request.infer()
+            with self._packing(graph):
+                request.infer()
         except RuntimeError as error:
             raise BundleError(
                 f"OpenVINO {ov.__version__} cannot run {self.bundle.graph_path(graph)}: {error}"
             ) from error
-        if graph in self._unpacked:  # its first run has copied what it reads of the files into another order
-            self._unpacked.discard(graph)
-            let_go(self._weights.values())
-        if caches is not None:
-            for present, past in io.aliases.items():
-                starts = arrays.get(self._lengths[past])
-                _write(caches.host(past), request.get_tensor(present).data, starts)
+        for present, past in io.aliases.items() if views else ():
+            _write(views[past], request.get_tensor(present).data, arrays.get(self._lengths[past]))
         return {t.name: OpenVinoArray(request.get_tensor(t.name).data) for t in io.plain_outputs}
 
     def close(self) -> None:
@@ -133,6 +137,13 @@ class OpenVinoSession(Wrapper):
         self._requests = Requests({})
         self._weights.clear()
         self.session.close()
+
+    def _packing(self, graph: str) -> AbstractContextManager[None]:
+        """A graph's run: its first copies what it reads of the files into another order."""
+        if graph not in self._unpacked:
+            return nullcontext()
+        self._unpacked.discard(graph)
+        return letting_go(self._weights.values())
 
     def _compile(self, graph: str, properties: dict[str, Any]) -> ov.CompiledModel:
         path = self.bundle.graph_path(graph)
@@ -148,6 +159,11 @@ class OpenVinoSession(Wrapper):
                 "build the bundle again"
             )
         return compiled
+
+
+def _give(request: ov.InferRequest, arrays: Mapping[str, HostArray]) -> None:
+    for name, array in arrays.items():
+        request.set_tensor(name, ov.Tensor(array, shared_memory=True))
 
 
 def _on_host(tensor: Tensor) -> HostArray:

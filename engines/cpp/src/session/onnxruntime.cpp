@@ -251,7 +251,10 @@ class OnnxRuntimeSession : public Session {
     Ort::SessionOptions options;
     options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_ERROR);  // warnings about graphs that work are noise
     options.DisableCpuMemArena();  // it would keep each graph's tensors for its next run
-    if (!options_.spinning) options.AddConfigEntry("session.force_spinning_stop", "1");
+    if (!options_.spinning) {  // as engines/onnxruntime.py
+      options.AddConfigEntry("session.force_spinning_stop", "1");
+      options.AddConfigEntry("session.intra_op.spin_duration_us", "10");
+    }
     // 4: activations are rounded to 8 bits, block by block.
     options.AddConfigEntry("session.qdq_matmulnbits_accuracy_level", options_.exact ? "1" : "4");
     // Unpacked, products of few bits are slow; others read the files, which are in memory once.
