@@ -15,8 +15,10 @@ from weakref import WeakSet
 import numpy as np
 import onnxruntime as ort
 
+from star_export.arrays import to_device_dtype, to_float32
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, GRAPHS, PREFILL, VISION, capacity_symbols
+from star_export.contract import DECODE, GRAPHS, PREFILL, VISION, capacity_symbols, past_names
+from star_export.dtypes import DTYPES
 from star_export.engines.mapped import mapped_tensors
 from star_export.engines.priority import in_yielding_thread
 from star_export.engines.session import (
@@ -52,6 +54,9 @@ CAPACITY_STEP = 64
 #: How long a thread waits busily for its part of the next operator; ONNX Runtime's own is without end nearly.
 #: On two quiet cores decode is as quick, beside a busy process a third quicker (`make bench-session`).
 SPIN_MICROSECONDS = "10"
+
+#: What holds bfloat16 in host memory.
+_BITS = np.dtype(DTYPES["bfloat16"].host)
 
 #: The first ONNX Runtime that makes a product of few bits of 8 bits too, not only of 4.
 FIRST_QUICK_8_BITS = (1, 25)
@@ -119,11 +124,14 @@ class OnnxRuntimeCaches:
 
     def numpy(self, name: str) -> HostArray:
         """Copy of the cache with past name ``name``: ``[B, Hkv, capacity, D]``."""
-        return np.array(self.values[name].numpy()[self.start : self.stop])
+        cache = np.array(self.values[name].numpy()[self.start : self.stop])
+        return to_float32(cache, "bfloat16") if cache.dtype == _BITS else cache
 
     def fill(self, name: str, values: HostArray) -> None:
         """Overwrite the first tokens of a cache; on a GPU all sequences' travel to the host and back."""
-        self._overwrite(self.values[name], (slice(None), slice(values.shape[2])), values)
+        value, place = self.values[name], (slice(None), slice(values.shape[2]))
+        bits = value.numpy().dtype == _BITS
+        self._overwrite(value, place, to_device_dtype(values, "bfloat16") if bits else values)
 
     def rows(self, start: int, stop: int) -> "OnnxRuntimeCaches":
         """The caches of sequences ``start`` to ``stop - 1``, in the same memory."""
@@ -185,6 +193,7 @@ class OnnxRuntimeSession(Session):
             that is done. They take the cores from the next graph and from others (`make bench-session`).
         arena: Keep the memory of a run's tensors for the next, in each graph for itself; on a CPU.
         exact: See :class:`star_export.engines.backends.Runtime`.
+        rounded_caches: Keep keys and values in bfloat16, for who runs prefill and decode elsewhere.
 
     Raises:
         BundleError: If ONNX Runtime cannot load a graph.
@@ -203,6 +212,7 @@ class OnnxRuntimeSession(Session):
         spinning: bool = False,
         arena: bool = False,
         exact: bool = False,
+        rounded_caches: bool = False,
     ) -> None:
         check_device(device)
         self.bundle, self.spec, self.contract = bundle, bundle.spec, bundle.contract
@@ -211,6 +221,8 @@ class OnnxRuntimeSession(Session):
         self.resizable = not self.spec.fixed_capacities
         self._threads, self._prepacked, self._spinning = threads, prepacked, spinning
         self._arena, self._exact = arena, exact
+        layers = range(self.spec.model.text.num_layers) if rounded_caches else ()
+        self._rounded = {name for layer in layers for name in past_names(layer)}
         self._plain_outputs = {
             graph: [tensor.name for tensor in io.plain_outputs] for graph, io in self.contract.items()
         }
@@ -257,7 +269,8 @@ class OnnxRuntimeSession(Session):
         sizes = dict(zip(capacity_symbols(self.spec), capacities, strict=True))
         for name, tensor in self.contract[DECODE].caches().items():
             shape = [sizes.get(size, batch) if isinstance(size, str) else size for size in tensor.shape]
-            new = np.zeros(shape, tensor.dtype)  # on the CPU, pages that nobody writes take no memory
+            dtype = _BITS if name in self._rounded else tensor.dtype
+            new = np.zeros(shape, dtype)  # on the CPU, pages that nobody writes take no memory
             if rows:
                 _copy_rows(caches.values[name].numpy(), rows, new)
             caches.values[name] = ort.OrtValue.ortvalue_from_numpy(new, self.device, 0)

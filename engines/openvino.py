@@ -2,8 +2,9 @@
 
 It multiplies in bfloat16 where the machine can, and weights in few bits by activations in 8 bits, both of
 which ONNX Runtime lacks on x86 or does more slowly for many tokens at once. For one token ONNX Runtime reads
-weights in few bits more quickly, and decodes those bundles. Caches are ONNX Runtime's in any case, float32
-in host memory: OpenVINO reads them where they lie, and what it gives for them is written behind the rest.
+weights in few bits more quickly, and decodes those bundles. Caches are ONNX Runtime's in any case, in host
+memory: OpenVINO reads them where they lie, and what it gives for them is written behind the rest. Where it
+multiplies in bfloat16 and decodes itself they are bfloat16.
 """
 
 import threading
@@ -32,8 +33,7 @@ from star_export.specs import ExportSpec
 
 def describe() -> str:
     """The version, and what it multiplies in on this machine."""
-    kinds = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return f"{ov.__version__.split('-')[0]}: CPU, {'bfloat16' if 'BF16' in kinds else 'float32'}"
+    return f"{ov.__version__.split('-')[0]}: CPU, {'bfloat16' if _has_bfloat16() else 'float32'}"
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,16 @@ class OpenVinoSession(Wrapper):
         batches: bool = False,
     ) -> None:
         others = (DECODE,) if bundle.spec.quantization else ()
-        prepacked = PREPACKED_FOR_BATCHES if batches else ()
+        rounded = not others and not exact and _has_bfloat16()
         super().__init__(
-            OnnxRuntimeSession(bundle, graphs=others, threads=threads, exact=exact, prepacked=prepacked)
+            OnnxRuntimeSession(
+                bundle,
+                graphs=others,
+                threads=threads,
+                exact=exact,
+                prepacked=PREPACKED_FOR_BATCHES if batches else (),
+                rounded_caches=rounded,
+            )
         )
         self.bundle = bundle
         self._closed = False
@@ -102,7 +109,7 @@ class OpenVinoSession(Wrapper):
         self._weights = {name: tensor for file in files for name, tensor in file.items()}
         self._unpacked = set(GRAPHS)
         properties = _properties(bundle, threads, exact=exact)
-        self._graphs = {g: self._compile(g, properties) for g in GRAPHS if g not in others}
+        self._graphs = {g: self._compile(g, properties, rounded) for g in GRAPHS if g not in others}
         self._requests = Requests(self._graphs)
 
     def run(
@@ -145,10 +152,10 @@ class OpenVinoSession(Wrapper):
         self._unpacked.discard(graph)
         return letting_go(self._weights.values())
 
-    def _compile(self, graph: str, properties: dict[str, Any]) -> ov.CompiledModel:
+    def _compile(self, graph: str, properties: dict[str, Any], rounded: bool) -> ov.CompiledModel:
         path = self.bundle.graph_path(graph)
         try:
-            model = read_graph(self.bundle, graph, self._weights)
+            model = read_graph(self.bundle, graph, self._weights, rounded_caches=rounded)
             compiled = ov.Core().compile_model(model, "CPU", properties)
         except RuntimeError as error:
             raise BundleError(f"OpenVINO {ov.__version__} cannot load {path}: {error}") from error
@@ -161,9 +168,18 @@ class OpenVinoSession(Wrapper):
         return compiled
 
 
+def _has_bfloat16() -> bool:
+    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 def _give(request: ov.InferRequest, arrays: Mapping[str, HostArray]) -> None:
+    """Let a graph read arrays where they lie; one of bfloat16 holds its bits."""
     for name, array in arrays.items():
-        request.set_tensor(name, ov.Tensor(array, shared_memory=True))
+        if array.dtype == np.uint16:
+            tensor = ov.Tensor(array, ov.Shape(array.shape), ov.Type.bf16)
+        else:
+            tensor = ov.Tensor(array, shared_memory=True)
+        request.set_tensor(name, tensor)
 
 
 def _on_host(tensor: Tensor) -> HostArray:
@@ -173,7 +189,7 @@ def _on_host(tensor: Tensor) -> HostArray:
 
 def _write(cache: HostArray, update: HostArray, starts: HostArray | None) -> None:
     """Write ``update [B, H, C, D]`` into a cache, from ``starts [B]`` or 0."""
-    for row, added in enumerate(update):
+    for row, added in enumerate(update.view(cache.dtype)):  # NumPy takes bfloat16 for float16
         start = 0 if starts is None else int(starts[row])
         cache[row, :, start : start + added.shape[1]] = added
 

@@ -1,6 +1,6 @@
 """A bundle's graphs as OpenVINO reads them: what its ONNX reader lacks, or reads too slowly, from here.
 
-Five operators are converted by the functions below.
+Five operators of prefill, and four of decode, are converted by the functions below.
 """
 
 from collections.abc import Mapping
@@ -10,9 +10,10 @@ import numpy as np
 import openvino as ov
 from openvino import opset15 as ops
 from openvino.frontend.onnx import ConversionExtension
+from openvino.preprocess import PrePostProcessor
 
 from star_export.bundle import Bundle
-from star_export.contract import DECODE, STAR_DOMAIN, TOPK_GATHER
+from star_export.contract import DECODE, STAR_DOMAIN, TOPK_GATHER, past_names, present_names
 from star_export.engines.session import HostArray
 
 #: What a conversion gives: OpenVINO's outputs, which mypy does not know.
@@ -21,7 +22,9 @@ Outputs = Any
 _HEADS, _TOKENS, _CHANNELS = 1, 2, 3  # axes of queries, keys, values and caches
 
 
-def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> ov.Model:
+def read_graph(
+    bundle: Bundle, graph: str, weights: Mapping[str, HostArray], *, rounded_caches: bool
+) -> ov.Model:
     """One graph of a bundle. Its outputs ``present...`` are not caches but what is to be written into them.
 
     Caches are inputs still where it reads them: prefill reads none.
@@ -30,6 +33,7 @@ def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> 
         bundle: An opened bundle.
         graph: Which.
         weights: Bytes of tensors, by name, which it reads where they lie.
+        rounded_caches: Keys and values come and go in bfloat16.
 
     Raises:
         RuntimeError: If OpenVINO cannot read it.
@@ -39,9 +43,9 @@ def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> 
     for extension in (
         ConversionExtension(TOPK_GATHER, STAR_DOMAIN, _topk_gather),
         ConversionExtension("TensorScatter", decoder.cache_write if decoder else _update),
-        ConversionExtension("RotaryEmbedding", _rotary_embedding),
         ConversionExtension("GatherND", _gather_nd),
         ConversionExtension("Attention", decoder.attention if decoder else _attention),
+        *(() if decoder else (ConversionExtension("RotaryEmbedding", _rotary_embedding),)),
     ):
         core.add_extension(extension)
     model = core.read_model(bundle.graph_path(graph))
@@ -57,7 +61,21 @@ def read_graph(bundle: Bundle, graph: str, weights: Mapping[str, HostArray]) -> 
     for parameter in model.get_parameters():
         if not parameter.output(0).get_target_inputs():
             model.remove_parameter(parameter)
+    if rounded_caches:
+        _round_caches(bundle, model)
     return model
+
+
+def _round_caches(bundle: Bundle, model: ov.Model) -> None:
+    """Let keys and values come and go in bfloat16, in which this machine multiplies them."""
+    layers = range(bundle.spec.model.text.num_layers)
+    names = {name for layer in layers for name in (*past_names(layer), *present_names(layer))}
+    form = PrePostProcessor(model)
+    for ports, face in ((model.inputs, form.input), (model.outputs, form.output)):
+        for port in ports:
+            for name in port.get_names() & names:
+                face(name).tensor().set_element_type(ov.Type.bf16)
+    form.build()
 
 
 def _ints(*values: int) -> ov.Node:
@@ -105,7 +123,7 @@ def _rotary_embedding(node: Any) -> Outputs:
     """Rotary embedding of ``x [B, H, S, D]``, in a form that OpenVINO does not recognise.
 
     Where it does, it keeps everything in float32 that cosines come from: behind a stage inside the decoder
-    they come from the kept positions, which come from every layer before.
+    they come from the kept positions, which come from every layer before. In decode they are given.
     """
     x, cosines, sines, positions = (node.get_input(place) for place in range(4))
     half = cosines.get_partial_shape()[-1].get_length()
