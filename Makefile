@@ -164,9 +164,11 @@ full-size-engines: $(READY)
 	$(BIN)/python -m star_export.testing.checkpoints 1.5-$(SIZE) build/full/$(SIZE) --zeros
 	/usr/bin/time -v $(BIN)/star-export -v build --model build/full/$(SIZE) --keep 64 --backend tensorrt-rtx --output build/full/$(SIZE)-star --overwrite
 
-# The other table of docs/performance.md; after `make bench`.
+# The other tables of docs/performance.md; after `make bench bench-bits`.
 bench-session: $(READY)
 	$(BIN)/python docs/session_options.py build/bench/bundle docs/shapes.png
+	$(BIN)/python docs/session_options.py build/bench/int8 docs/shapes.png --variant spinning
+	$(BIN)/python docs/session_options.py build/bench/int8 docs/shapes.png --variant spinning --neighbour
 
 # How many requests run at once in 1 GiB of KV caches; after `make bench`.
 bench-slots: $(READY)

@@ -1,16 +1,21 @@
 """What options of ONNX Runtime's sessions cost and gain: load time, vision, prefill, decode, memory.
 
 Every round starts one process per variant, so that memory and load time are its own;
-variants take turns. Usage: python docs/session_options.py BUNDLE PICTURE
+variants take turns.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / ".ci"))
+from bench_peers import busy_neighbour
 
 from star_export.answer.pipeline import Pipeline
 from star_export.bundle import open_bundle
@@ -59,21 +64,36 @@ def measure(variant: str, folder: str, picture: str) -> dict[str, float]:
     }
 
 
-def main(folder: str, picture: str) -> None:
+def main() -> None:
     """Print the median of every measure, and its ratio to the default."""
-    runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in VARIANTS}
-    for _ in range(ROUNDS):
-        for variant in VARIANTS:
-            command = [sys.executable, __file__, folder, picture, variant]
-            runs[variant].append(json.loads(subprocess.check_output(command)))
+    args = _arguments()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.bundle, args.picture)))
+        return
+    variants = [DEFAULT, *(args.variant or (name for name in VARIANTS if name != DEFAULT))]
+    runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
+    with busy_neighbour() if args.neighbour else nullcontext():
+        for _ in range(ROUNDS):
+            for variant in variants:
+                command = [sys.executable, __file__, args.bundle, args.picture, "--measure", variant]
+                runs[variant].append(json.loads(subprocess.check_output(command)))
     for measure_ in runs[DEFAULT][0]:
-        medians = {v: statistics.median(run[measure_] for run in runs[v]) for v in VARIANTS}
+        medians = {v: statistics.median(run[measure_] for run in runs[v]) for v in variants}
         cells = [f"{v} {m:,.2f} ({m / medians[DEFAULT]:.2f}x)" for v, m in medians.items()]
         print(f"{measure_:<18}{'   '.join(cells)}")
 
 
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bundle")
+    parser.add_argument("picture")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="besides the default; repeat")
+    parser.add_argument("--neighbour", action="store_true", help="beside a busy process")
+    parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
 if __name__ == "__main__":
-    if len(sys.argv) == 4:
-        print(json.dumps(measure(sys.argv[3], *sys.argv[1:3])))
-    else:
-        main(*sys.argv[1:])
+    main()

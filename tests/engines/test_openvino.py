@@ -158,6 +158,21 @@ def test_a_nan_is_told_and_is_not_there_for_the_next_request(
     assert pipeline.steps.prefill(tokens, good, new_tokens=2).best_token() == token
 
 
+def test_caches_take_back_what_they_gave(bundle: BundleOf) -> None:
+    """Where the machine multiplies in bfloat16, they keep that, and numpy has it as float32."""
+    session = open_session(open_bundle(bundle("mha")), OPENVINO)
+    caches, (name, _) = session.allocate_caches(), names.past_names(0)
+    whole = caches.numpy(name)
+    values = np.random.default_rng(0).normal(size=(*whole.shape[:2], 3, whole.shape[3])).astype(np.float32)
+    caches.fill(name, values)
+    given = caches.numpy(name)[:, :, :3]
+    np.testing.assert_allclose(given, values, rtol=2**-8)
+    caches.zero()
+    assert not caches.numpy(name).any()
+    caches.fill(name, given)
+    np.testing.assert_array_equal(caches.numpy(name)[:, :, :3], given)
+
+
 def test_the_best_of_rows_without_a_number() -> None:
     rows = np.array([[1, 3, 3], [0, np.nan, 1], [-np.inf] * 3], np.float32)
     assert OpenVinoArray(rows).argmax().tolist() == [1, -1, -1]
