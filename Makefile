@@ -176,7 +176,8 @@ bench-slots: $(READY)
 
 # How long others wait for a long prompt that arrives, with new requests prepared between decode steps and beside them.
 bench-stall: $(READY)
-	$(BIN)/python .ci/bench_stall.py build/stall
+	taskset -c 0 $(BIN)/python .ci/bench_stall.py build/stall --threads 1
+	$(BIN)/python .ci/bench_stall.py build/stall --threads 1
 
 # Bundles beside OpenVINO GenAI, transformers and llama.cpp, on this CPU; a peer that can't be had is a line that says why.
 # Hours on two cores; `.venv/bin/python .ci/bench_peers.py --help` tells how to ask for less.
