@@ -37,6 +37,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+#: Clients that want JSON of a schema often ask for a tool's arguments.
+HINTS = dict.fromkeys(("tools", "tool_choice"), "; JSON of a schema is had by response_format")
+
 #: What values may be of which :func:`convert` says only that they are others, by the end of their path.
 CHOICES = {
     ".role": "system, developer, user or assistant",
@@ -166,7 +169,7 @@ def read_chat(body: bytes) -> ChatRequest:
         if name in given and not _among(given.pop(name), neutral):
             raise ApiError(
                 400,
-                f"{name} is not served here; leave it out{_or(neutral)}",
+                f"{name} is not served here; leave it out{_or(neutral)}{HINTS.get(name, '')}",
                 param=name,
                 code="unsupported_parameter",
             )

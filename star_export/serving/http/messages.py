@@ -57,8 +57,8 @@ class Message(Struct):
 def tidy(messages: Any) -> None:
     """Drop what clients send along and means nothing, before messages are read.
 
-    These are nulls, empty lists, and ``parsed``, which OpenAI's client made of an answer itself. An
-    assistant's turn may lack its content.
+    These are nulls, empty lists, ``parsed``, which OpenAI's client made of an answer itself, and
+    ``cache_control``, by which LiteLLM's users say what to cache. An assistant's turn may lack its content.
 
     Raises:
         ApiError: If a message has a field of the API that is not served.
@@ -78,6 +78,7 @@ def tidy(messages: Any) -> None:
             message["content"] = ""
         for part in message["content"] if isinstance(message.get("content"), list) else ():
             if isinstance(part, dict):
+                part.pop("cache_control", None)
                 for name in [name for name, value in part.items() if value is None]:
                     del part[name]
 

@@ -173,9 +173,7 @@ def test_a_full_disk_is_told_and_loses_nothing(whole: dict[str, bytes], tmp_path
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
     try:
-        with pytest.raises(
-            PlatformError, match=r"^the job in .*full cannot be written: File too large"
-        ):
+        with pytest.raises(PlatformError, match=r"^the job in .*full cannot be written: File too large"):
             go_on()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -161,7 +161,11 @@ def test_messages_are_taken_as_clients_write_them(
     """Several instructions are one; names, nulls and empty lists say nothing; an answer may be empty."""
     (question,) = asked(shapes[0])
     said = [
-        {"role": "system", "content": [text("Be brief."), text(" Be kind.")], "name": "office"},
+        {
+            "role": "system",
+            "content": [text("Be brief."), text(" Be kind.") | {"cache_control": {"type": "ephemeral"}}],
+            "name": "office",
+        },
         {"role": "developer", "content": "Be right."},
         {**question, "name": "me", "content": [part | {"annotations": None} for part in question["content"]]},
         {"role": "assistant", "content": None, "tool_calls": [], "function_call": None, "annotations": []},

@@ -68,7 +68,7 @@ def encoded(data: bytes) -> str:
         (of_schema({"type": "circle"}), "response_format", "response_format cannot be used: "),
         (of_schema({"x": "y" * 65536}), "response_format", "65545 characters, at most 65536 are taken"),
         (of_schema([]), "response_format.json_schema.schema", "expected object, got array"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not served here; leave it out, or give []"),
+        ({"tools": [{"type": "function"}]}, "tools", "leave it out, or give []; JSON of a schema is"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not served here; leave it out"),
         ({"temprature": 1}, "temprature", "unknown field temprature; did you mean temperature?"),
         ({"best_of": 1}, "best_of", "unknown field best_of"),
