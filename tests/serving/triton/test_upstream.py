@@ -25,7 +25,7 @@ from star_export.serving.query import Query
 from star_export.serving.service import Service
 from star_export.serving.triton.client import stream
 from tests.serving.http.conftest import asked, listening
-from tests.serving.page.conftest import Visit
+from tests.serving.page.conftest import Visit, browser, visit  # noqa: F401 (fixtures)
 from tests.serving.triton.conftest import ENVIRONMENT, Running, launch
 
 pytestmark = pytest.mark.triton
@@ -222,9 +222,11 @@ def children(pid: int) -> list[int]:
 
 
 def test_the_page_is_that_of_a_local_server(
-    where: str, server: Running, local: Service, visit: Callable[..., Visit]
+    where: str,
+    local: Service,
+    visit: Callable[..., Visit],  # noqa: F811
 ) -> None:
-    """Asked, drawn, asked again with another budget, gone on with, refused, and streamed until stopped."""
+    """Asked, drawn, asked again with another budget, gone on with, and refused."""
     page = visit(where)
     page.set_input_files("#files", PICTURE)
     page.ask(NUMBER)
