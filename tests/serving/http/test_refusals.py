@@ -317,7 +317,10 @@ def test_who_holds_all_connections_holds_them_for_a_while(serve: Callable[..., s
         ({"max_body_mib": 0}, "max_body_mib must be at least 1, got 0"),
         ({"max_connections": 0}, "max_connections must be at least 1, got 0"),
         ({"receive_timeout_s": float("nan")}, "receive_timeout_s must be a finite number above 0, got nan"),
-        ({"api_key": ""}, "api_key must be ASCII and not empty"),
+        ({"api_key": ""}, "api_key must be printable ASCII, not empty"),
+        ({"api_key": "secret\n"}, "with no space or line end around"),  # of a file that became a variable
+        ({"cors_origins": ("https://a.example/",)}, "without a path .* got https://a.example/"),
+        ({"cors_origins": ("a.example",)}, "cors_origin must be as browsers write it"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
