@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from star_export.engines import Runtime
 from star_export.serving.batch.batch import run_batch
@@ -57,6 +58,41 @@ def test_two_replicas_of_which_each_dies(bundle: Callable[..., Path], data: Path
     out, err = process.communicate()
     assert process.returncode == 3, err
     assert json.loads(out)["bad"] == 9
+    assert content(tmp_path / "two") == content(tmp_path / "one")
+    assert "Traceback" not in err
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """Two machines as far as Ray can tell: a head and another, each with a core for one replica."""
+    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
+    found = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
+    found.add_node(num_cpus=1, object_store_memory=80 << 20)
+    found.wait_for_nodes()
+    yield found
+    found.shutdown()
+
+
+def test_a_machine_that_goes(
+    bundle: Callable[..., Path], data: Path, tmp_path: Path, cluster: Cluster
+) -> None:
+    """Its rows are answered by the other one."""
+    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(120)])
+    common = {"bundle": bundle("mini"), "input": rows, "rows_per_part": 25, "max_slots": 4}
+    run_batch(BatchOptions(output=tmp_path / "one", runtime=Runtime(threads=1), **common))
+    command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "two")]
+    command += ["--rows-per-part", "25", "--max-slots", "4", "--threads", "1", "--json"]
+    command += ["--ray", cluster.address, "--cores-per-replica", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while done_rows(tmp_path / "two") < 16:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    (other,) = cluster.worker_nodes
+    cluster.remove_node(other, allow_graceful=False)
+    assert done_rows(tmp_path / "two") < 100
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert json.loads(out)["bad"] == 14
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert "Traceback" not in err
 

@@ -137,6 +137,10 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI, shapes: list[Path]
 def test_a_key_lets_in(serve: Callable[..., str], shapes: list[Path]) -> None:
     where = serve(api_key="secret")
     assert client_of(where, api_key="secret").models.list().data
+    any_case = {"Authorization": "bearer secret"}
+    assert (
+        urllib.request.urlopen(urllib.request.Request(f"{where}/v1/models", headers=any_case)).status == 200
+    )
     for wrong in ("", "secre", "secret2", "sécret"):
         request = urllib.request.Request(f"{where}/v1/models", headers={"Authorization": f"Bearer {wrong}"})
         status, body, headers = sent(request)
