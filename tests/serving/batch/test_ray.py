@@ -33,18 +33,23 @@ def replicas(mark: str) -> Iterator[int]:
             yield int(process.name)
 
 
-def test_two_replicas_of_which_each_dies(bundle: Callable[..., Path], data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+    """What processes that this test starts have in their environment."""
+    monkeypatch.setenv("STAR_EXPORT_TEST", value := str(uuid.uuid4()))
+    return value
+
+
+def test_two_replicas_of_which_each_dies(
+    bundle: Callable[..., Path], data: Path, tmp_path: Path, mark: str
+) -> None:
     rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(80)])
     common = {"bundle": bundle("mini"), "input": rows, "rows_per_part": 25, "max_slots": 4}
     run_batch(BatchOptions(output=tmp_path / "one", runtime=Runtime(threads=1), **common))
-    mark = f"STAR_EXPORT_TEST={uuid.uuid4()}"
-    name, _, value = mark.partition("=")
     command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "two")]
     command += ["--rows-per-part", "25", "--max-slots", "4", "--threads", "1", "--json"]
     command += ["--ray", "local", "--cores-per-replica", str(max(1, (os.cpu_count() or 2) // 2))]
-    process = subprocess.Popen(
-        command, env={**os.environ, name: value}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     died: set[int] = set()
     for enough in (8, 32):
         while done_rows(tmp_path / "two") < enough:
@@ -63,7 +68,7 @@ def test_two_replicas_of_which_each_dies(bundle: Callable[..., Path], data: Path
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(mark: str) -> Iterator[Cluster]:
     """Two machines as far as Ray can tell: a head and another, each with a core for one replica."""
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
     found = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
@@ -74,25 +79,26 @@ def cluster() -> Iterator[Cluster]:
 
 
 def test_a_machine_that_goes(
-    bundle: Callable[..., Path], data: Path, tmp_path: Path, cluster: Cluster
+    bundle: Callable[..., Path], data: Path, tmp_path: Path, cluster: Cluster, mark: str
 ) -> None:
     """Its rows are answered by the other one."""
-    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(120)])
+    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(160)])
     common = {"bundle": bundle("mini"), "input": rows, "rows_per_part": 25, "max_slots": 4}
     run_batch(BatchOptions(output=tmp_path / "one", runtime=Runtime(threads=1), **common))
     command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "two")]
     command += ["--rows-per-part", "25", "--max-slots", "4", "--threads", "1", "--json"]
     command += ["--ray", cluster.address, "--cores-per-replica", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while done_rows(tmp_path / "two") < 16:
+    while done_rows(tmp_path / "two") < 40:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    assert len(set(replicas(mark))) == 2
     (other,) = cluster.worker_nodes
     cluster.remove_node(other, allow_graceful=False)
-    assert done_rows(tmp_path / "two") < 100
+    assert done_rows(tmp_path / "two") < 140
     out, err = process.communicate(timeout=120)
     assert process.returncode == 3, err
-    assert json.loads(out)["bad"] == 14
+    assert json.loads(out)["bad"] == 18
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert "Traceback" not in err
 
