@@ -72,7 +72,8 @@ def cluster(mark: str) -> Iterator[Cluster]:
     """Two machines as far as Ray can tell: a head and another, each with a core for one replica."""
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 80 << 20}
     found = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-    found.add_node(num_cpus=1, object_store_memory=80 << 20)
+    # Of an address of its own, or the job may be a guest of the node that goes.
+    found.add_node(num_cpus=1, object_store_memory=80 << 20, node_ip_address="127.0.0.2")
     found.wait_for_nodes()
     yield found
     found.shutdown()
