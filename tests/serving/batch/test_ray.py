@@ -43,7 +43,7 @@ def mark(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_two_replicas_of_which_each_dies(
     bundle: Callable[..., Path], data: Path, tmp_path: Path, mark: str
 ) -> None:
-    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(80)])
+    rows = write(data / "rows.jsonl", [good(i) if i % 9 else {"id": i} for i in range(300)])
     common = {"bundle": bundle("mini"), "input": rows, "rows_per_part": 25, "max_slots": 4}
     run_batch(BatchOptions(output=tmp_path / "one", runtime=Runtime(threads=1), **common))
     command = [*COMMAND, str(bundle("mini")), "--input", str(rows), "--output", str(tmp_path / "two")]
@@ -55,14 +55,15 @@ def test_two_replicas_of_which_each_dies(
         while done_rows(tmp_path / "two") < enough:
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
-        alive = set(replicas(mark)) - died
-        assert len(alive) == 2
+        while len(alive := set(replicas(mark)) - died) < 2:  # the one that died begins anew
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
         os.kill(victim := min(alive), signal.SIGKILL)
         died.add(victim)
-        assert done_rows(tmp_path / "two") < 75
+        assert done_rows(tmp_path / "two") < 290
     out, err = process.communicate()
     assert process.returncode == 3, err
-    assert json.loads(out)["bad"] == 9
+    assert json.loads(out)["bad"] == 34
     assert content(tmp_path / "two") == content(tmp_path / "one")
     assert "Traceback" not in err
 
@@ -90,10 +91,9 @@ def test_a_machine_that_goes(
     command += ["--rows-per-part", "25", "--max-slots", "4", "--threads", "1", "--json"]
     command += ["--ray", cluster.address, "--cores-per-replica", "1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while done_rows(tmp_path / "two") < 40:
+    while done_rows(tmp_path / "two") < 40 or len(set(replicas(mark))) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    assert len(set(replicas(mark))) == 2
     (other,) = cluster.worker_nodes
     cluster.remove_node(other, allow_graceful=False)
     assert done_rows(tmp_path / "two") < 140
