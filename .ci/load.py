@@ -268,13 +268,15 @@ def build_bundle(work: Path, *, prune: bool) -> Path:
 def report(tallies: dict[str, Tally], *, growth: float, warm: float) -> int:
     """Print the table; the exit code."""
     table = Table("", "requests/s", "TTFT p50 ms", "p90", "p99", "memory")
-    failed = False
+    faults: list[str] = []
     for title, tally in tallies.items():
         cuts = [1000 * cut for cut in statistics.quantiles(tally.ttft, n=100)]
         early = max(tally.memory[: max(1, int(warm * len(tally.memory)))])
         grown = max(tally.memory) / early - 1
         lost = [outcome for outcome in tally.outcomes if outcome.startswith(("lost", "wrong"))]
-        failed |= bool(lost) or grown > growth
+        faults += [f"{title}: {outcome}" for outcome in lost]
+        if grown > growth:
+            faults.append(f"{title}: memory grew by {grown:.1%}, at most {growth:.0%}")
         table.add_row(
             title,
             f"{tally.rate:.2f}",
@@ -283,8 +285,11 @@ def report(tallies: dict[str, Tally], *, growth: float, warm: float) -> int:
         )
         print(f"{title}: {json.dumps(tally.outcomes)}")
     Console().print(table)
-    print("FAILED" if failed else "every answer right, no request lost, memory flat")
-    return int(failed)
+    print(
+        "\n".join(f"FAILED: {fault}" for fault in faults)
+        or "every answer right, no request lost, memory flat"
+    )
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def main() -> int:
             most = Most(requests=share * args.requests)
             tallies[title] = run(process, cases, door, clients=args.clients, most=most, title=title)
     if args.triton:
-        with load.server(bundle, args.work / "repository", *slots) as process:
+        with load.server(bundle, args.work / "repository", "--threads", "1", *slots) as process:
             door, most = load.DOOR, Most(requests=args.requests)
             tallies["triton"] = run(process, cases, door, clients=args.clients, most=most, title="triton")
     failed = report(tallies, growth=GROWTH, warm=WARM)

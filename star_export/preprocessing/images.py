@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +27,8 @@ from star_export.specs import ModelSpec, Side, Tiling, VisionSpec, picture_grid
 
 #: Pictures with more pixels are refused before they are decoded.
 MAX_PIXELS = 100_000_000
+#: What is decoded. Pillow knows more, and has EPS run by Ghostscript, also what lies in IPTC.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "QOI", "TGA")
 #: Longest allowed side over shortest: resizing a sliver would need gigabytes.
 MAX_ASPECT_RATIO = 200
 
@@ -111,7 +113,14 @@ def load_image(source: ImageInput) -> Image.Image:
 
 
 def _open(source: str | Path | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_formats())
+
+
+@cache
+def _formats() -> list[str]:
+    """Those that this Pillow knows: which ones depends on its age."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _rgb(image: Image.Image) -> Image.Image:

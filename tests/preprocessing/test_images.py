@@ -2,17 +2,19 @@
 
 import io
 import json
+import os
 import re
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from transformers import AutoProcessor
 
 from star_export.checkpoint.checkpoint import open_checkpoint
@@ -258,6 +260,29 @@ def test_content_that_is_no_picture(tmp_path: Path, content: bytes) -> None:
         load_image(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"the picture (is not a picture|cannot be decoded)"):
         load_image(content)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO"])
+def test_formats_that_are_read(kind: str) -> None:
+    assert load_image(encoded(noise(32, 32), kind)).size == (32, 32)
+
+
+def test_what_another_program_would_run_is_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pillow hands EPS to Ghostscript."""
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # it looks for it once
+    data = encoded(noise(40, 30), "EPS")
+    with suppress(OSError):  # nothing comes out of this one
+        Image.open(io.BytesIO(data)).load()
+    (tmp_path / "ran").unlink()  # Pillow by itself did
+    with pytest.raises(InputError, match="the picture is not a picture that Pillow can read"):
+        load_image(data)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])

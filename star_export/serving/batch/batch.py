@@ -13,7 +13,7 @@ from typing import Any
 
 from star_export.answer.request import Requests
 from star_export.bundle import Bundle, open_bundle
-from star_export.errors import InputError
+from star_export.errors import InputError, PlatformError
 from star_export.files import sha256
 from star_export.progress import CaseProgress
 from star_export.reports import subject
@@ -156,7 +156,10 @@ def _outcome(number: int, values: Values, rows: Rows, answerer: Answerer) -> Out
     except Exception as error:  # of one row, whatever it is
         found: Any = Refusal.of(error)
     else:
-        found = answerer.answer(query)
+        try:
+            found = answerer.answer(query)
+        except PlatformError as error:
+            raise rows.told(number, error) from error
     if isinstance(found, Refusal):
         return Bad(row=number, id=identity, kind=found.kind, error=found.error)
     return Answered(

@@ -73,11 +73,16 @@ class Job:
         return -(-self.start // self._rows_per_part)
 
     def record(self, outcome: Outcome) -> None:
-        """A row is done."""
-        self._journal.write(line(outcome))
-        self._journal.flush()
-        self._pending[outcome.row] = outcome
-        self._publish()
+        """A row is done.
+
+        Raises:
+            PlatformError: If it cannot be written; what was done before stays done.
+        """
+        with _writing(self.folder):
+            self._journal.write(line(outcome))
+            self._journal.flush()
+            self._pending[outcome.row] = outcome
+            self._publish()
 
     def close(self) -> None:
         """Close the journal, and remove it when every row is in a part."""
@@ -149,12 +154,24 @@ def open_job(
         _check_folder(folder, settings)
         if not (folder / JOB).exists():
             write_json(folder / JOB, settings)
-        job = Job(folder, total=total, rows_per_part=rows_per_part, kind=kind)
+        with _writing(folder):
+            job = Job(folder, total=total, rows_per_part=rows_per_part, kind=kind)
         try:
             yield job
         finally:
-            job.close()
+            with _writing(folder):
+                job.close()
             lock.release()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PlatformError(
+            f"the job in {folder} cannot be written: {error.strerror}; mend that, and the same job goes on"
+        ) from error
 
 
 def _check_folder(folder: Path, settings: dict[str, Any]) -> None:

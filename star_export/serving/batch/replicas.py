@@ -127,6 +127,7 @@ class Replicas:
         self._places: queue.Queue[_Replica] = queue.Queue()
         self._stopping = threading.Event()
         self._broken: str | None = None
+        self._waiting: list[threading.Thread] = []
         for replica in self._replicas * options.concurrency:
             self._return_when_loaded(replica)
         try:
@@ -159,6 +160,8 @@ class Replicas:
     def close(self) -> None:
         """Leave the cluster, whose replicas end."""
         self._stopping.set()
+        for thread in self._waiting:  # Ray ends a process that asks it for something once it was left
+            thread.join()
         self._joined.close()
 
     def _place(self) -> _Replica:
@@ -174,20 +177,25 @@ class Replicas:
 
     def _return_when_loaded(self, replica: _Replica) -> None:
         """Offer a place on a replica once it runs, after it died or at the beginning."""
-        threading.Thread(target=self._wait_loaded, args=(replica,), daemon=True).start()
+        thread = threading.Thread(target=self._wait_loaded, args=(replica,), daemon=True)
+        thread.start()
+        self._waiting.append(thread)
 
     def _wait_loaded(self, replica: _Replica) -> None:
-        died = 0
+        died, opening = 0, None
         while not self._stopping.wait(_LOOK_EVERY):
             try:
-                self._broken = self._ray.get(replica.handle.open.remote()) or self._broken
+                opening = opening or replica.handle.open.remote()
+                self._broken = self._ray.get(opening, timeout=_LOOK_EVERY) or self._broken
+            except self._ray.exceptions.GetTimeoutError:  # it loads, or has no machine now
+                continue
             except self._ray.exceptions.ActorDiedError as error:  # one that begins anew is "unavailable"
-                died += 1
+                died, opening = died + 1, None
                 if died == ATTEMPTS:
                     self._broken = str(error)
                     return
             except self._ray.exceptions.RayError:
-                continue
+                opening = None
             else:
                 self._places.put(replica)
                 return

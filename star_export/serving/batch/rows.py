@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from star_export.errors import InputError, SettingsError, option
+from star_export.errors import InputError, PlatformError, SettingsError, marked, option, spelled
 from star_export.serving.batch.options import Defaults
 from star_export.serving.query import Query
 from star_export.serving.remote import fetch
@@ -50,9 +50,9 @@ class Rows:
     ) -> None:
         for name in columns:
             if name not in FIELDS:
-                raise SettingsError(
-                    f"{option('column')} knows no field {name}; fields are {', '.join(FIELDS)}"
-                )
+                near = difflib.get_close_matches(name, FIELDS, 1)
+                meant = f"did you mean {near[0]}?" if near else f"fields are {', '.join(FIELDS)}"
+                raise SettingsError(f"{option('column')} knows no field {name}; {meant}")
         self._columns = {name: columns.get(name, name) for name in FIELDS}
         self._names = {*FIELDS, *self._columns.values()}
         self._images, self._defaults, self._remote = images, defaults.given, remote
@@ -107,6 +107,11 @@ class Rows:
             several = isinstance(image, list)
             given["image"] = tuple(map(self._picture, image)) if several else self._picture(image)
         return Query.of(self._defaults | given)
+
+    def told(self, number: int, error: PlatformError) -> PlatformError:
+        """What this machine lacks for a row, in words of its columns."""
+        text = spelled(marked(error), lambda name: f"column {self._columns.get(name, name)}")
+        return PlatformError(f"row {number}: {text}")
 
     def _slip(self, found: Iterable[str]) -> str | None:
         """What is wrong with the first column that is not read and looks as if it were meant to be."""

@@ -29,6 +29,7 @@ from star_export.serving.http.served import ServedModel
 #: When models count as made: a bundle does not know.
 _STARTED = int(time.time())
 
+ENDPOINTS = "POST /v1/chat/completions, GET /v1/models, /health, /metrics, and a page at /"
 PAGE = Path(__file__).parent / "page"
 
 
@@ -50,7 +51,9 @@ def make_app(services: Mapping[str, ServedModel], options: HttpOptions) -> Starl
         Mount(
             "/v1",
             routes=[
+                # With and without a slash at the end: a redirection would lose keys and, behind TLS, the "s".
                 Route("/chat/completions", completions, methods=["POST"]),
+                Route("/chat/completions/", completions, methods=["POST"]),
                 Route("/models", partial(_models, services)),
                 Route("/models/{name:path}", partial(_model, services)),
             ],
@@ -80,7 +83,8 @@ async def _models(services: Mapping[str, ServedModel], _request: Request) -> Res
 
 
 async def _model(services: Mapping[str, ServedModel], request: Request) -> Response:
-    return json_response(_card(*find_model(services, request.path_params["name"])))
+    name = request.path_params["name"].rstrip("/")
+    return json_response(_card(*find_model(services, name))) if name else await _models(services, request)
 
 
 def _card(name: str, service: ServedModel) -> dict[str, Any]:
@@ -109,8 +113,8 @@ async def _metrics(services: Mapping[str, ServedModel], _request: Request) -> Re
 
 async def _http_error(_request: Request, error: HTTPException) -> Response:
     """What Starlette refuses: paths and methods that there are not."""
-    message = {404: "there is nothing at this path", 405: "this path has no such method"}
-    text = f"{message.get(error.status_code, error.detail)}; see docs/serving.md"
+    unserved = f"this path or method is not served; there are {ENDPOINTS}"
+    text = f"{unserved if error.status_code in (404, 405) else error.detail}; see docs/serving.md"
     refused = error_response(ApiError(error.status_code, text))
     refused.headers.update(error.headers or {})
     return refused

@@ -1,18 +1,16 @@
 """The body of a chat completion's request, read and checked field by field."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from msgspec import Struct
 
 from star_export.errors import InputError
+from star_export.serving.http.messages import ImagePart, Message, check_messages, tidy, turns
 from star_export.serving.http.refusal import ApiError, invalid
 from star_export.serving.query import Query, check_names
 from star_export.specs import Keep
 from star_export.typed import convert, parse
-
-#: Messages of a conversation, at most.
-MAX_MESSAGES = 256
 
 #: Fields of the API that are not served, each with the values that ask for nothing; so does null.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -39,36 +37,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
 }
 
+#: Clients that want JSON of a schema often ask for a tool's arguments.
+HINTS = dict.fromkeys(("tools", "tool_choice"), "; JSON of a schema is had by response_format")
 
-class ImageURL(Struct):
-    """Where a picture is; it is looked at as the model does, whatever ``detail`` says."""
-
-    url: str
-    detail: Literal["auto", "low", "high", "original"] | None = None
-
-
-class ImagePart(Struct, tag_field="type", tag="image_url"):
-    """A picture in a message; older clients give the address alone."""
-
-    image_url: ImageURL | str
-
-    @property
-    def url(self) -> str:
-        """Where the picture is."""
-        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
-
-
-class TextPart(Struct, tag_field="type", tag="text"):
-    """A text in a message."""
-
-    text: str
-
-
-class Message(Struct):
-    """What one side said."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart | ImagePart]
+#: What values may be of which :func:`convert` says only that they are others, by the end of their path.
+CHOICES = {
+    ".role": "system, developer, user or assistant",
+    ".detail": "auto, low, high or original",
+    "response_format.type": "text, json_object or json_schema",
+    "].type": "text or image_url",
+}
 
 
 class StreamOptions(Struct):
@@ -147,7 +125,7 @@ class ChatRequest(Struct):
     @property
     def urls(self) -> list[str]:
         """Where its pictures are, in their order."""
-        parts = (part for m in self.messages if not isinstance(m.content, str) for part in m.content)
+        parts = (part for message in self.messages for part in message.parts)
         return [part.url for part in parts if isinstance(part, ImagePart)]
 
     def query(self, fetch: Callable[[str], bytes]) -> Query:
@@ -159,7 +137,7 @@ class ChatRequest(Struct):
         length = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         return Query(
             image=tuple(map(fetch, self.urls)),
-            prompt=tuple(map(_turn, self.messages)),
+            prompt=tuple(turns(self.messages)),
             keep=self.keep,
             max_new_tokens=length,
             temperature=self.temperature,
@@ -191,17 +169,18 @@ def read_chat(body: bytes) -> ChatRequest:
         if name in given and not _among(given.pop(name), neutral):
             raise ApiError(
                 400,
-                f"{name} is not served here; leave it out{_or(neutral)}",
+                f"{name} is not served here; leave it out{_or(neutral)}{HINTS.get(name, '')}",
                 param=name,
                 code="unsupported_parameter",
             )
     if "messages" not in given:
         raise invalid("messages is missing; every request needs it", "messages")
-    _strip(given["messages"])
+    tidy(given["messages"])
     try:
         chat = convert(given, ChatRequest)
     except ValueError as error:
-        raise invalid(str(error), _param(str(error))) from error
+        param = _param(str(error))
+        raise invalid(f"{error}{_choices(str(error), param or '')}", param) from error
     _check(chat)
     return chat
 
@@ -217,14 +196,11 @@ def _check_names(given: Mapping[str, Any]) -> None:
 
 def _check(chat: ChatRequest) -> None:
     """Refuse what is of the right type and makes no sense."""
-    if len(chat.messages) > MAX_MESSAGES:
-        raise invalid(
-            f"messages may be {MAX_MESSAGES} at most, got {len(chat.messages)}; leave out the oldest",
-            "messages",
-        )
-    if chat.max_tokens is not None and chat.max_completion_tokens is not None:
-        raise invalid("max_tokens and max_completion_tokens are both given; give one of them", "max_tokens")
-    if chat.stream_options is not None and not chat.stream:
+    check_messages(chat.messages)
+    lengths = {chat.max_tokens, chat.max_completion_tokens} - {None}
+    if len(lengths) > 1:
+        raise invalid("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+    if chat.stream_options not in (None, StreamOptions()) and not chat.stream:
         raise invalid('stream_options needs "stream": true', "stream_options")
     if chat.stream_options is not None and chat.stream_options.include_obfuscation:
         raise invalid("include_obfuscation is not served here; leave it out", "stream_options")
@@ -247,28 +223,12 @@ def _or(neutral: tuple[Any, ...]) -> str:
     return f", or give {neutral[0]!r}" if neutral else ""
 
 
-def _strip(messages: Any) -> None:
-    """Drop what clients send along: nulls, and an answer's ``parsed``, which OpenAI's own made of it."""
-    for message in messages if isinstance(messages, list) else ():
-        if isinstance(message, dict):
-            for name in [name for name, value in message.items() if value is None and name != "content"]:
-                del message[name]
-            message.pop("parsed", None)
+def _choices(message: str, path: str) -> str:
+    found = (f"; it may be {words}" for ending, words in CHOICES.items() if path.endswith(ending))
+    return next(found, "") if ": invalid " in message else ""
 
 
 def _param(message: str) -> str | None:
     """The path that a message of :func:`convert` begins with."""
     path, colon, _ = message.partition(": ")
     return path if colon and " " not in path else None
-
-
-def _turn(message: Message) -> dict[str, Any]:
-    """A message as the prompt takes it: pictures lie beside it."""
-    role = "system" if message.role == "developer" else message.role
-    if isinstance(message.content, str):
-        return {"role": role, "content": message.content}
-    parts = [
-        {"type": "text", "text": p.text} if isinstance(p, TextPart) else {"type": "image"}
-        for p in message.content
-    ]
-    return {"role": role, "content": parts}

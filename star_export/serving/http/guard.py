@@ -143,13 +143,13 @@ class KeyCheck:
     """
 
     def __init__(self, app: ASGIApp, key: str) -> None:
-        self._app, self._expected = app, f"Bearer {key}".encode()
+        self._app, self._key = app, key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it before its body is read."""
         if scope["type"] == "http" and scope["path"].startswith("/v1"):
-            given = Headers(scope=scope).get("authorization", "").encode("latin-1")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.encode("latin-1"), self._key):
                 message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
                 refused = error_response(ApiError(401, message, code="invalid_api_key"))
                 refused.headers["WWW-Authenticate"] = "Bearer"

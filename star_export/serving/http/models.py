@@ -34,7 +34,7 @@ class Models:
         options: How much each takes on.
 
     Raises:
-        SettingsError: If there is no model, or the names are not one for each.
+        SettingsError: If there is no model, the names are not one for each, or one cannot be asked for.
     """
 
     folders: tuple[Path, ...] = ()
@@ -55,6 +55,12 @@ class Models:
                 f"{option('name')} must be given once for each model, got {len(self.names)} names for "
                 f"{count} models"
             )
+        for name in self.by_name:
+            if not name.strip() or not name.isprintable() or name.endswith("/"):
+                raise SettingsError(
+                    f"a model's name must be printable, not blank, and not end with a slash, got {name!r}; "
+                    f"give another {option('name')}"
+                )
         if len(self.by_name) < count:
             raise SettingsError(f"two models have one name; give each its own with {option('name')}")
 

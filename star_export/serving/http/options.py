@@ -1,10 +1,13 @@
 """The limits of the front door itself."""
 
 import ipaddress
+import re
 import threading
 from dataclasses import dataclass
 
 from star_export.errors import SettingsError, option
+
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@A-Z\s]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +51,18 @@ class HttpOptions:
                 f"{option('receive_timeout_s')} must be a finite number above 0, "
                 f"got {self.receive_timeout_s:g}"
             )
-        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.strip()):
+        key = self.api_key
+        if key is not None and not (key and key.isascii() and key.isprintable() and key == key.strip()):
             raise SettingsError(
-                f"{option('api_key')} must be ASCII and not empty; leave it out to let all ask"
+                f"{option('api_key')} must be printable ASCII, not empty, with no space or line end around; "
+                "leave it out to let all ask"
             )
+        for origin in self.cors_origins:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise SettingsError(
+                    f"{option('cors_origin')} must be as browsers write it, such as https://example.com, "
+                    f"without a path and in small letters, or *; got {origin}"
+                )
 
     @property
     def loopback(self) -> bool:

@@ -11,11 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from star_export.answer.pipeline import load
 from star_export.answer.sampling import Sampling
 from star_export.engines import Runtime
+from star_export.errors import PlatformError
 from star_export.serving.batch.batch import run_batch
 from star_export.serving.batch.options import BatchOptions
 
@@ -203,14 +205,15 @@ def test_a_killed_job_goes_on(bundle: Bundles, data: Path, tmp_path: Path) -> No
 
 
 def done_rows(folder: Path) -> int:
-    """Rows that are done, as a look at a folder from outside counts them."""
-    total = 0
+    """Rows that are done, seen from outside, where some are for a moment there twice."""
+    rows: set[int] = set()
     for path in folder.glob("*.jsonl"):
         try:
-            total += path.read_bytes().count(b"\n")
+            lines = path.read_bytes().splitlines(keepends=True)
         except FileNotFoundError:  # it has just left the journal
             continue
-    return total
+        rows |= {json.loads(line)["row"] for line in lines if line.endswith(b"\n")}
+    return len(rows)
 
 
 def test_an_interrupt_keeps_what_is_done(bundle: Bundles, data: Path, tmp_path: Path) -> None:
@@ -226,3 +229,17 @@ def test_an_interrupt_keeps_what_is_done(bundle: Bundles, data: Path, tmp_path: 
     assert process.returncode == 130
     assert "Traceback" not in err
     assert 0 < done_rows(tmp_path / "out") < 400
+
+
+def test_a_schema_without_its_library_names_the_column(
+    bundle: Bundles, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job ends, keeps what is done, and goes on once the library is there."""
+    schema = {"answer": {"type": "boolean"}}
+    rows = write(data / "rows.jsonl", [good(0), {**good(1), "shape": schema}])
+    given = options(bundle("mini"), rows, tmp_path / "out", columns={"schema": "shape"}, max_slots=1)
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "llguidance", None)
+        with pytest.raises(PlatformError, match=r"^row 1: column shape needs llguidance .*run: pip install"):
+            run_batch(given)
+    assert run_batch(given).answered == 2

@@ -1,12 +1,13 @@
 """A job's folder after a kill at every moment, and beside other jobs."""
 
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from star_export.errors import SettingsError
+from star_export.errors import PlatformError, SettingsError
 from star_export.serving.batch.job import ERRORS, JOB, JOURNAL, open_job
 from star_export.serving.batch.options import Format
 from star_export.serving.batch.outcome import Answered, Bad, Outcome
@@ -159,3 +160,22 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SettingsError, match=f"{name} is damaged"), job(folder):
         pass
     assert content(folder) == before
+
+
+def test_a_full_disk_is_told_and_loses_nothing(whole: dict[str, bytes], tmp_path: Path) -> None:
+    def go_on() -> int:
+        with job(tmp_path / "full") as held:
+            before: int = held.done
+            for row in [row for row in range(TOTAL) if row not in held]:
+                held.record(outcome(row))
+        return before
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, hard))
+    try:
+        with pytest.raises(PlatformError, match=r"^the job in .*full cannot be written: File too large"):
+            go_on()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert 0 < go_on() < TOTAL
+    assert content(tmp_path / "full") == whole

@@ -120,6 +120,7 @@ def test_names_of_the_inputs_own(rows: Callable[..., Rows]) -> None:
         ({}, ["image", "prompt", "max_new_token"], "column max_new_token would not be read; did you"),
         ({}, ["image", "prompt", "messages", "stops"], "did you mean stop"),
         ({}, ["image", "prompt", "top_logprobs"], "top_logprobs would not be read: logprobs are not written"),
+        ({"imag": "x"}, [], "column knows no field imag; did you mean image?"),
         ({"picture": "image"}, [], "column knows no field picture; fields are id, messages, image, prompt"),
     ],
 )  # fmt: skip

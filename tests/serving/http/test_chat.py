@@ -150,8 +150,37 @@ def test_values_that_ask_for_nothing_are_taken(client: openai.OpenAI, shapes: li
         "n": 1, "presence_penalty": 0.0, "frequency_penalty": 0, "logit_bias": {}, "tools": [],
         "response_format": {"type": "text"}, "logprobs": False, "user": "someone", "store": False,
         "top_logprobs": None, "modalities": ["text"], "service_tier": "auto", "tool_choice": "none",
+        "stream_options": {}, "max_completion_tokens": 1,
     }  # fmt: skip
     assert ask(client, asked(shapes[0]), max_tokens=1, extra_body=nothing).usage.completion_tokens == 1
+
+
+def test_messages_are_taken_as_clients_write_them(
+    client: openai.OpenAI, shapes: list[Path], reference: Pipeline
+) -> None:
+    """Several instructions are one; names, nulls and empty lists say nothing; an answer may be empty."""
+    (question,) = asked(shapes[0])
+    said = [
+        {
+            "role": "system",
+            "content": [text("Be brief."), text(" Be kind.") | {"cache_control": {"type": "ephemeral"}}],
+            "name": "office",
+        },
+        {"role": "developer", "content": "Be right."},
+        {**question, "name": "me", "content": [part | {"annotations": None} for part in question["content"]]},
+        {"role": "assistant", "content": None, "tool_calls": [], "function_call": None, "annotations": []},
+        {"role": "user", "content": PLACE, "name": "me"},
+    ]
+    conversation = [
+        {"role": "system", "content": "Be brief. Be kind.\n\nBe right."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": COLOR}]},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": PLACE},
+    ]
+    right = reference.generate(shapes[0], conversation).result()
+    answer = ask(client, said)
+    assert answer.choices[0].message.content == right.text
+    assert answer.usage.prompt_tokens == right.prompt_tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -186,7 +215,7 @@ def test_curl_streams_events(where: str, shapes: list[Path]) -> None:
     command = [
         "curl",
         "-sSi",
-        f"{where}/v1/chat/completions",
+        f"{where}/v1/chat/completions/",
         "-H",
         "Content-Type: application/json",
         "-d",
@@ -229,6 +258,8 @@ def test_models_are_listed_with_what_may_be_asked_of_them(client: openai.OpenAI)
     (model,) = client.models.list().data
     assert (model.id, model.object) == (MODEL, "model")
     assert client.models.retrieve(MODEL) == model
+    assert client.models.retrieve(f"{MODEL}/") == model
+    assert client.get("/models/", cast_to=object) == client.get("/models", cast_to=object)
     star = model.model_extra["star"] if model.model_extra else {}
     assert (star["max_images"], star["max_new_tokens"]) == (3, 32)
     assert [(stage["score"], stage["keep"]) for stage in star["stages"]] == [("received", 518), ("text", 64)]

@@ -244,6 +244,7 @@ def test_a_missing_package_is_named(folder: Path, monkeypatch: pytest.MonkeyPatc
         (("a", "b"), ("one",), "name must be given once for each model, got 1 names for 2 models"),
         ((), (), "there is nothing to serve; give a bundle's folder, or upstream"),
         (("x/a", "y/a"), (), "two models have one name; give each its own with name"),
+        (("a",), ("",), "must be printable, not blank, and not end with a slash, got ''; give another name"),
     ],
 )
 def test_models_have_names_of_their_own(folders: Any, names: Any, message: str) -> None:

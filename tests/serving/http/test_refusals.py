@@ -43,6 +43,10 @@ def about(url: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": [part, text("What?")]}]}
 
 
+def turn(role: str, **values: Any) -> dict[str, Any]:
+    return {"role": role, "content": "x", **values}
+
+
 def of_schema(schema: object) -> dict[str, Any]:
     return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
 
@@ -64,7 +68,7 @@ def encoded(data: bytes) -> str:
         (of_schema({"type": "circle"}), "response_format", "response_format cannot be used: "),
         (of_schema({"x": "y" * 65536}), "response_format", "65545 characters, at most 65536 are taken"),
         (of_schema([]), "response_format.json_schema.schema", "expected object, got array"),
-        ({"tools": [{"type": "function"}]}, "tools", "tools is not served here; leave it out, or give []"),
+        ({"tools": [{"type": "function"}]}, "tools", "leave it out, or give []; JSON of a schema is"),
         ({"audio": {"voice": "x"}}, "audio", "audio is not served here; leave it out"),
         ({"temprature": 1}, "temprature", "unknown field temprature; did you mean temperature?"),
         ({"best_of": 1}, "best_of", "unknown field best_of"),
@@ -75,7 +79,7 @@ def encoded(data: bytes) -> str:
         ({"seed": 1.5}, "seed", "seed: expected int | null, got float, found 1.5"),
         ({"max_tokens": 33}, "max_tokens", "max_tokens must be from 1 to 32, got 33; for more, build"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "max_completion_tokens must be from 1 to 32"),
-        ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "both given; give one of them"),
+        ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "differ; give one of them"),
         ({"stop": ["a"] * 17}, "stop", "stop takes at most 16 strings"),
         ({"stop": 3}, "stop", "stop: expected str | array, got int, found 3"),
         ({"keep": 0}, "keep", "keep must be at least 1 visual token, got 0"),
@@ -84,9 +88,15 @@ def encoded(data: bytes) -> str:
         ({"stream_options": {"include_usage": True}}, "stream_options", 'needs "stream": true'),
         ({"messages": []}, "messages", "no picture is given"),
         ({"messages": [{"role": "user", "content": "What?"}]}, "messages", "no picture is given; put one"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "invalid enum value"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "user or assistant"),
         ({"messages": [{"role": "user"}]}, "messages[0]", "missing required field content"),
-        ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "messages[0].name", "unknown"),
+        ({"messages": [turn("user", name="me"), turn("assistant"), turn("user", name="you")]},
+         "messages[2].name", "no place for names, which tell 'me' and 'you' apart"),
+        ({"messages": [turn("assistant", content=None, tool_calls=[{"id": "1"}])]},
+         "messages[0].tool_calls", "messages[0].tool_calls is not served here; leave it out"),
+        ({"messages": [turn("user", content=[{"type": "input_image"}])]},
+         "messages[0].content[0].type", "'input_image'; it may be text or image_url"),
+        ({"messages": [turn("user", cache=1)]}, "messages[0].cache", "unknown"),
         ({"messages": [{"role": "user", "content": "x"}] * 257}, "messages", "256 at most, got 257"),
         (about("/etc/passwd"), "messages", "a picture must be a data URL such as data:image/png;base64,..."),
         (about("file:///etc/passwd"), "messages", "must be a data URL"),
@@ -127,6 +137,10 @@ def test_an_unknown_model_is_not_found(client: openai.OpenAI, shapes: list[Path]
 def test_a_key_lets_in(serve: Callable[..., str], shapes: list[Path]) -> None:
     where = serve(api_key="secret")
     assert client_of(where, api_key="secret").models.list().data
+    any_case = {"Authorization": "bearer secret"}
+    assert (
+        urllib.request.urlopen(urllib.request.Request(f"{where}/v1/models", headers=any_case)).status == 200
+    )
     for wrong in ("", "secre", "secret2", "sécret"):
         request = urllib.request.Request(f"{where}/v1/models", headers={"Authorization": f"Bearer {wrong}"})
         status, body, headers = sent(request)
@@ -148,10 +162,10 @@ def sent(request: urllib.request.Request) -> tuple[int, Any, Any]:
 @pytest.mark.parametrize(
     ("path", "method", "headers", "body", "status", "message"),
     [
-        ("/v1/chat/completions", "GET", {}, None, 405, "this path has no such method"),
-        ("/v1/models", "POST", {}, b"{}", 405, "this path has no such method"),
-        ("/v1/embeddings", "POST", {}, b"{}", 404, "there is nothing at this path"),
-        ("/nothing", "GET", {}, None, 404, "there is nothing at this path"),
+        ("/v1/chat/completions", "GET", {}, None, 405, "there are POST /v1/chat/completions, GET"),
+        ("/v1/models", "POST", {}, b"{}", 405, "this path or method is not served"),
+        ("/chat/completions", "POST", {}, b"{}", 405, "there are POST /v1/chat/completions, GET"),
+        ("/nothing", "GET", {}, None, 404, "this path or method is not served"),
         ("/v1/chat/completions", "POST", {"Content-Type": "text/plain"}, b"{}", 415, "json, got text/plain"),
         ("/v1/chat/completions", "POST", {"Content-Encoding": "gzip"}, b"{}", 415, "must not be compressed"),
         ("/v1/chat/completions", "POST", {}, b" " * (1 << 20) + b"{}", 413, "may have 1048576 bytes"),
@@ -163,7 +177,7 @@ def sent(request: urllib.request.Request) -> tuple[int, Any, Any]:
         ("/v1/chat/completions", "POST", {}, b"{}", 400, "messages is missing"),
         ("/health", "GET", {"X": "a" * 20000}, None, 431, "the headers may have 16384 bytes"),
         ("/health", "GET", {"Host": "evil.example"}, None, 400, "this server is local"),
-        ("/../../etc/passwd", "GET", {}, None, 404, "there is nothing at this path"),
+        ("/../../etc/passwd", "GET", {}, None, 404, "this path or method is not served"),
     ],
 )  # fmt: skip
 def test_http_that_is_not_served_is_refused_in_json(
@@ -307,7 +321,10 @@ def test_who_holds_all_connections_holds_them_for_a_while(serve: Callable[..., s
         ({"max_body_mib": 0}, "max_body_mib must be at least 1, got 0"),
         ({"max_connections": 0}, "max_connections must be at least 1, got 0"),
         ({"receive_timeout_s": float("nan")}, "receive_timeout_s must be a finite number above 0, got nan"),
-        ({"api_key": ""}, "api_key must be ASCII and not empty"),
+        ({"api_key": ""}, "api_key must be printable ASCII, not empty"),
+        ({"api_key": "secret\n"}, "with no space or line end around"),  # of a file that became a variable
+        ({"cors_origins": ("https://a.example/",)}, "without a path .* got https://a.example/"),
+        ({"cors_origins": ("a.example",)}, "cors_origin must be as browsers write it"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:

@@ -25,6 +25,7 @@ from star_export.serving.query import Query
 from star_export.serving.service import Service
 from star_export.serving.triton.client import stream
 from tests.serving.http.conftest import asked, listening
+from tests.serving.page.conftest import Visit, browser, visit  # noqa: F401 (fixtures)
 from tests.serving.triton.conftest import ENVIRONMENT, Running, launch
 
 pytestmark = pytest.mark.triton
@@ -218,3 +219,31 @@ def children(pid: int) -> list[int]:
     """Of all threads of a process."""
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(child) for path in found for child in path.read_text().split()]
+
+
+def test_the_page_is_that_of_a_local_server(
+    where: str,
+    local: Service,
+    visit: Callable[..., Visit],  # noqa: F811
+) -> None:
+    """Asked, drawn, asked again with another budget, gone on with, and refused."""
+    page = visit(where)
+    page.set_input_files("#files", PICTURE)
+    page.ask(NUMBER)
+    page.locator("#keep").fill("16")
+    page.locator(".answer:nth-child(2) .dropped").wait_for()
+    assert (page.drawn(0), page.drawn(1)) == (64, 16)
+    page.show("stage 1")
+    assert (page.drawn(0), page.drawn(1)) == (518, 518)
+    page.get_by_label("Keep the same patches").check()
+    page.ask(COLOR)
+    assert page.drawn() == 16
+    with listening(local) as beside:
+        for body, said in zip(page.asked(), page.locator(".text").all_inner_texts(), strict=True):
+            whole = {name: value for name, value in body.items() if not name.startswith("stream")}
+            assert ask(beside, whole)[1]["choices"][0]["message"]["content"] == said
+    assert all(fact != "\u2013" for fact in page.locator(".turn").first.locator("dd").all_inner_texts())
+    page.set_input_files("#files", {"name": "x.png", "mimeType": "image/png", "buffer": b"nothing"})
+    page.fill("#question", NUMBER)
+    page.keyboard.press("Enter")
+    page.locator(".error", has_text="is not a picture that Pillow can read").wait_for()

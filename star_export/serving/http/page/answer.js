@@ -39,6 +39,7 @@ export class Answer {
   /** The answer is whole: show what it took. */
   end() {
     this.#part(".text").setAttribute("aria-busy", "false");
+    if (!this.text) this.#say("The answer is empty.");
     if (this.#star) this.#facts(this.#numbers());
   }
 

@@ -50,6 +50,7 @@ async function ask() {
     document.querySelector(".choose:not([hidden])").focus();
     return;
   }
+  if (!model()) await start(); // the server was away, or no key was given, when the page was opened
   if (!text || !model()) return question.focus();
   const pictures = pending;
   pending = [];
@@ -87,7 +88,9 @@ async function takePictures(files) {
   const pictures = [...files].filter((file) => file.type.startsWith("image/"));
   notice.textContent = pictures.length < files.length ? "Only pictures can be asked about." : "";
   if (!pictures.length) return;
-  const urls = await Promise.all(pictures.map(dataUrl));
+  const read = (await Promise.allSettled(pictures.map(dataUrl))).map(({ value }) => value);
+  const urls = read.filter(Boolean);
+  if (urls.length < read.length) notice.textContent = "A picture cannot be read.";
   const most = model()?.star?.max_images ?? Infinity;
   if (conversation.pictures.length + pending.length + urls.length > most) {
     // There is no room beside the pictures of before: these begin a conversation of their own.
