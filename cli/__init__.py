@@ -10,14 +10,13 @@ import os
 import sys
 
 from star_export.cli.flags import with_flags
+from star_export.cli.interrupt import remember_interrupts, was_swallowed
 from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, FULL, StarExportError
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
     try:
-        from star_export.cli.interrupt import remember_interrupts
-
         remember_interrupts()
         from star_export.cli.commands import app  # takes a while, in which Ctrl-C may come too
 
@@ -39,7 +38,7 @@ def _exit_code(error: BaseException) -> int:
         if cause is None:
             return int(error.code or 0)
         error = cause
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or was_swallowed(error):
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `| head` has read enough

@@ -49,15 +49,20 @@ def test_an_interrupt(failing: Callable[..., object]) -> None:
     assert failing(KeyboardInterrupt()) == (130, "", "interrupted\n")
 
 
-def test_an_interrupt_while_it_starts() -> None:
-    """Importing the commands takes a while."""
-    code = """
-import builtins
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ImportError('initialization failed')"])
+def test_an_interrupt_while_it_starts(error: str) -> None:
+    """Importing the commands takes a while; numpy makes an ImportError of Ctrl-C."""
+    code = f"""
+import builtins, os, signal
 import star_export.cli
 load = builtins.__import__
 def press(name, *rest):
     if name == "rich.console":
-        raise KeyboardInterrupt
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000): pass  # the signal is handled in here
+        except KeyboardInterrupt as pressed:
+            raise {error} from pressed
     return load(name, *rest)
 builtins.__import__ = press
 star_export.cli.main()
