@@ -200,7 +200,8 @@ def _read_text(template: Path | None) -> str | None:
     try:
         return None if template is None else template.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"--chat-template {template} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--chat-template {template} cannot be read: {reason}") from error
 
 
 def _without_revision(model: str) -> str:
