@@ -132,7 +132,8 @@ def step_progress() -> Iterator[StepProgress]:
         yield steps
         steps.finish()
     finally:
-        progress.stop()
+        if progress.live.is_started:
+            progress.stop()
 
 
 class _Rate(TextColumn):
