@@ -138,7 +138,7 @@ class _Commands:
         self.pipeline, self.chat = pipeline, chat
         self._known: dict[str, tuple[Callable[[str], None], str]] = {
             "/image": (self._image, "FILE     add a picture to the next question"),
-            "/keep": (self._keep, "[N]      visual tokens after stage 2, from the next question on"),
+            "/keep": (self._keep, "[N]      visual tokens after the last stage, from the next question on"),
             "/stats": (self._stats, "         what the conversation holds, and what it would unpruned"),
             "/show": (self._show, "[FILE]   draw what was kept, into show.png or FILE (.png, .html)"),
             "/save": (self._save, "FILE     write the conversation as JSON messages"),
