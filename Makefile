@@ -209,11 +209,11 @@ fresh:
 define install_torch
 @if [ "$$(uname -s)" = Linux ] && ! nvidia-smi -L > /dev/null 2>&1 && $(1)/python -c \
 	    "import urllib.request as u; u.urlopen('$(TORCH_CPU)/torch/', timeout=5)" 2> /dev/null; then \
-	    echo "downloading about 0.7 GB, with torch for CPUs: this machine has no NVIDIA GPU"; \
+	    echo "downloading about 0.7 GB, with torch for CPUs: this machine has no NVIDIA GPU; pip is silent meanwhile"; \
 	    $(1)/pip install -q --no-deps --index-url $(TORCH_CPU) -c constraints.txt torch \
 	        || echo "not there: downloading about 3 GB, with torch for CUDA"; \
 	else \
-	    echo "downloading about 3 GB on Linux, with torch for CUDA; 0.7 GB elsewhere"; \
+	    echo "downloading about 3 GB on Linux, with torch for CUDA; 0.7 GB elsewhere; pip is silent meanwhile"; \
 	fi
 endef
 

@@ -10,16 +10,16 @@ import os
 import sys
 
 from star_export.cli.flags import with_flags
-from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, StarExportError
+from star_export.cli.interrupt import remember_interrupts, was_swallowed
+from star_export.errors import EXIT_CHECK_FAILED, EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, FULL, StarExportError
 
 
 def main() -> None:
     """Entry point: errors become one line on stderr and an exit code."""
-    from star_export.cli.commands import app
-    from star_export.cli.interrupt import remember_interrupts
-
-    remember_interrupts()
     try:
+        remember_interrupts()
+        from star_export.cli.commands import app  # takes a while, in which Ctrl-C may come too
+
         try:
             app()
         finally:
@@ -34,11 +34,11 @@ def _exit_code(error: BaseException) -> int:
     1 is for a check that failed, and for nothing else: CI reads it as "does not match".
     """
     if isinstance(error, SystemExit):
-        cause = _cause(error)
+        cause = KeyboardInterrupt() if error.code == EXIT_INTERRUPTED else _cause(error)
         if cause is None:
             return int(error.code or 0)
         error = cause
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, KeyboardInterrupt) or was_swallowed(error):
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):  # `| head` has read enough
@@ -48,7 +48,7 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, StarExportError):
         reason = with_flags(error) or type(error).__name__
     elif isinstance(error, OSError):
-        reason = str(error) or type(error).__name__
+        reason = _system_error(error)
     elif isinstance(error, MemoryError):
         reason = str(error) or "not enough memory; close other programs or use a smaller model"
     else:
@@ -60,6 +60,13 @@ def _exit_code(error: BaseException) -> int:
         logging.getLogger("star_export").info("the traceback:", exc_info=error)  # shown by --verbose
     print("error:", " ".join(reason.split()), file=sys.stderr)  # one line, whatever a library said
     return EXIT_COULD_NOT_RUN
+
+
+def _system_error(error: OSError) -> str:
+    """What the system refused and where, without the number that Python puts in front."""
+    where = f"{error.filename}: " if error.filename else ""
+    remedy = "; free space and give the command again" if error.errno in FULL else ""
+    return f"{where}{error.strerror}{remedy}" if error.strerror else str(error) or type(error).__name__
 
 
 def _cause(stop: SystemExit) -> BaseException | None:

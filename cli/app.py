@@ -1,5 +1,6 @@
 """The Typer application and what its commands share."""
 
+import warnings
 from typing import Annotated
 
 import typer
@@ -37,3 +38,5 @@ def root(
     """
     del version
     show_log(verbose=verbose)
+    if not verbose:
+        warnings.filterwarnings("ignore", module="PIL")  # pictures that cannot be used are errors of ours

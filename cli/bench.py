@@ -7,6 +7,7 @@ from rich.table import Table
 from star_export.cli import options as opt
 from star_export.cli.app import app
 from star_export.cli.output import err, megabytes, out, print_json, quiet_libraries
+from star_export.errors import counted
 
 if TYPE_CHECKING:
     from star_export.measure.bench import BenchReport
@@ -117,8 +118,9 @@ def _print_tables(report: "BenchReport") -> None:
         f"({full.exact / pruned.exact:.2f}x); FastV's formula {pruned.fastv / 1e9:,.1f} of "
         f"{full.fastv / 1e9:,.1f} GMAC ({full.fastv / pruned.fastv:.2f}x)"
     )
-    tiles = "1 tile" if report.tiles == 1 else f"{report.tiles} tiles"
-    out.print(f"Vision tower: {tiles}, {report.vision_flops / 1e9:,.1f} GFLOP on every side")
+    out.print(
+        f"Vision tower: {counted(report.tiles, 'tile')}, {report.vision_flops / 1e9:,.1f} GFLOP on every side"
+    )
 
 
 def _spread(median: float, extremes: tuple[float, float], form: str) -> str:

@@ -200,7 +200,8 @@ def _read_text(template: Path | None) -> str | None:
     try:
         return None if template is None else template.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"--chat-template {template} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"--chat-template {template} cannot be read: {reason}") from error
 
 
 def _without_revision(model: str) -> str:
@@ -245,7 +246,9 @@ def _print_report(report: "BuildReport", engines: "EngineOptions | None") -> Non
     total = megabytes(sum(step.bytes for step in report.steps))
     err.print(f"[green]built[/green] {report.folder}: {total}, {spec.dtype}, {images(spec)}, {pruning(spec)}")
     if engines is None and spec.dtype not in BACKENDS[ONNXRUNTIME].dtypes:  # nothing but TensorRT runs it
-        err.print(f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx")
+        err.print(
+            f"next: star-export build --from-bundle {report.folder} --backend tensorrt-rtx", soft_wrap=True
+        )
         return
     backend = f" --backend {engines.backend}" if engines else ""
-    err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT{backend}")
+    err.print(f"next: star-export run {report.folder} --image FILE --prompt TEXT{backend}", soft_wrap=True)

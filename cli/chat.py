@@ -14,7 +14,7 @@ from star_export.cli.app import app
 from star_export.cli.facts import chat_stats
 from star_export.cli.flags import with_flags
 from star_export.cli.options import parse_keep
-from star_export.cli.show import check_figure
+from star_export.cli.output import check_figure
 from star_export.errors import EXIT_COULD_NOT_RUN, InputError, SettingsError, StarExportError
 
 if TYPE_CHECKING:
@@ -137,9 +137,9 @@ class _Commands:
     def __init__(self, pipeline: "Pipeline", chat: "Chat") -> None:
         self.pipeline, self.chat = pipeline, chat
         self._known: dict[str, tuple[Callable[[str], None], str]] = {
-            "/image": (self._image, "FILE    add a picture to the next question"),
-            "/keep": (self._keep, "[N]      visual tokens after stage 2, from the next question on"),
-            "/stats": (self._stats, "        what the conversation holds, and what it would unpruned"),
+            "/image": (self._image, "FILE     add a picture to the next question"),
+            "/keep": (self._keep, "[N]      visual tokens after the last stage, from the next question on"),
+            "/stats": (self._stats, "         what the conversation holds, and what it would unpruned"),
             "/show": (self._show, "[FILE]   draw what was kept, into show.png or FILE (.png, .html)"),
             "/save": (self._save, "FILE     write the conversation as JSON messages"),
             "/help": (self._help, "         show this"),

@@ -98,5 +98,6 @@ def _print(found: "Evaluation") -> None:
     retained = "; in brackets: share of the unpruned bundle's" if len(found.scores) > 1 else ""
     err.print(
         f"[dim]right answers in % of {found.questions} questions{retained}. "
-        f"Every answer is in {found.answers}[/dim]"
+        f"Every answer is in {found.answers}[/dim]",
+        soft_wrap=True,
     )

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from star_export.cli.output import megabytes
+from star_export.errors import counted
 
 if TYPE_CHECKING:
     from star_export.answer.chat import ChatStats
@@ -37,11 +38,12 @@ def _stage(stage: "Stage") -> str:
 def chat_stats(stats: "ChatStats") -> str:
     """What a conversation holds, in a few lines."""
     caches = " + ".join(map(str, stats.lengths))
+    pictures = f"{counted(stats.images, 'picture')} of {stats.image_tokens} visual tokens"
     lines = [
-        f"{stats.turns} turns, {stats.images} pictures of {stats.image_tokens} visual tokens",
+        f"{counted(stats.turns, 'turn')}, {pictures}",
         f"{caches} tokens in the KV caches, {megabytes(stats.bytes)}; "
         f"unpruned {megabytes(stats.unpruned_bytes)}",
-        f"read from its start {stats.prefills} times",
+        f"read from its start {counted(stats.prefills, 'time')}",
     ]
     if stats.timings_ms is not None:
         lines.append(f"last answer: {timings(stats.timings_ms)}")

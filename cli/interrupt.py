@@ -28,6 +28,11 @@ def stop_if_interrupted() -> None:
         raise KeyboardInterrupt
 
 
+def was_swallowed(error: BaseException) -> bool:
+    """Whether an error is what a compiled module makes of Ctrl-C while it is imported."""
+    return _seen and isinstance(error, ImportError)
+
+
 def _interrupt(*_: Any) -> None:
     global _seen  # a signal handler has no other place
     _seen = True

@@ -64,15 +64,32 @@ def check_target(option: str, path: Path) -> None:
     """Refuse a file that cannot be written, before the work whose result goes there.
 
     Raises:
-        SettingsError: If it is a folder, or in none that exists.
+        SettingsError: If it is a folder, or in none that exists and takes files.
     """
-    if path.is_dir() or not path.parent.is_dir():
-        raise SettingsError(f"{option} {path} cannot be written: give a file in a folder that exists")
+    if path.is_dir() or not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+        raise SettingsError(
+            f"{option} {path} cannot be written: give a file in a folder that exists and may be written to"
+        )
+
+
+def check_figure(option: str, path: Path) -> None:
+    """Refuse what cannot be drawn or written, before any graph runs.
+
+    Raises:
+        SettingsError: If it is no .png or .html file, or as in :func:`check_target`.
+        PlatformError: If the ``export`` extra is missing.
+    """
+    from star_export.build import require_export_extra
+
+    if path.suffix.lower() not in (".png", ".html"):
+        raise SettingsError(f"{option} must end in .png or .html, got {path}")
+    check_target(option, path)
+    require_export_extra("onnx")
 
 
 def megabytes(size: float) -> str:
-    """A size for people."""
-    return f"{size / 1e6:,.1f} MB"
+    """A size for people, in kilobytes where it is no tenth of a megabyte."""
+    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
 
 
 class StepProgress:
@@ -86,6 +103,7 @@ class StepProgress:
         """A step begins; the one before it is done."""
         stop_if_interrupted()
         self.finish()
+        self._progress.start()  # a display that never had a step is an empty line
         self._task = self._progress.add_task(step, total=total_bytes)
 
     def advance(self, done_bytes: int) -> None:
@@ -108,10 +126,14 @@ def step_progress() -> Iterator[StepProgress]:
         BarColumn(bar_width=24),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=err) as progress:
-        steps = StepProgress(progress)
+    progress = Progress(*columns, console=err)
+    steps = StepProgress(progress)
+    try:
         yield steps
         steps.finish()
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 class _Rate(TextColumn):

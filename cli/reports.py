@@ -9,6 +9,7 @@ from rich.table import Table
 
 from star_export.cli.flags import with_flags
 from star_export.cli.output import err, out
+from star_export.errors import counted
 
 if TYPE_CHECKING:
     from star_export.show.scores import ScoreReport, ScoreStatistics
@@ -45,7 +46,7 @@ def print_runtimes(report: "ComparatorReport") -> None:
     for backend, reason in report.not_run.items():
         out.print(f"not run: {backend}: {escape(with_flags(reason))}", soft_wrap=True)
     cases = len({(output.picture, output.keep) for output in report.outputs})
-    against = f"{cases} cases against Polygraphy {report.polygraphy}'s ONNX Runtime runner"
+    against = f"{counted(cases, 'case')} against Polygraphy {report.polygraphy}'s ONNX Runtime runner"
     out.print(f"{_verdict(report.passed)}: {against}", soft_wrap=True)
 
 
@@ -90,8 +91,8 @@ def print_parity(report: "ParityReport") -> None:
     if report.nonfinite:
         status = "ambiguous" if report.nonfinite.hidden else "fail"
         out.print(_styled(status, escape(str(report.nonfinite))), soft_wrap=True)
-    verdict = f"{_verdict(report.passed)}: {len(report.cases)} cases against {escape(report.reference)}"
-    out.print(verdict, soft_wrap=True)
+    against = f"{counted(len(report.cases), 'case')} against {escape(report.reference)}"
+    out.print(f"{_verdict(report.passed)}: {against}", soft_wrap=True)
 
 
 def _cells(stage: "StageResult") -> tuple[str, ...]:
@@ -129,7 +130,7 @@ def print_scores(report: "ScoreReport") -> None:
             soft_wrap=True,
         )
     limit = f"uniform below a spread of {report.limit:g}"
-    out.print(f"{_verdict(report.passed)}: {len(report.stages)} rankings, {limit}")
+    out.print(f"{_verdict(report.passed)}: {counted(len(report.stages), 'ranking')}, {limit}")
 
 
 #: Where the attention maps before the decoder and inside it are made.

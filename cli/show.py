@@ -4,8 +4,7 @@ from pathlib import Path
 
 from star_export.cli import options as opt
 from star_export.cli.app import app
-from star_export.cli.output import check_target, err, print_json, quiet_libraries
-from star_export.errors import SettingsError
+from star_export.cli.output import check_figure, err, print_json, quiet_libraries
 
 EPILOG = """
 **Examples**
@@ -53,18 +52,3 @@ def show(
     for answer in answers:
         print(f"{len(answer.stages[-1].kept)} visual tokens: {answer.result.text}")
     print(f"drawn in {output}")
-
-
-def check_figure(option: str, output: Path) -> None:
-    """Refuse what cannot be drawn or written, before any graph runs.
-
-    Raises:
-        SettingsError: If it is no .png or .html file, or in no folder.
-        PlatformError: If the ``export`` extra is missing.
-    """
-    from star_export.build import require_export_extra
-
-    if output.suffix.lower() not in (".png", ".html"):
-        raise SettingsError(f"{option} must end in .png or .html, got {output}")
-    check_target(option, output)
-    require_export_extra("onnx")

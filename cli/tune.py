@@ -105,5 +105,6 @@ def _print(found: "Tuning", plot: Path) -> None:
     measure = "accuracy" if found.answered else "the same answers"
     err.print(
         f"[dim]kept: {measure}, in % of the unpruned model's on {found.questions} questions. "
-        f"The plot is {plot}, every answer is in {found.answers}[/dim]"
+        f"The plot is {plot}, every answer is in {found.answers}[/dim]",
+        soft_wrap=True,
     )

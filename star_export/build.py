@@ -3,6 +3,7 @@
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,7 @@ from star_export.checkpoint.aliases import ALIASES
 from star_export.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from star_export.checkpoint.generation_config import warn_of_unused_settings
 from star_export.checkpoint.hub import split_revision
+from star_export.checkpoint.shape import read_shape
 from star_export.checkpoint.tensors import canonical_module
 from star_export.contract import DECODE, GRAPHS, PREFILL, VISION
 from star_export.engines.tensorrt.builder import (
@@ -27,7 +29,7 @@ from star_export.engines.tensorrt.builder import (
     weights_of,
 )
 from star_export.engines.tensorrt.facts import ENGINES, engine_folder
-from star_export.errors import PlatformError, SettingsError, option
+from star_export.errors import CheckpointError, PlatformError, SettingsError, option
 from star_export.files import clear_scratch, staging_folder, staging_name, write_json
 from star_export.preprocessing.prompts import end_token_ids
 from star_export.progress import NoProgress, Progress, StepReport, Steps
@@ -233,6 +235,10 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
     require_export_extra()
     progress = progress or NoProgress()
     progress.start("read checkpoint")
+    with suppress(CheckpointError):  # whoever sees the weights too says it better
+        shape = read_shape(options.model, revision=options.revision, progress=progress)
+        if shape.revision is not None and shape.scheme is None:
+            resolve_spec(options, shape)  # a wrong option is refused before gigabytes are downloaded
     checkpoint = open_checkpoint(options.model, revision=options.revision, progress=progress)
     warn_of_unused_settings(checkpoint.folder)
     spec = resolve_spec(options, checkpoint)
@@ -240,14 +246,8 @@ def build(options: BuildOptions, progress: Progress | None = None) -> BuildRepor
         check_options(options.engines, spec)
         load_builder(options.engines.backend)
     if options.calibrate is not None:
-        checkpoint = calibrated(
-            checkpoint,
-            spec.quantization,
-            options.calibrate,
-            options.output,
-            progress,
-            overwrite=options.overwrite,
-        )
+        given = (checkpoint, spec.quantization, options.calibrate, options.output)
+        checkpoint = calibrated(*given, progress, overwrite=options.overwrite)
         spec = resolve_spec(replace(options, quantize=None), checkpoint)
     with staging_folder(options.output, overwrite=options.overwrite) as folder:
         steps = Steps(folder, progress)

@@ -5,6 +5,7 @@ Python API. The CLI prints it on one line, with its flags in the place of option
 with :data:`EXIT_COULD_NOT_RUN`.
 """
 
+import errno
 import re
 from collections.abc import Callable
 
@@ -14,6 +15,8 @@ EXIT_COULD_NOT_RUN = 2
 EXIT_BAD_ROWS = 3
 EXIT_INTERRUPTED = 130
 
+#: What the system says where there is no room: no space, no quota, file too large.
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 # Noncharacters, which Unicode keeps for use inside a program, around an option's name: what stands
 # around them, such as a file's name, is never searched for options.
@@ -47,6 +50,11 @@ def spelled(marked: str, spell: Callable[[str], str] = str) -> str:
 def options_in(marked: str) -> list[str]:
     """The names of the options that a text marks, in their order."""
     return [name.partition("=")[0] for name in _OPTION.findall(marked)]
+
+
+def counted(count: int, thing: str) -> str:
+    """``1 case``, ``2 cases``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def marked(error: Exception) -> str:

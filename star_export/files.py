@@ -1,7 +1,6 @@
 """Files that are written whole or not at all."""
 
 import contextlib
-import errno
 import glob
 import hashlib
 import json
@@ -15,12 +14,10 @@ from typing import Any, BinaryIO
 
 from filelock import BaseFileLock, FileLock, Timeout
 
-from star_export.errors import PlatformError, option
+from star_export.errors import FULL, PlatformError, option
 
 _CHUNK = 1 << 20
 _LOCK, _OLD = "lock", "old"
-#: No space, no quota, file too large.
-_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG)
 
 
 def sha256(path: Path) -> str:
@@ -34,16 +31,25 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block succeeds."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Open a temporary file beside ``path`` that takes its place when the block succeeds.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``, not the temporary file.
+    """
+    name = ""
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             yield file
         Path(name).chmod(0o644)
         Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        if name and error.filename != name and error.errno not in FULL:
+            raise  # of something else in the block
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        if name:
+            Path(name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -126,7 +132,7 @@ def staging_folder(target: Path, *, overwrite: bool) -> Iterator[Path]:
         except OSError as error:
             if not _concerns(error, scratch, target):
                 raise
-            remedy = "free space" if error.errno in _FULL else "mend that"
+            remedy = "free space" if error.errno in FULL else "mend that"
             raise PlatformError(
                 f"could not write {target}: {error.strerror or error}; "
                 f"nothing was left behind, {remedy} or choose another {option('output')}"
@@ -140,7 +146,7 @@ def staging_name(target: Path) -> str:
 
 def _concerns(error: OSError, *folders: Path) -> bool:
     """Whether an error comes from writing to one of ``folders``, and not from something else in the block."""
-    if error.errno in _FULL:
+    if error.errno in FULL:
         return True
     names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str | os.PathLike)]
     return any(name.is_relative_to(folder) for name in names for folder in folders)

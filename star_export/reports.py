@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from star_export.bundle import CONFIG, PARITY, REPORTS, Bundle
+from star_export.errors import counted
 from star_export.files import write_json
 from star_export.typed import convert, parse
 
@@ -180,7 +181,7 @@ def _of_parity(values: Any) -> Report:
 
 def check_summary(*, passed: bool, cases: int) -> str:
     """The outcome of a check in a few words."""
-    return f"{'passed' if passed else 'FAILED'}, {cases} cases"
+    return f"{'passed' if passed else 'FAILED'}, {counted(cases, 'case')}"
 
 
 def subject(bundle: Bundle, backend: str) -> dict[str, str]:

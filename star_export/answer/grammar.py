@@ -161,7 +161,8 @@ def read_schema(source: str) -> str:
         return Path(source).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # a NUL, no UTF-8
         raise InputError(
-            f"cannot read {option('schema')} {source!r}: {error}; give a JSON schema or the file of one"
+            f"cannot read {option('schema')} {source!r}: {getattr(error, 'strerror', None) or error}; "
+            "give a JSON schema or the file of one"
         ) from error
 
 

@@ -9,7 +9,7 @@ from star_export.answer.grammar import Grammar, Grammars, Schema
 from star_export.answer.sampling import Sampler, Sampling
 from star_export.answer.transcript import Transcript, check_stop
 from star_export.bundle import PREPROCESSOR, TOKENIZER, Bundle
-from star_export.errors import BundleError, InputError, SettingsError, option
+from star_export.errors import BundleError, InputError, SettingsError, counted, option
 from star_export.preprocessing import (
     PreparedImage,
     TokenizedPrompt,
@@ -213,7 +213,7 @@ class Requests:
             raise InputError("no picture is given; a question needs one at least")
         if len(sources) > limits.max_images:
             raise InputError(
-                f"this bundle takes at most {limits.max_images} {_pictures(limits.max_images)}, "
+                f"this bundle takes at most {counted(limits.max_images, 'picture')}, "
                 f"got {len(sources)}; build it again with {option('max_images', len(sources))}"
             )
         prepared = prepare([load_image(source) for source in sources], self.image_spec, self.spec.model)
@@ -285,10 +285,6 @@ class Requests:
 def as_list(image: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
     """One picture or several, as several."""
     return list(image) if isinstance(image, list | tuple) else [image]  # type: ignore[list-item]
-
-
-def _pictures(count: int) -> str:
-    return "picture" if count == 1 else "pictures"
 
 
 def check_limits(images: Sequence[PreparedImage], limits: ImageLimits) -> None:

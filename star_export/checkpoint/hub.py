@@ -44,7 +44,7 @@ def download(hub_id: str, revision: str | None, progress: Progress, *, weights: 
         weights: Whether its weights are wanted, with all that a build reads, and not its config alone.
 
     Raises:
-        CheckpointError: If there is no such model or revision, or it holds no safetensors.
+        CheckpointError: If there is no such model or revision, or it holds no config or safetensors.
         PlatformError: If it cannot be reached, or must not be read without a token.
     """
     from huggingface_hub import snapshot_download
@@ -53,7 +53,7 @@ def download(hub_id: str, revision: str | None, progress: Progress, *, weights: 
     try:
         if weights:
             _announce(hub_id, revision, progress)
-        return Path(
+        folder = Path(
             snapshot_download(
                 hub_id,
                 revision=revision,
@@ -73,6 +73,11 @@ def download(hub_id: str, revision: str | None, progress: Progress, *, weights: 
             f"without network, copy the checkpoint here and give its folder: "
             f"{option('model', 'PATH/TO/FOLDER')}"
         ) from error
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{hub_id} has no config.json; expected a model of transformers, as llava-hf has them"
+        )
+    return folder
 
 
 def _announce(hub_id: str, revision: str | None, progress: Progress) -> None:

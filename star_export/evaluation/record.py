@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from star_export.errors import SettingsError, option
+from star_export.errors import PlatformError, SettingsError, option
 from star_export.files import atomic_open
 from star_export.typed import convert, parse
 
@@ -47,6 +47,7 @@ class Record:
 
     Raises:
         SettingsError: If the file to resume belongs to other settings.
+        PlatformError: If the file cannot be written.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -60,9 +61,14 @@ class Record:
                 f"repeat that run's options, or leave out {option('resume')} to begin anew"
             )
         self.rows = {row.index: row for row in rows}
-        with atomic_open(path) as file:  # without a line that was cut off
-            for line in [settings, *map(asdict, self.rows.values())]:
-                file.write(_encode(line))
+        try:
+            with atomic_open(path) as file:  # without a line that was cut off
+                for line in [settings, *map(asdict, self.rows.values())]:
+                    file.write(_encode(line))
+        except OSError as error:
+            raise PlatformError(
+                f"{path} cannot be written: {error.strerror or error}; give another {option('answers')}"
+            ) from error
 
     def add(self, row: Row) -> None:
         """Append a row."""

@@ -36,7 +36,7 @@ MAX_ASPECT_RATIO = 200
 Channel = Annotated[float, Meta(ge=-1e3, le=1e3)]
 Spread = Annotated[float, Meta(ge=1e-3, le=1e3)]
 #: A Path folds the two slashes into one.
-_WEB = re.compile(r"https?:/")
+_WEB = re.compile(r"(https?:)/+")
 
 ImageInput = str | Path | bytes | Image.Image
 
@@ -95,14 +95,17 @@ def load_image(source: ImageInput) -> Image.Image:
     """
     name = str(source) if isinstance(source, str | Path) else "the picture"
     if _WEB.match(name):
-        raise InputError(f"{name} is a web address; download the picture and give its path")
+        address = _WEB.sub(r"\1//", name, count=1)
+        raise InputError(f"{address} is a web address; download the picture and give its path")
     try:
         image = source if isinstance(source, Image.Image) else _open(source)
         _check_size(image.size, name)
         return _rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
         raise InputError(f"{name} does not exist; give the path of a picture") from error
-    except (UnidentifiedImageError, IsADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise InputError(f"{name} is a folder; give the path of a picture") from error
+    except UnidentifiedImageError as error:
         raise InputError(f"{name} is not a picture that Pillow can read (PNG, JPEG, WebP, ...)") from error
     except Image.DecompressionBombError as error:
         raise InputError(f"{name} has too many pixels; the limit is {MAX_PIXELS}") from error

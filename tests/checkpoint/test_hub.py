@@ -301,6 +301,31 @@ def test_a_plan_fetches_the_config_alone(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
     assert done.stdout == "6\n"
     assert hub.fetched() == ["config.json"]
+    hub.revisions = {"main": {"llava-q4.gguf": b"weights"}}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert f"CheckpointError: {REPO} has no config.json; expected a model of transformers" in done.stderr
+
+
+def test_a_wrong_option_is_refused_before_weights_are_fetched(
+    hub: Hub, environment: dict[str, str], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    config = (checkpoint("mha") / "config.json").read_bytes()
+    hub.revisions = {"main": WANTED | {"config.json": config}, "gguf": {"llava-q4.gguf": b"weights"}}
+    command = [
+        sys.executable,
+        "-m",
+        "star_export.cli",
+        "build",
+        "--schedule",
+        "128@99",
+        "-o",
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run([*command, "-m", REPO], capture_output=True, text=True, env=environment)
+    assert "error: --schedule 128@99" in done.stderr
+    assert hub.fetched() == ["config.json"]
+    done = subprocess.run([*command, "-m", f"{REPO}@gguf"], capture_output=True, text=True, env=environment)
+    assert "holds GGUF weights (llava-q4.gguf)" in done.stderr
 
 
 def test_a_token_is_sent(hub: Hub, get: Get, tmp_path: Path) -> None:

@@ -271,7 +271,7 @@ def test_check_fails_with_exit_code_1(cli: Any, copy: Path, tmp_path: Path) -> N
     rehash(copy)
     outcome = cli("check", copy, "--probes", 1, "--junit", tmp_path / "j.xml")
     assert outcome.code == 1
-    assert "FAIL: 1 cases" in outcome.out
+    assert "FAIL: 1 case" in outcome.out
     assert "<failure" in (tmp_path / "j.xml").read_text()
 
 

@@ -63,9 +63,9 @@ def test_each_line_is_a_question(ask: Ask, folder: Path, shapes: Path) -> None:
 def test_pictures_budgets_and_statistics(ask: Ask, shapes: Path) -> None:
     outcome = ask(f"/image {shapes}", COLOR, "/stats", "/keep 8", PLACE, "/stats", "/keep", options=())
     assert (outcome.code, len(outcome.out.splitlines())) == (0, 2)
-    assert "2 turns, 1 pictures of 576 visual tokens" in outcome.err
+    assert "2 turns, 1 picture of 576 visual tokens" in outcome.err
     assert outcome.err.count("tokens in the KV caches") == 2
-    assert "read from its start 1 times" in outcome.err
+    assert "read from its start 1 time\n" in outcome.err
     assert "read from its start 2 times" in outcome.err
     assert "last answer: vision" in outcome.err
 
@@ -193,7 +193,7 @@ def test_ctrl_c_stops_an_answer_at_a_terminal(
     assert outcome.code == 0
     assert "/help shows the commands" in outcome.err
     assert "4 turns" in outcome.err
-    assert "read from its start 1 times" in outcome.err
+    assert "read from its start 1 time\n" in outcome.err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")

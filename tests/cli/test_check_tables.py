@@ -77,4 +77,4 @@ def test_the_worst_case_of_what_did_not_pass(capsys: pytest.CaptureFixture[str])
 def test_a_value_that_is_not_finite_fails(hidden: bool, capsys: pytest.CaptureFixture[str]) -> None:
     found = NonFinite("prefill", "mul_3", "Mul", "layers[1]", "build with --dtype bfloat16", hidden)
     _, below = printed(replace(report(case("one")), nonfinite=found), capsys)
-    assert below == [str(found), f"{'pass' if hidden else 'FAIL'}: 1 cases against checkpoints/[a]"]
+    assert below == [str(found), f"{'pass' if hidden else 'FAIL'}: 1 case against checkpoints/[a]"]

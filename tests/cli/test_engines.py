@@ -209,7 +209,7 @@ def test_polygraphy_compares_the_runtimes(cli: Any, engines: Path) -> None:
     assert all(output["error"] <= output["tolerance"] for output in report["outputs"])
     assert "tensorrt-rtx" in report["not_run"] or any(runtime == "tensorrt-rtx" for _, runtime in compared)
     table = cli("check", engines, "--polygraphy", "--probes", 1)
-    assert "pass: 1 cases against Polygraphy" in table.out
+    assert "pass: 1 case against Polygraphy" in table.out
 
 
 def test_polygraphy_takes_every_picture_and_budget(

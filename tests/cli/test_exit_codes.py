@@ -40,13 +40,35 @@ def test_what_nobody_foresaw(failing: Callable[..., object], error: Exception) -
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError()])
 def test_what_the_system_refuses(failing: Callable[..., object], error: Exception) -> None:
     outcome = failing(error)
-    refused(outcome, str(error) or "not enough memory")
+    refused(outcome, getattr(error, "strerror", "") or "not enough memory")
     assert "unexpected" not in outcome.err
     assert "Traceback" in failing(error, "--verbose").err
 
 
 def test_an_interrupt(failing: Callable[..., object]) -> None:
-    assert failing(KeyboardInterrupt()).code == 130
+    assert failing(KeyboardInterrupt()) == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt", "ImportError('initialization failed')"])
+def test_an_interrupt_while_it_starts(error: str) -> None:
+    """Importing the commands takes a while; numpy makes an ImportError of Ctrl-C."""
+    code = f"""
+import builtins, os, signal
+import star_export.cli
+load = builtins.__import__
+def press(name, *rest):
+    if name == "rich.console":
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(1000): pass  # the signal is handled in here
+        except KeyboardInterrupt as pressed:
+            raise {error} from pressed
+    return load(name, *rest)
+builtins.__import__ = press
+star_export.cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_a_folder_that_holds_a_config_alone(
 ) -> None:
     folder = config_alone(checkpoint("mha"), tmp_path / "model")
     outcome = cli("plan", "-m", folder, "--keep", 100, "--schedule", "star", "--json")
+    assert outcome.err == ""  # nor an empty line of a display that had nothing to show
     assert outcome.code == 0, outcome.err
     assert "built-in" not in outcome.err
     assert json.loads(outcome.out)["planned"]["tokens"] == [518] * 3 + [100] * 3

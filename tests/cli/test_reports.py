@@ -49,7 +49,7 @@ def test_check_and_eval_then_engines(cli: Cli, checked: Path, tmp_path: Path) ->
     assert outcome.code == 0, outcome.err
     proven = lines(cli, checked)
     when = r"on onnxruntime, \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
-    assert re.fullmatch(rf"check {when}: passed, 1 cases; current", proven[0])
+    assert re.fullmatch(rf"check {when}: passed, 1 case; current", proven[0])
     shares = r"keep 64 [\d.]+ %, keep 29 [\d.]+ % of 8 questions"
     assert re.fullmatch(rf"eval shapes test {when}: {shares}; current", proven[1])
 

@@ -175,7 +175,7 @@ def test_rgb_of_16_bits() -> None:
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("kind", [str, Path])
 def test_web_address(scheme: str, kind: Callable[[str], Any]) -> None:
-    with pytest.raises(InputError, match="is a web address; download the picture and give its path"):
+    with pytest.raises(InputError, match=f"{scheme}://example.org/dog.png is a web address; download"):
         load_image(kind(f"{scheme}://example.org/dog.png"))
 
 
@@ -249,7 +249,9 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"{re.escape(str(tmp_path))} is not a picture"):
+    with pytest.raises(
+        InputError, match=f"{re.escape(str(tmp_path))} is a folder; give the path of a picture"
+    ):
         load_image(str(tmp_path))
 
 

@@ -101,6 +101,17 @@ def test_the_temporary_file_is_on_the_disk_of_the_target(tmp_path: Path) -> None
         assert temporary.startswith(".a.txt.")
 
 
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path: Path) -> None:
+    for path in (tmp_path / "nowhere" / "a.txt", tmp_path / "folder"):
+        (tmp_path / "folder").mkdir(exist_ok=True)
+        with pytest.raises(OSError, match=r"directory") as caught, atomic_open(path):
+            pass
+        assert caught.value.filename == str(path)
+    with pytest.raises(FileNotFoundError, match="another"), atomic_open(tmp_path / "a.txt"):
+        (tmp_path / "another").read_bytes()
+    assert tree(tmp_path) == {}
+
+
 def test_write_json_is_readable_and_keeps_non_ascii(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Zürich"})
     text = (tmp_path / "a.json").read_text(encoding="utf-8")

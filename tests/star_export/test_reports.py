@@ -146,7 +146,7 @@ def test_what_check_wrote_before(folder: Path) -> None:
     (folder / "parity.json").write_text(json.dumps(old))
     bundle = open_bundle(folder, verify=True)
     [stored] = read_reports(bundle)
-    assert str(stored) == "check on tensorrt: passed, 1 cases; says nothing of what it was about"
+    assert str(stored) == "check on tensorrt: passed, 1 case; says nothing of what it was about"
     assert stored.to_dict()["differ"] == ()
     store(bundle, "eval shapes test")
     assert (folder / "parity.json").exists()

@@ -158,7 +158,7 @@ def test_other_weights_of_the_same_shape_fail(copy: Copy, tmp_path: Path) -> Non
     assert not report.passed
     assert first_failure(report) == "vision_features"
     [stored] = read_reports(open_bundle(folder))
-    assert str(stored).endswith("Z: FAILED, 1 cases; current")
+    assert str(stored).endswith("Z: FAILED, 1 case; current")
 
 
 @pytest.mark.parametrize(
