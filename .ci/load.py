@@ -168,7 +168,7 @@ def run(
 def _client(number: int, cases: list[Case], door: Door, most: Most, tally: Tally) -> None:
     chance, photo = random.Random(number), cases[:1]
     while most.share(tally) < 1:
-        # All begin with the photo, so that what requests can take together is taken before memory is compared.
+        # All begin with the photo, so that memory is at its peak before it is compared.
         case, kind = photo.pop() if photo else chance.choice(cases), chance.random()
         ask = door.drop if kind < 0.05 else door.garbage if kind > 0.95 else door.ask
         try:
