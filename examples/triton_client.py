@@ -18,6 +18,8 @@ def text_input(name: str, data: bytes) -> triton.InferInput:
     return tensor
 
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 url, image, prompt = sys.argv[1:]
 keep = triton.InferInput("keep", [1], "INT32")  # optional: visual tokens after stage 2
 keep.set_data_from_numpy(np.array([29], dtype=np.int32))
