@@ -28,7 +28,10 @@ Json read_parameters(const fs::path& path) {
 std::vector<std::uint8_t> read_picture_file(const fs::path& path) {
   const std::string name = path.string();
   if (name.starts_with("http:/") || name.starts_with("https:/")) {
-    throw InputError(name + " is a web address; download the picture and give its path");
+    const std::size_t colon = name.find(':');  // a path folds the two slashes behind it into one
+    const std::string rest = name.substr(std::min(name.size(), name.find_first_not_of('/', colon + 1)));
+    throw InputError(name.substr(0, colon) + "://" + rest +
+                     " is a web address; download the picture and give its path");
   }
   std::error_code failure;
   const fs::file_status status = fs::status(path, failure);
