@@ -166,9 +166,9 @@ full-size-engines: $(READY)
 
 # The other tables of docs/performance.md; after `make bench bench-bits`.
 bench-session: $(READY)
-	$(BIN)/python docs/session_options.py build/bench/bundle docs/shapes.png
-	$(BIN)/python docs/session_options.py build/bench/int8 docs/shapes.png --variant spinning
-	$(BIN)/python docs/session_options.py build/bench/int8 docs/shapes.png --variant spinning --neighbour
+	$(BIN)/python .ci/bench_session.py build/bench/bundle docs/shapes.png
+	$(BIN)/python .ci/bench_session.py build/bench/int8 docs/shapes.png --variant spinning
+	$(BIN)/python .ci/bench_session.py build/bench/int8 docs/shapes.png --variant spinning --neighbour
 
 # How many requests run at once in 1 GiB of KV caches; after `make bench`.
 bench-slots: $(READY)

@@ -51,7 +51,7 @@ YIELDING_TO_BATCHES = (VISION, PREFILL)
 #: Caches have room for a multiple of so many tokens.
 CAPACITY_STEP = 64
 
-#: How long a thread waits busily for its part of the next operator; by itself ONNX Runtime sets no end to it.
+#: How long a thread waits busily for its part of the next operator; ONNX Runtime's own limit is longer.
 #: On two quiet cores a token takes 0 to 7 % longer so, beside a busy process a third to a half less time
 #: (`make bench-session`).
 SPIN_MICROSECONDS = "10"

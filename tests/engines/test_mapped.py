@@ -1,12 +1,14 @@
 """Weights in host memory."""
 
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from star_export.engines.mapped import mapped_tensors
+from star_export.engines.mapped import letting_go, mapped_bytes, mapped_tensors
 from star_export.errors import BundleError
 
 TENSORS = {
@@ -45,3 +47,25 @@ def test_a_header_of_another_kind_is_refused(tmp_path: Path) -> None:
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         with pytest.raises(BundleError, match="no weights file"):
             mapped_tensors(path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_was_read_is_let_go_of_while_reading_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({"w": np.ones(1 << 22, np.float32)}, path)
+    (tensor,) = mapped_bytes(path).values()
+    sums = [int(tensor.sum())]
+    assert _resident_kb(path) > 16000
+    with letting_go([tensor]):
+        deadline = time.monotonic() + 10
+        while _resident_kb(path) > 1000:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        sums.append(int(tensor.sum()))
+    assert sums[0] == sums[1]
+
+
+def _resident_kb(path: Path) -> int:
+    """Of the mapping of a file."""
+    _, _, behind = Path("/proc/self/smaps").read_text().partition(str(path))
+    return int(behind.partition("Rss:")[2].split()[0])

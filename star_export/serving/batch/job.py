@@ -150,7 +150,7 @@ def open_job(
         raise SettingsError(f"another process is at the job in {folder}; wait for its end") from error
     except OSError as error:
         raise PlatformError(f"{option('output')} {folder} cannot be written: {error.strerror}") from error
-    with lock:
+    try:
         _check_folder(folder, settings)
         if not (folder / JOB).exists():
             write_json(folder / JOB, settings)
@@ -161,7 +161,8 @@ def open_job(
         finally:
             with _writing(folder):
                 job.close()
-            lock.release()
+    finally:
+        lock.release()
 
 
 @contextmanager

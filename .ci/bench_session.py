@@ -1,4 +1,4 @@
-"""What options of ONNX Runtime's sessions cost and gain: load time, vision, prefill, decode, memory.
+"""``make bench-session``: options of ONNX Runtime's sessions: load time, vision, prefill, decode, memory.
 
 Every round starts one process per variant, so that memory and load time are its own;
 variants take turns.
@@ -14,7 +14,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1] / ".ci"))
 from bench_peers import busy_neighbour
 
 from star_export.answer.pipeline import Pipeline
