@@ -5,6 +5,7 @@ runs, and torch's exporter has many of these: a long command would go on as if n
 """
 
 import signal
+import sys
 from typing import Any
 
 _seen = False
@@ -16,6 +17,7 @@ def remember_interrupts() -> None:
     _seen = False  # of another command in this process
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _say_but_interrupts
 
 
 def stop_if_interrupted() -> None:
@@ -37,3 +39,9 @@ def _interrupt(*_: Any) -> None:
     global _seen  # a signal handler has no other place
     _seen = True
     raise KeyboardInterrupt
+
+
+def _say_but_interrupts(dropped: Any) -> None:
+    """Of what Python drops, print all but Ctrl-C, which is not lost."""
+    if not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)

@@ -61,12 +61,16 @@ import os, signal
 from star_export.cli.interrupt import remember_interrupts
 from star_export.cli.output import step_progress
 class Dying:
+    def __init__(self, error=None):
+        self.error = error
     def __del__(self):
+        if self.error: raise self.error
         os.kill(os.getpid(), signal.SIGINT)
         for _ in range(1000): pass  # the signal is handled in here
 remember_interrupts()
 with step_progress() as steps:
     steps.start("one")
+    Dying(ValueError("of another kind"))
     Dying()
     print("went on")
     steps.start("two")
@@ -74,6 +78,7 @@ with step_progress() as steps:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "went on\n"
+    assert done.stderr.count("Exception ignored") == done.stderr.count("of another kind\n") == 1
     assert "KeyboardInterrupt" in done.stderr.splitlines()[-1]
 
 
