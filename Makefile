@@ -172,7 +172,7 @@ bench-session: $(READY)
 
 # How many requests run at once in 1 GiB of KV caches; after `make bench`.
 bench-slots: $(READY)
-	$(BIN)/python docs/kv_slots.py build/bench/bundle docs/shapes.png
+	$(BIN)/python .ci/bench_slots.py build/bench/bundle docs/shapes.png
 
 # How long others wait for a long prompt that arrives, with new requests prepared between decode steps and beside them.
 bench-stall: $(READY)

@@ -1,7 +1,7 @@
 """How many requests run at once in 1 GiB of KV caches, and how many are answered in a minute.
 
 Caches of the bundle's full capacity, as engines have them, against caches as long as the requests need.
-The two take turns in one process, with the same requests. Usage: python docs/kv_slots.py BUNDLE PICTURE
+The two take turns in one process, with the same requests. Usage: python .ci/bench_slots.py BUNDLE PICTURE
 """
 
 import statistics
