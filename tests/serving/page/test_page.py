@@ -238,8 +238,8 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visit], address: str) -> No
                 return
         raise AssertionError(f"Tab does not reach {selector}")
 
-    tab_to(".welcome .choose")
-    with page.expect_file_chooser() as chooser:
+    with page.expect_file_chooser() as chooser:  # begun before Tab: Chromium catches none at once
+        tab_to(".welcome .choose")
         page.keyboard.press("Enter")
     chooser.value.set_files(SHAPES)
     page.wait_for_selector("#pending img")
