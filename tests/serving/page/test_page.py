@@ -238,7 +238,7 @@ def test_the_keyboard_is_enough(visit: Callable[..., Visit], address: str) -> No
                 return
         raise AssertionError(f"Tab does not reach {selector}")
 
-    with page.expect_file_chooser() as chooser:  # begun before Tab: Chromium catches none at once
+    with page.expect_file_chooser() as chooser:  # begun before Tab, not as Enter is pressed
         tab_to(".welcome .choose")
         page.keyboard.press("Enter")
     chooser.value.set_files(SHAPES)
